@@ -1,0 +1,232 @@
+"""The language model: a decoder with the Qwen3 architecture, in plain PyTorch, with a KV cache.
+
+    x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))          in every layer
+    q, k = RoPE(RMSNorm_head(Wq x)), RoPE(RMSNorm_head(Wk x))           no biases anywhere
+    SwiGLU(x) = W_down(SiLU(W_gate x) ⊙ W_up x)
+
+Query heads share key/value heads in groups. `from_qwen3` renames the weights of Hugging Face's
+`Qwen3ForCausalLM`, and then both give the same numbers.
+
+Legend
+    B rows · L new tokens of a row · S tokens it may see (cached ones first, then the L new ones)
+    D width · d head_dim (its own number: heads·d need not be D) · V size of the vocabulary
+
+What this file does not do: know what its tokens are. It takes embeddings, positions and a mask, so
+that a caller may mix text with whatever else has width D.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """Sizes of the LLM. Qwen3-0.6B is vocab_size 151936, width 1024, depth 28, heads 16, kv_heads 8,
+    head_dim 128, mlp 3072. Raises ValueError for numbers that do not divide."""
+
+    vocab_size: int = 512
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    mlp: int = 384
+    rope_theta: float = 1e6
+    eps: float = 1e-6
+    tied: bool = True
+
+    def __post_init__(self):
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(f"LLM heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"LLM head_dim {self.head_dim} is not even: rotary positions turn pairs of channels")
+
+
+class KVCache:
+    """Keys and values of every layer, (B, kv_heads, S, d) each, growing along S."""
+
+    def __init__(self):
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new keys and values to a layer and return all of its."""
+        if layer == len(self.layers):
+            self.layers.append((k, v))
+        else:
+            old_k, old_v = self.layers[layer]
+            self.layers[layer] = (torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2))
+        return self.layers[layer]
+
+    def rows(self, index: Tensor) -> KVCache:
+        """A new cache with these rows, in this order; a row may be taken several times."""
+        taken = KVCache()
+        taken.layers = [(k[index], v[index]) for k, v in self.layers]
+        return taken
+
+
+def rotary(positions: Tensor, d: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of RoPE's angles, (B, 1, L, d), at least in float32."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    frequency = theta ** (-torch.arange(0, d, 2, device=positions.device, dtype=dtype) / d)
+    angle = positions[:, None, :, None].to(dtype) * frequency  # (B, 1, L, d/2)
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + d/2]) by their angles. x (B, heads, L, d)."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys."""
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.config = c = config
+        self.q_proj = nn.Linear(c.width, c.heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
+        self.q_norm = nn.RMSNorm(c.head_dim, eps=c.eps)
+        self.k_norm = nn.RMSNorm(c.head_dim, eps=c.eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int):
+        c = self.config
+        q, k, v = (p(x).unflatten(-1, (-1, c.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = self.q_norm(q), self.k_norm(k)  # (B, L, heads, d), per head
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, L, d)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, kv_heads, S, d)
+        group = c.heads // c.kv_heads
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        # cuDNN's attention has given wrong results under masks: keep to kernels that are right
+        on_gpu = q.is_cuda and mask is not None
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if on_gpu else nullcontext():
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
+
+
+class SwiGLU(nn.Module):
+    """W_down(SiLU(W_gate x) ⊙ W_up x)."""
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp, bias=False)
+        self.down_proj = nn.Linear(config.mlp, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """A pre-RMSNorm decoder layer: x (B, L, D) → (B, L, D)."""
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int):
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LLM(nn.Module):
+    """Embeddings in, hidden states after the final RMSNorm out; `embed` and `logits` are the two ends."""
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width, eps=config.eps)
+        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Embeddings (and an untied head) normal with std 0.02; other linear weights 1/√fan_in, those
+        that write to the residual stream (o_proj, down_proj) divided by √(2·depth); norms 1."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding) or name == "lm_head":
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.Linear):
+                writes = name.endswith(("o_proj", "down_proj"))
+                shrink = math.sqrt(2 * self.config.depth) if writes else 1.0
+                nn.init.normal_(module.weight, std=module.in_features**-0.5 / shrink)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...) → embeddings (..., D)."""
+        return self.embed_tokens(ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) → logits (..., V)."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(hidden, head.weight)
+
+    def forward(
+        self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """x (B, L, D) embeddings → hidden states (B, L, D).
+
+        positions  (B, L) int; None: 0, 1, 2, … (not with a cache)
+        mask       (B, 1, L, S) bool, True = may attend; None: causal (not with a filled cache)
+        cache      is read and added to
+        """
+        if cache is not None and cache.layers and (positions is None or mask is None):
+            raise ValueError("a filled cache needs positions and a mask: the new tokens do not start at 0")
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        rope = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rope, mask, cache, i)
+        return self.norm(x)
+
+    @torch.no_grad()
+    def generate(
+        self, x: Tensor, positions: Tensor, mask: Tensor, cache: KVCache, max_new_tokens: int, stop: int
+    ) -> list[list[int]]:
+        """Continue B prompts greedily, one token at a time, until `stop` or `max_new_tokens`.
+
+        x (B, L, D), positions (B, L), mask (B, 1, L, S) and cache as in `forward`. Rows shorter than L
+        are padded on the *left*: the last place is every row's last token, and what it may see is what
+        the new tokens may see. Returns the new ids of each row, without `stop`.
+        """
+        seen, position = mask[:, :, -1:], positions[:, -1:]
+        new: list[list[int]] = [[] for _ in range(len(x))]
+        alive = [True] * len(x)
+        for step in range(max_new_tokens):
+            next_id = self.logits(self(x, positions, mask, cache)[:, -1]).argmax(-1)  # (B,)
+            for row, token in enumerate(next_id.tolist()):
+                alive[row] = alive[row] and token != stop
+                if alive[row]:
+                    new[row].append(token)
+            if not any(alive):
+                break
+            x, positions = self.embed(next_id[:, None]), position + step + 1
+            seen = mask = F.pad(seen, (0, 1), value=True)  # (B, 1, 1, S + 1)
+        return new
+
+
+def from_qwen3(state: dict[str, Tensor], tied: bool = True) -> dict[str, Tensor]:
+    """Rename the state dict of Hugging Face's `Qwen3ForCausalLM` to that of `LLM`.
+
+    A tied model has its embeddings under `lm_head.weight` once more; that copy is left out.
+    """
+    renamed = {key.removeprefix("model."): value for key, value in state.items()}
+    if tied:
+        renamed.pop("lm_head.weight", None)
+    return renamed

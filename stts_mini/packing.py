@@ -1,0 +1,206 @@
+"""Hard pruning and sequence packing (paper §3.3, Algorithm 1).
+
+`select` decides which cells stay, `pack` moves what stays into as few rows as it can, and
+`Packed.unpack` brings it back. Deciding is apart from applying, and nothing here has weights.
+
+    floor(k·C·T) cells with the lowest scores go, jointly over a video's T frames,
+    and never one of frame 0; first-fit descending then fills rows of N patches
+
+Legend
+    B videos · T frames of a video · F frames of a whole batch · C cells of a frame
+    N patches of a frame, and the capacity of a row ("bin") · F' rows after packing (the paper's T')
+    w² patches of a cell · k share of the cells that is *removed*
+
+Where we differ from the paper: a video of one frame loses nothing (the paper's rule for frame 0,
+taken to its limit), ties are broken by place so that the result is deterministic, and a row holds
+nothing but kept tokens: spare room stays empty, so a video's features cannot depend on its batch.
+
+What this file does not do: score (`scorer.py`), attend (`vit.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+def check_k(k: float) -> None:
+    """Raise `ValueError`, with the remedy, unless 0 ≤ k < 1.
+
+    >>> check_k(50)
+    Traceback (most recent call last):
+    ...
+    ValueError: k = 50 is not in [0, 1): k is the share of cells to remove; did you mean 0.5?
+    """
+    if not 0 <= k < 1:
+        hint = f"; did you mean {k / 100:g}?" if 1 < k < 100 else ""
+        if k == 1 or k == 100:
+            hint = "; to see no video at all, evaluate or train blind"
+        raise ValueError(f"k = {k} is not in [0, 1): k is the share of cells to remove{hint}")
+
+
+def num_removed(k: float, cells: int, frames: int) -> int:
+    """How many cells a video of `frames` frames loses: floor(k·C·T), but never one of frame 0.
+
+    The product is taken in decimal, as written: 0.3 · 90 is 27, though binary floats say 26.99….
+
+    >>> num_removed(0.3, cells=9, frames=10), num_removed(0.9, cells=9, frames=2)
+    (27, 9)
+    >>> num_removed(0.5, cells=9, frames=1)   # an image
+    0
+    """
+    check_k(k)
+    return min(math.floor(Fraction(str(float(k))) * cells * frames), cells * (frames - 1))
+
+
+def frame_counts(num_frames: Tensor | None, B: int, T: int) -> list[int]:
+    """`num_frames` (B,) as checked Python ints; None says that all T frames of all B are real.
+
+    >>> frame_counts(None, 2, 5), frame_counts(torch.tensor([5, 1]), 2, 5)
+    ([5, 5], [5, 1])
+    """
+    if num_frames is None:
+        return [T] * B
+    counts = torch.as_tensor(num_frames).tolist()
+    if len(counts) != B or not all(1 <= n <= T for n in counts):
+        raise ValueError(f"num_frames = {counts}: give {B} numbers from 1 to {T}, one for each video")
+    return counts
+
+
+def select(scores: Tensor, k: float, num_frames: Tensor | None = None) -> Tensor:
+    """Choose the cells that stay: all but the `num_removed` lowest scores of each video.
+
+    scores      (B, T, C) float, higher = more worth keeping; bfloat16 is compared in float32
+    k           share of cells to remove, 0 ≤ k < 1
+    num_frames  (B,) int, how many of the T frames are real; None: all
+    returns     (B, T, C) bool, True = kept. Frame 0 is always kept, padding never.
+
+    Among equal scores the smallest (t, cell) goes first. NaN counts as the highest score.
+    Raises ValueError for a k outside [0, 1), scores that are not (B, T, C) floats, a num_frames
+    outside 1..T. Paper §3.3.
+
+    >>> scores = torch.tensor([[[.1, .2], [.9, .3], [.3, .8]]])      # one video, T = 3, C = 2
+    >>> select(scores, k=0.5).int().tolist()                        # 3 of 6 go, frame 0 is safe
+    [[[1, 1], [1, 0], [0, 0]]]
+    """
+    check_k(k)
+    if scores.ndim != 3 or not scores.is_floating_point():
+        raise ValueError(f"scores are {scores.dtype} {tuple(scores.shape)}: give floats of (B, T, C)")
+    B, T, C = scores.shape
+    counts = frame_counts(num_frames, B, T)
+    time = torch.arange(T, device=scores.device)
+    real = time < torch.tensor(counts, device=scores.device)[:, None]  # (B, T)
+    safe = ((time == 0) | ~real).repeat_interleave(C, dim=1)  # (B, T·C)
+
+    flat = scores.detach().to(torch.promote_types(scores.dtype, torch.float32)).flatten(1)
+    order = flat.argsort(dim=1, stable=True)  # lowest first, ties by place
+    order = order.gather(1, safe.gather(1, order).long().argsort(dim=1, stable=True))  # the safe cells last
+    budget = torch.tensor([num_removed(k, C, n) for n in counts], device=scores.device)
+    goes = torch.arange(T * C, device=scores.device) < budget[:, None]
+    removed = torch.zeros_like(safe).scatter(1, order, goes)
+    return ~removed.view(B, T, C) & real[:, :, None]
+
+
+def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Tensor, Tensor, int]:
+    """Put segments into rows: longest first, each into the first row with room for it.
+
+    lengths   F whole numbers from 0 to capacity (a list or a 1-D tensor)
+    returns   row (F,) int, offset (F,) int, both on the CPU, and the number of rows;
+              a segment of length 0 takes no room: row −1, offset 0
+
+    Equal lengths go in source order. Never more than 11/9·OPT + 6/9 rows (Dósa 2007). The first row
+    with room is found by walking down a tree of maxima, so F segments cost F·log F, not F².
+    Raises ValueError for a length outside 0..capacity or a capacity below 1. Paper, Algorithm 1.
+
+    >>> row, offset, num_rows = first_fit_descending([2, 0, 5, 3], capacity=6)
+    >>> row.tolist(), offset.tolist(), num_rows      # 5 first; 3 needs a new row; 2 joins 3
+    ([1, -1, 0, 1], [3, 0, 0, 0], 2)
+    """
+    lengths = lengths.tolist() if isinstance(lengths, Tensor) else [int(n) for n in lengths]
+    if capacity < 1:
+        raise ValueError(f"capacity = {capacity}: a row must hold at least 1 token")
+    for i, n in enumerate(lengths):
+        if not 0 <= n <= capacity:
+            raise ValueError(f"lengths[{i}] = {n} does not fit a row: give 0 to {capacity}")
+    leaves = 1 << max(len(lengths) - 1, 0).bit_length()
+    room = [capacity] * (2 * leaves)  # room[leaves + r]: what row r has left; above it, the maxima
+    row, offset, num_rows = [-1] * len(lengths), [0] * len(lengths), 0
+    for i in sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i]):
+        node = 1
+        while node < leaves:  # go left wherever the left half has a row with room
+            node = 2 * node if room[2 * node] >= lengths[i] else 2 * node + 1
+        row[i], offset[i] = node - leaves, capacity - room[node]
+        num_rows = max(num_rows, row[i] + 1)
+        room[node] -= lengths[i]
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
+    return torch.tensor(row, dtype=torch.long), torch.tensor(offset, dtype=torch.long), num_rows
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Kept tokens in rows, and the way back.
+
+    x      (F', N, D)  the rows; spare room is zero
+    frame  (F', N)     the source frame of every slot, −1 = spare room
+    slot   (kept,)     where in the flattened rows the kept tokens lie, in source order
+    """
+
+    x: Tensor
+    frame: Tensor
+    slot: Tensor
+
+    def unpack(self, y: Tensor) -> Tensor:
+        """The kept tokens of any y (F', N, ·), frame by frame in their order: (kept, ·)."""
+        if y.shape[:2] != self.frame.shape:
+            raise ValueError(f"y is {tuple(y.shape)}, but the rows are {tuple(self.frame.shape)}")
+        return y.flatten(0, 1)[self.slot]
+
+
+def pack(x: Tensor, keep: Tensor) -> Packed:
+    """Move the kept tokens of F frames into F' ≤ F rows of the same N slots.
+
+    x     (F, N, D)  tokens, any D
+    keep  (F, N) bool
+    A frame's kept tokens stay together and in order; a frame with none takes no room; nothing kept
+    at all gives zero rows. Raises ValueError if the shapes disagree. Paper, Algorithm 1.
+
+    >>> x = torch.arange(6.).view(3, 2, 1) + 1
+    >>> packed = pack(x, torch.tensor([[True, False], [True, True], [True, False]]))
+    >>> packed.frame.tolist(), packed.x.squeeze(2).tolist()
+    ([[1, 1], [0, 2]], [[3.0, 4.0], [1.0, 5.0]])
+    >>> packed.unpack(packed.x).squeeze(1).tolist()
+    [1.0, 3.0, 4.0, 5.0]
+    """
+    if x.ndim != 3 or keep.shape != x.shape[:2] or keep.dtype != torch.bool:
+        got = f"x {tuple(x.shape)}, keep {keep.dtype} {tuple(keep.shape)}"
+        raise ValueError(f"{got}: give x (F, N, D) and a bool keep (F, N)")
+    F, N, D = x.shape
+    on_cpu = keep.cpu()  # the one wait for the device: indices are made here and sent back
+    lengths = on_cpu.sum(1)
+    row, offset, num_rows = first_fit_descending(lengths, N)
+    start = row * N + offset - (lengths.cumsum(0) - lengths)  # of a frame's first kept token, less its rank
+    frame = torch.arange(F).repeat_interleave(lengths)  # (kept,)
+    slot = start[frame] + torch.arange(len(frame))  # (kept,)
+    source = on_cpu.flatten().nonzero().squeeze(1)  # (kept,)
+    frame, slot, source = frame.to(x.device), slot.to(x.device), source.to(x.device)
+    rows = x.new_zeros(num_rows * N, D).index_copy(0, slot, x.flatten(0, 1)[source])
+    frames = torch.full((num_rows * N,), -1, device=x.device).index_copy(0, slot, frame)
+    return Packed(rows.view(num_rows, N, D), frames.view(num_rows, N), slot)
+
+
+def block_mask(frame: Tensor) -> Tensor:
+    """Who may attend to whom in packed rows: tokens of the same source frame, and nobody to padding.
+
+    frame (F', N) int → (F', 1, N, N) bool: [row, 1, query, key]. Paper §3.3.
+
+    >>> block_mask(torch.tensor([[7, 7, 4, -1]]))[0, 0].int().tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    """
+    same = frame[:, :, None] == frame[:, None, :]
+    return (same & (frame >= 0)[:, None, :])[:, None]

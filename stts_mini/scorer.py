@@ -1,0 +1,225 @@
+"""Which cells of a video are worth their tokens: the scorer and its two teachers (paper §3.2).
+
+    s      = sigmoid(MLP([pooled[t−1], pooled[t]]))               one score in (0, 1) per cell
+    S      = log s, for every key of the cell, in one block       the LM's loss reaches s through it
+    L_sim  = 1/(T·C) · Σ_{t≥1,i} (s[t,i] − (1 − cos(x[t−1,i], x[t,i])))²
+
+The LM teaches the order of cells *within* a frame: softmax cancels any constant that is added to all
+keys of a frame. How frames rank against each other comes from L_sim and from the features.
+
+Legend
+    B videos · T frames · g×g patches, N = g² · a cell is w×w patches · C = N/w² cells · D width
+    tokens are *cell-major*: token = cell · w² + place in the cell, cells row-major, so that a cell
+    is a run of w² tokens and everything per cell is a reshape
+
+Where we differ from the paper: `1 − cos` compares the cell's own tokens, not the pooled features,
+which a learned pooler could collapse (as in the public code); "previous frame" starts anew in every
+video; log s is clamped below at 1e-4 (the paper names no range).
+
+What this file does not do: select or pack (`packing.py`). A scorer of your own is any callable
+(x (B, T, N, D), num_frames) → scores (B, T, C); see `CosineScorer` for a short one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def cell_side(num_patches: int, w: int) -> int:
+    """g of a square grid of `num_patches`; ValueError unless it is square and divisible by w."""
+    g = math.isqrt(num_patches)
+    if w < 1 or g * g != num_patches or g % w:
+        raise ValueError(
+            f"a {num_patches}-patch grid (side {num_patches**0.5:g}) cannot be cut into cells of w = {w}:"
+            f" choose image and patch size so that the grid's side is a multiple of {max(w, 1)}"
+        )
+    return g
+
+
+def cell_major(x: Tensor, w: int) -> Tensor:
+    """Reorder tokens (..., N, D) from row-major to cell-major.
+
+    >>> cell_major(torch.arange(16).view(1, 16, 1), w=2)[0, :8, 0].tolist()     # a 4×4 grid
+    [0, 1, 4, 5, 2, 3, 6, 7]
+    """
+    g = cell_side(x.shape[-2], w)
+    grid = x.unflatten(-2, (g // w, w, g // w, w))  # (..., cell row, y, cell column, x, D)
+    return grid.transpose(-4, -3).flatten(-5, -2)
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """width D of the tokens, w (side of a cell in patches), heads of the pooler, width of the MLP."""
+
+    width: int = 64
+    w: int = 2
+    heads: int = 4
+    mlp: int = 256
+
+
+class CellPooler(nn.Module):
+    """Attention pooling inside each cell: the mean token asks, the cell's tokens answer (paper §3.2).
+
+    Multi-head cross-attention with its own Q/K/V/O; no LayerNorm, no residual.
+    (..., w², in_width) → (..., width). Raises ValueError if width is not a multiple of heads.
+    """
+
+    def __init__(self, in_width: int, width: int, heads: int):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"pooler width {width} is not a multiple of its {heads} heads")
+        self.heads = heads
+        self.q_proj = nn.Linear(in_width, width)
+        self.k_proj = nn.Linear(in_width, width)
+        self.v_proj = nn.Linear(in_width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q_proj(x.mean(-2)).unflatten(-1, (self.heads, 1, -1))  # (..., heads, 1, d)
+        k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in (self.k_proj, self.v_proj))
+        weights = (q * k).sum(-1) / q.shape[-1] ** 0.5  # (..., heads, w²)
+        pooled = (weights.softmax(-1)[..., None] * v).sum(-2)  # (..., heads, d)
+        return self.out_proj(pooled.flatten(-2))
+
+
+class Scorer(nn.Module):
+    """STTS's scorer: pool each cell, put the previous frame's beside it, score with a small MLP.
+
+    x           (B, T, N, D) cell-major tokens after ViT block l
+    num_frames  (B,) int or None; the scores of padding frames are 0
+    returns     (B, T, C) in (0, 1), float32 or better, also under autocast
+    Raises ValueError for a grid that w does not divide. Paper §3.2.
+
+    Init: the MLP truncated normal with std 1/√fan_in, biases zero; the pooler likewise.
+    """
+
+    injects_bias = True  # STTS alone: its log-scores enter the attention of block l+1
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__()
+        self.config = config
+        self.pooler = CellPooler(config.width, config.width, config.heads)
+        widths = (2 * config.width, config.mlp, config.mlp, 1)
+        self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        B, T, N, D = x.shape
+        cell_side(N, self.config.w)
+        pooled = self.pooler(x.unflatten(2, (-1, self.config.w**2)))  # (B, T, C, D)
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 has too few distinct scores
+            pooled = pooled.to(self.mlp[0].weight.dtype)
+            previous = torch.cat([torch.zeros_like(pooled[:, :1]), pooled[:, :-1]], dim=1)
+            h = torch.cat([previous, pooled], dim=-1)  # (B, T, C, 2D)
+            h = F.silu(self.mlp[0](h))
+            h = F.silu(self.mlp[1](h))
+            scores = self.mlp[2](h).squeeze(-1).sigmoid()  # (B, T, C)
+        return scores * real_frames(num_frames, T, scores)
+
+
+def real_frames(num_frames: Tensor | None, T: int, like: Tensor) -> Tensor:
+    """1 for a real frame, 0 for padding, in the dtype of `like`: (B or 1, T, 1)."""
+    if num_frames is None:
+        return like.new_ones(1, T, 1)
+    num_frames = torch.as_tensor(num_frames, device=like.device)
+    return (torch.arange(T, device=like.device) < num_frames[:, None])[..., None].to(like.dtype)
+
+
+def temporal_target(x: Tensor, w: int) -> Tensor:
+    """How much each cell changed since the frame before: 1 − cos, the auxiliary target (paper §3.2).
+
+    x (B, T, N, D) cell-major → (B, T−1, C); entry [b, t−1] compares frames t−1 and t. The cosine is
+    over the cell's w² tokens laid end to end. Only the T−1 neighbouring pairs are computed.
+
+    >>> x = torch.tensor([[1., 0.], [1., 0.], [0., 2.]]).view(1, 3, 1, 2)       # T = 3, one patch
+    >>> temporal_target(x, w=1).flatten().tolist()                              # still, then changed
+    [0.0, 1.0]
+    """
+    cell_side(x.shape[2], w)
+    cells = x.unflatten(2, (-1, w * w)).flatten(3)  # (B, T, C, w²·D)
+    cells = cells.to(torch.promote_types(x.dtype, torch.float32))
+    return 1 - F.cosine_similarity(cells[:, :-1], cells[:, 1:], dim=-1)
+
+
+def similarity_loss(
+    scores: Tensor, target: Tensor, num_frames: Tensor | None = None, detach_target: bool = True
+) -> Tensor:
+    """L_sim: the mean over videos of 1/(T·C) · Σ_{t≥1} (s − target)² (paper §3.2).
+
+    scores (B, T, C), target (B, T−1, C) from `temporal_target`; T is each video's own number of
+    frames, padding does not count. Videos of one frame are left out of the mean; with no other
+    video the loss is 0. Only the target is detached, unless `detach_target` is False.
+
+    >>> float(similarity_loss(torch.full((1, 2, 1), 0.5), torch.zeros(1, 1, 1)))     # 0.25 / (2·1)
+    0.125
+    """
+    B, T, C = scores.shape
+    if target.shape != (B, T - 1, C):
+        raise ValueError(f"target is {tuple(target.shape)}; scores {tuple(scores.shape)} need {(B, T - 1, C)}")
+    target = target.detach() if detach_target else target
+    real = real_frames(num_frames, T, scores).expand(B, T, 1)
+    # where, not ×: whatever padding holds, even inf, is nobody's loss and nobody's gradient
+    error = torch.where(real[:, 1:].bool(), scores[:, 1:] - target, 0).square()  # (B, T−1, C)
+    frames = real.sum((1, 2))  # (B,)
+    per_video = error.sum((1, 2)) / (frames * C)
+    return per_video.sum() / (frames > 1).sum().clamp(min=1)
+
+
+def attention_bias(
+    scores: Tensor, w: int, num_frames: Tensor | None = None, rescale: bool = False, eps: float = 1e-4
+) -> Tensor:
+    """S, the bias that a cell's score gives to each of its patches as keys (paper §3.2).
+
+    scores (B, T, C) in (0, 1) → (B, T, N), cell-major. S = log max(s, eps); frame 0 (so every image)
+    and padding get 0. With `rescale`, as in the public code but per frame: min–max to [e⁻², 1] before
+    the log, the range floored at 0.01, so that a flat frame does not blow up the gradient.
+
+    >>> attention_bias(torch.tensor([[[.5, .5], [1., .0]]]), w=1)[0].int().tolist()    # log 1e-4 = −9.2
+    [[0, 0], [0, -9]]
+    """
+    if rescale:
+        low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
+        low_end = math.exp(-2)
+        bias = (low_end + (1 - low_end) * (scores - low) / (high - low).clamp(min=0.01)).log()
+    else:
+        bias = scores.clamp(min=eps).log()
+    time = torch.arange(scores.shape[1], device=scores.device)[:, None]
+    counts = (real_frames(num_frames, scores.shape[1], scores) > 0) & (time > 0)
+    return torch.where(counts, bias, 0).repeat_interleave(w * w, dim=-1)
+
+
+class RandomScorer(nn.Module):
+    """Baseline: uniform random scores (from torch's generator, so seeded with everything else)."""
+
+    injects_bias = False
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        B, T, N, _ = x.shape
+        return torch.rand(B, T, N // self.config.w**2, device=x.device)
+
+
+class CosineScorer(nn.Module):
+    """Baseline: the paper's heuristic, a cell's score is how much it changed since the frame before."""
+
+    injects_bias = False
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        change = temporal_target(x, self.config.w)  # (B, T−1, C)
+        return F.pad(change, (0, 0, 1, 0), value=1.0)  # frame 0 has no frame before it

@@ -1,0 +1,187 @@
+"""The image encoder: a Vision Transformer with the SigLIP 2 architecture, in plain PyTorch.
+
+    x = patches·W + b + positions
+    x = x + Attention(LayerNorm(x));  x = x + MLP(LayerNorm(x))         in every block
+    Attention = softmax(QKᵀ/√d + S) V                                   S: optional bias per key
+
+Every frame is encoded on its own. There is no CLS token and no pooling head. `from_siglip` renames
+the weights of Hugging Face's `SiglipVisionModel`, and then both give the same numbers.
+
+Legend
+    F frames (of any video) · N patches of a frame · D width · d width of a head
+    H, W pixels · p side of a patch in pixels · g = H/p patches to a side, row-major, N = g²
+
+What this file does not do: score, prune or pack. A block takes a bias per key and a mask, and does
+not ask what they are for.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of the ViT. SigLIP so400m/14-384 is image_size 378 (27 × 14), patch 14, width 1152, depth 27,
+    heads 16, mlp 4304. Raises ValueError for sizes that do not divide."""
+
+    image_size: int = 48
+    patch_size: int = 6
+    width: int = 64
+    depth: int = 8
+    heads: int = 4
+    mlp: int = 256
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        for whole, part in (("image_size", "patch_size"), ("width", "heads")):
+            a, b = getattr(self, whole), getattr(self, part)
+            if b < 1 or a < b or a % b:
+                raise ValueError(f"ViT {whole} {a} is not a multiple of {part} {b}: change one of the two")
+
+    @property
+    def grid(self) -> int:
+        """g, patches to a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """N, patches of a frame."""
+        return self.grid**2
+
+    @property
+    def head_dim(self) -> int:
+        """d, width of one head."""
+        return self.width // self.heads
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """softmax(QKᵀ/√d + S) V over q, k, v (F, heads, N, d), with S = key_bias (F, N), the same for every
+    head and query, and/or a boolean mask (F, 1, N, N), True = may attend. Returns (F, heads, N, d).
+
+    A float mask that needs a gradient would drop PyTorch to its slow path, so S rides in one extra
+    channel instead: [q, √d]·[k, S]/√d = q·k/√d + S. A query that may attend to nothing gets zeros.
+    """
+    d = q.shape[-1]
+    if key_bias is not None:
+        S = key_bias.to(k.dtype)[:, None, :, None].expand(*k.shape[:3], 1)  # (F, heads, N, 1)
+        q = torch.cat([q, q.new_full((), math.sqrt(d)).expand_as(S)], dim=-1)  # (F, heads, N, d + 1)
+        k = torch.cat([k, S], dim=-1)
+        v = F.pad(v, (0, 1))
+    # cuDNN's attention has given wrong results under masks: keep to kernels that are right
+    on_gpu = q.is_cuda and mask is not None
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if on_gpu else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=d**-0.5)[..., :d]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases in all four projections."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.q_proj = nn.Linear(config.width, config.width)
+        self.k_proj = nn.Linear(config.width, config.width)
+        self.v_proj = nn.Linear(config.width, config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)  # (F, heads, N, d)
+        y = attend(q, k, v, key_bias, mask)
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (F, N, D)
+
+
+class MLP(nn.Module):
+    """Two linear layers around a tanh-GELU."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.mlp)
+        self.fc2 = nn.Linear(config.mlp, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """A pre-LayerNorm transformer block: x (F, N, D) → (F, N, D)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.width, eps=config.eps)
+        self.attention = Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.layer_norm1(x), key_bias, mask)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class ViT(nn.Module):
+    """frames (F, 3, H, W), scaled to [−1, 1] → (F, N, D), row-major, after the final LayerNorm.
+
+    `embed` and `blocks` are public: whoever needs hidden states on the way runs them himself.
+    Raises ValueError for frames of another size.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.width)
+        self.position_embedding = nn.Parameter(torch.empty(config.num_patches, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.post_layernorm = nn.LayerNorm(config.width, eps=config.eps)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Linear weights normal with std 1/√fan_in, those that write to the residual stream (out_proj,
+        fc2) divided by √(2·depth); biases zero; positions normal with std 0.02; LayerNorms 1 and 0."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                writes = name.endswith(("out_proj", "fc2"))
+                shrink = math.sqrt(2 * self.config.depth) if writes else 1.0
+                nn.init.normal_(module.weight, std=module.in_features**-0.5 / shrink)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.position_embedding, std=0.02)
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """(F, 3, H, W) → (F, N, D): a linear map of each flattened patch, plus its position."""
+        size, p = self.config.image_size, self.config.patch_size
+        if frames.ndim != 4 or frames.shape[1:] != (3, size, size):
+            raise ValueError(f"frames are {tuple(frames.shape)}; this ViT takes (F, 3, {size}, {size})")
+        patches = frames.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (F, 3, g, p, g, p)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (F, N, 3·p²)
+        return self.patch_embedding(patches) + self.position_embedding
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.embed(frames)
+        for block in self.blocks:
+            x = block(x)
+        return self.post_layernorm(x)
+
+
+def from_siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the state dict of Hugging Face's `SiglipVisionModel` to that of `ViT`.
+
+    Its patch convolution becomes our linear map. Its pooling head, which we do not have, is left out.
+    """
+    renamed = {}
+    for key, value in state.items():
+        key = key.removeprefix("vision_model.").removeprefix("embeddings.").removeprefix("encoder.")
+        if key.startswith("head."):
+            continue
+        if key == "patch_embedding.weight":
+            value = value.flatten(1)  # (D, 3, p, p) → (D, 3·p²)
+        key = key.replace("position_embedding.weight", "position_embedding")
+        key = key.replace("layers.", "blocks.").replace("self_attn.", "attention.")
+        renamed[key] = value
+    return renamed

@@ -1,0 +1,154 @@
+"""The LLM against equations written out by hand; the cache against recomputation."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stts_mini.llm import LLM, KVCache, LLMConfig, from_qwen3, rotary, rotate
+
+SMALL = LLMConfig(vocab_size=11, width=8, depth=2, heads=4, kv_heads=2, head_dim=6, mlp=10)
+
+
+def rms(x, weight, eps=1e-6):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def turn(x, position, theta):
+    """RoPE on one vector, pair by pair."""
+    d = len(x)
+    y = x.clone()
+    for i in range(d // 2):
+        a = position * theta ** (-2 * i / d)
+        y[i] = x[i] * math.cos(a) - x[i + d // 2] * math.sin(a)
+        y[i + d // 2] = x[i + d // 2] * math.cos(a) + x[i] * math.sin(a)
+    return y
+
+
+def slow_llm(llm, x, positions, mask):
+    """One token, one head, one key at a time. x (L, D)."""
+    c = llm.config
+    for layer in llm.layers:
+        h = rms(x, layer.input_layernorm.weight)
+        a = layer.self_attn
+        rows = []
+        for i in range(len(x)):
+            heads = []
+            for head in range(c.heads):
+                shared = head // (c.heads // c.kv_heads)
+                group = slice(shared * c.head_dim, (shared + 1) * c.head_dim)
+                q = a.q_proj.weight[head * c.head_dim : (head + 1) * c.head_dim] @ h[i]
+                q = turn(rms(q, a.q_norm.weight), int(positions[i]), c.rope_theta)
+                seen = [j for j in range(len(x)) if mask[i, j]]
+                logits = []
+                for j in seen:
+                    k = turn(rms(a.k_proj.weight[group] @ h[j], a.k_norm.weight), int(positions[j]), c.rope_theta)
+                    logits.append(q @ k / math.sqrt(c.head_dim))
+                weights = torch.stack(logits).softmax(0)
+                heads.append(sum(w * (a.v_proj.weight[group] @ h[j]) for w, j in zip(weights, seen, strict=True)))
+            rows.append(a.o_proj.weight @ torch.cat(heads))
+        x = x + torch.stack(rows)
+        h = rms(x, layer.post_attention_layernorm.weight)
+        m = layer.mlp
+        gate = h @ m.gate_proj.weight.T
+        x = x + (gate * torch.sigmoid(gate) * (h @ m.up_proj.weight.T)) @ m.down_proj.weight.T
+    return rms(x, llm.norm.weight)
+
+
+def model(seed=0, config=SMALL):
+    torch.manual_seed(seed)
+    llm = LLM(config).double()
+    for p in llm.parameters():  # norms too, so that a forgotten weight shows
+        torch.nn.init.normal_(p, std=0.5)
+    return llm
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_llm_is_the_equations(causal):
+    llm = model()
+    torch.manual_seed(1)
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    positions = torch.arange(5)[None] if causal else torch.tensor([[0, 1, 2, 2, 40]])
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    if causal:
+        y = llm(x)
+    else:
+        mask[0, 1] = True
+        mask[4, 2] = False
+        y = llm(x, positions, mask[None, None])
+    torch.testing.assert_close(y[0], slow_llm(llm, x[0], positions[0], mask), rtol=1e-10, atol=1e-10)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 50))
+def test_rope_knows_only_distances(i, j, shift):
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 6, dtype=torch.float64)
+
+    def product(a, b):
+        at = lambda p: rotary(torch.tensor([[p]]), 6, 1e4, torch.float64)
+        return (rotate(q, *at(a)) * rotate(k, *at(b))).sum()
+
+    torch.testing.assert_close(product(i, j), product(i + shift, j + shift), rtol=1e-9, atol=1e-9)
+
+
+@given(st.integers(1, 5), st.integers(1, 3))
+def test_cache_gives_what_recomputing_gives(prefix, step):
+    llm = model()
+    torch.manual_seed(2)
+    x = torch.randn(2, prefix + 2 * step, 8, dtype=torch.float64)
+    full, cache, parts = llm(x), KVCache(), []
+    L = x.shape[1]
+    mask, positions = torch.ones(L, L, dtype=torch.bool).tril(), torch.arange(L).expand(2, L)
+    for a, b in ((0, prefix), (prefix, prefix + step), (prefix + step, L)):
+        parts.append(llm(x[:, a:b], positions[:, a:b], mask[a:b, :b][None, None], cache))
+    torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-10, atol=1e-10)
+    rows = cache.rows(torch.tensor([1, 1, 0]))
+    assert torch.equal(rows.layers[0][0][1], cache.layers[0][0][1]) and len(rows.layers[1][1]) == 3
+    with pytest.raises(ValueError, match="filled cache"):
+        llm(x, cache=cache)
+
+
+def test_generate_is_argmax_again_and_again_whatever_the_padding():
+    llm = model(config=LLMConfig(vocab_size=11, width=8, depth=2, heads=4, kv_heads=2, head_dim=6, mlp=10, tied=False))
+    prompts = [[1, 2, 3, 4], [5, 6]]
+    expected = []
+    for ids in prompts:
+        new = []
+        while len(new) < 6:
+            token = int(llm.logits(llm(llm.embed(torch.tensor([ids + new])))[0, -1]).argmax())
+            if token == 10:
+                break
+            new.append(token)
+        expected.append(new)
+    padded = torch.tensor([[1, 2, 3, 4], [0, 0, 5, 6]])
+    positions = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1]])
+    mask = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
+    mask[1, :, :, :2] = False
+    mask[1, 0, :2, :2] = torch.eye(2, dtype=torch.bool)
+    assert llm.generate(llm.embed(padded), positions, mask, KVCache(), 6, stop=10) == expected
+    assert any(expected)
+
+
+def test_generate_stops_at_stop():
+    llm = model()
+    x, positions, mask = llm.embed(torch.tensor([[1, 2]])), torch.tensor([[0, 1]]), torch.ones(1, 1, 2, 2).bool().tril()
+    first = llm.generate(x, positions, mask, KVCache(), 1, stop=-1)[0][0]
+    assert llm.generate(x, positions, mask, KVCache(), 5, stop=first) == [[]]
+
+
+def test_tied_and_untied_heads():
+    tied, untied = LLM(SMALL), LLM(LLMConfig(**{**vars(SMALL), "tied": False}))
+    h = torch.randn(3, 8)
+    assert torch.equal(tied.logits(h), h @ tied.embed_tokens.weight.T)
+    assert torch.equal(untied.logits(h), h @ untied.lm_head.weight.T)
+    state = {"model." + k: v for k, v in tied.state_dict().items()} | {"lm_head.weight": tied.embed_tokens.weight}
+    tied.load_state_dict(from_qwen3(state))
+    assert "lm_head.weight" in from_qwen3(state, tied=False)
+
+
+@pytest.mark.parametrize("sizes", [dict(heads=4, kv_heads=3), dict(head_dim=7)])
+def test_sizes_that_do_not_divide_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"not a multiple|not even"):
+        LLMConfig(**sizes)
