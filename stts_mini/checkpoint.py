@@ -1,0 +1,88 @@
+"""Checkpoints: written atomically, read without running any code from the file.
+
+A checkpoint is one file with the configs as plain dicts, the model's weights, and (for resuming) the
+optimisers' state, the step and torch's random state. It is written beside its place and then moved
+there, so whatever interrupts the writing, the last whole one stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stts_mini.llm import LLMConfig
+from stts_mini.model import VLM, VLMConfig
+from stts_mini.vit import ViTConfig
+
+FORMAT = "stts_mini 1"
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used as a checkpoint; the message says why and what to do."""
+
+
+def save(path: str | os.PathLike, model: VLM, **rest: Any) -> None:
+    """Write the model and `rest` (tensors and plain Python values only) to `path`, all or nothing."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    state = {"format": FORMAT, "model_config": dataclasses.asdict(model.config), "model": model.state_dict(), **rest}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        partial.unlink(missing_ok=True)
+        kept = f"; the last good one is still there: {path}" if path.exists() else ""
+        raise CheckpointError(f"could not write {path} ({error}){kept}") from error
+
+
+def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; plain data only, nothing in the file is executed. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: `python -m stts_mini.train` makes one")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is not a checkpoint of this project, or is damaged ({reason})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this project (expected format {FORMAT!r})")
+    return state
+
+
+def model_config(state: dict[str, Any]) -> VLMConfig:
+    """The model's config from a loaded checkpoint."""
+    parts = dict(state["model_config"])
+    vit, llm = ViTConfig(**parts.pop("vit")), LLMConfig(**parts.pop("llm"))
+    return VLMConfig(vit=vit, llm=llm, **{**parts, "taps": tuple(parts["taps"])})
+
+
+def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> None:
+    """Put a checkpoint's weights into a model of the same shape. Raises CheckpointError that names the
+    first weight that does not fit."""
+    own = model.state_dict()
+    for name in sorted({*own, *state["model"]}):
+        here, there = (tuple(w[name].shape) if name in w else "nothing" for w in (own, state["model"]))
+        if here != there:
+            raise CheckpointError(
+                f"{path} has another shape: {name} is {there} there and {here} in this model;"
+                " give the flags it was trained with, or another --out"
+            )
+    model.load_state_dict(state["model"])
+
+
+def load_model(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[VLM, dict[str, Any]]:
+    """The model of a checkpoint, ready to use, and everything else that the file holds."""
+    state = load(path, device)
+    model = VLM(model_config(state)).to(device)
+    load_weights(model, state, path)
+    return model.eval(), state

@@ -1,0 +1,163 @@
+"""Every setting of a training run, the presets, and the flags made from them.
+
+`TrainConfig` has one field per setting; `python -m stts_mini.train --preset smoke --k 0.3` starts from
+a preset and overrides fields. `VLMConfig` and everything else that can be derived is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stts_mini.data import TOKENIZER
+from stts_mini.llm import LLMConfig
+from stts_mini.model import VLMConfig
+from stts_mini.packing import check_k
+from stts_mini.vit import ViTConfig
+
+
+def setting(default, text: str):
+    """A field with a help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Raises ValueError for values that cannot be."""
+
+    # what is trained on what
+    k: float = setting(0.5, "share of the cells to remove, 0 ≤ k < 1; 0 trains the unpruned model")
+    scorer: str = setting("stts", "who scores the cells: stts, cosine or random")
+    blind: bool = setting(False, "train without any vision tokens (the control)")
+    data: str = setting("data", "folder of the prepared clips")
+    out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
+    train_short: int = setting(3000, "short training clips")
+    train_needle: int = setting(600, "long training clips (needle)")
+    train_image: int = setting(300, "one-frame training clips")
+    test_clips: int = setting(200, "held-out test clips of each kind")
+    max_frames: int = setting(16, "frames of a clip, at most")
+    fps: float = setting(2.0, "frames to look at per second of a clip")
+    # the optimisation
+    steps: int = setting(400, "training steps")
+    batch_size: int = setting(24, "clips in a step")
+    accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
+    questions: int = setting(8, "questions asked about each clip")
+    lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
+    muon_lr: float = setting(0.02, "Muon's learning rate (hidden matrices); 0: AdamW for all")
+    scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the rest")
+    vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
+    sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
+    warmup: int = setting(20, "steps of linear warm-up; then a cosine to zero")
+    clip_norm: float = setting(1.0, "largest norm of the gradient")
+    seed: int = setting(0, "of weights, data order and everything else")
+    # the model
+    image_size: int = setting(48, "side of a frame in pixels")
+    patch_size: int = setting(8, "side of a patch in pixels")
+    w: int = setting(2, "side of a cell in patches")
+    vit_width: int = setting(64, "D")
+    vit_depth: int = setting(8, "ViT blocks")
+    vit_heads: int = setting(2, "ViT heads")
+    vit_mlp: int = setting(256, "width of the ViT's MLP")
+    score_after: int = setting(1, "l: score after this block (0-based), prune after the next")
+    bias: str = setting("log", "score to attention bias: log, rescaled or none")
+    detach_target: bool = setting(True, "cut the auxiliary target off from the gradient")
+    connector_mlp: int = setting(256, "width of the connector's SwiGLU")
+    llm_width: int = setting(128, "W")
+    llm_depth: int = setting(4, "LLM layers")
+    llm_heads: int = setting(4, "LLM query heads")
+    llm_kv_heads: int = setting(2, "LLM key/value heads")
+    llm_head_dim: int = setting(32, "width of an LLM head")
+    llm_mlp: int = setting(384, "width of the LLM's SwiGLU")
+    # how it runs
+    device: str = setting("auto", "auto, cpu, cuda or mps")
+    compile: bool = setting(False, "torch.compile the blocks")
+    cache_gb: float = setting(2.0, "memory for decoded clips")
+    save_every: int = setting(100, "steps between checkpoints")
+
+    def __post_init__(self):
+        check_k(self.k)
+        for name in ("train_short", "train_needle", "train_image", "warmup", "sim_weight", "muon_lr", "cache_gb"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: give 0 or more")
+        for name in ("steps", "batch_size", "accumulate", "questions", "max_frames", "fps", "lr", "test_clips",
+                     "save_every", "clip_norm"):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: give more than 0")
+        if self.scorer not in ("stts", "cosine", "random"):
+            raise ValueError(f"scorer = {self.scorer!r}: know stts, cosine and random")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if not (self.train_short or self.train_needle or self.train_image):
+            raise ValueError("no training clips at all: give --train-short, --train-needle or --train-image")
+        _ = self.model  # sizes that do not fit each other are refused here, before anything starts
+
+    @property
+    def model(self) -> VLMConfig:
+        """The model's own config."""
+        vit = ViTConfig(
+            self.image_size, self.patch_size, self.vit_width, self.vit_depth, self.vit_heads, self.vit_mlp
+        )  # fmt: skip
+        llm = LLMConfig(
+            len(TOKENIZER), self.llm_width, self.llm_depth, self.llm_heads, self.llm_kv_heads, self.llm_head_dim,
+            self.llm_mlp,
+        )  # fmt: skip
+        return VLMConfig(
+            vit, llm, w=self.w, score_after=self.score_after, scorer_heads=self.vit_heads, scorer_mlp=self.vit_mlp,
+            connector_mlp=self.connector_mlp, bias=self.bias, detach_target=self.detach_target,
+        )  # fmt: skip
+
+    @property
+    def train_counts(self) -> dict[str, int]:
+        """Training clips of each kind."""
+        return {"short": self.train_short, "needle": self.train_needle, "image": self.train_image}
+
+
+PRESETS: dict[str, dict] = {
+    "cpu": {},
+    "smoke": dict(
+        out="runs/smoke", train_short=96, train_needle=16, train_image=16, test_clips=24, steps=20, batch_size=8,
+        warmup=4, save_every=10, questions=6,
+    ),
+    "gpu": dict(
+        out="runs/gpu", train_short=20000, train_needle=6000, train_image=2000, test_clips=400, max_frames=64,
+        steps=4000, batch_size=64, warmup=200, image_size=96, patch_size=8, w=3, vit_width=384, vit_depth=14,
+        vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536, llm_width=512, llm_depth=8, llm_heads=8,
+        llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0, save_every=250,
+    ),
+}  # fmt: skip
+
+
+def parse_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, argparse.Namespace]:
+    """A config from --preset and flags, and what is not a setting: resume, dry_run, given (the settings
+    that were named on the command line)."""
+    parser = argparse.ArgumentParser(
+        "python -m stts_mini.train",
+        allow_abbrev=False,
+        description="Train a video VLM with Spatio-Temporal Token Scoring, evaluate it and draw what it prunes.",
+    )
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="where to start from (default: cpu)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--dry-run", action="store_true", help="print parameters, tokens and memory, and stop")
+    hints = typing.get_type_hints(TrainConfig)
+    for f in dataclasses.fields(TrainConfig):
+        presets = "".join(f", {name}: {p[f.name]}" for name, p in PRESETS.items() if f.name in p)
+        text = f"{f.metadata['help']} (default: {f.default}{presets})".replace("%", "%%")
+        flag = "--" + f.name.replace("_", "-")
+        options = dict(default=argparse.SUPPRESS, help=text)
+        if hints[f.name] is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        else:
+            kind = hints[f.name]
+            assert not isinstance(kind, types.UnionType), f"{f.name}: a flag needs one plain type"
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **options)
+    args = parser.parse_args(argv)
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)}
+    try:
+        config = TrainConfig(**{**PRESETS[args.preset], **given})
+    except ValueError as error:
+        parser.error(str(error))
+    return config, argparse.Namespace(resume=args.resume, dry_run=args.dry_run, given=given, preset=args.preset)

@@ -1,0 +1,223 @@
+"""Clips and questions on disk, and batches for the model.
+
+    prepare   writes the toy world as real MP4 files, with a JSON line per clip beside them
+    Reader    decodes a clip through `video.py`, and keeps what it decoded, up to a budget
+    Sampler   which clips and questions make up training step i: a pure function of (seed, i)
+    collate   clips and questions → a `Batch`
+
+A JSON line reads {"video": path, "kind": …, "split": …, "seed": …, "qa": [{"task", "question",
+"answer", "options"}]}, the path relative to the file.
+
+Prompt of a question:  <question> what colour is the circle ? <option> red <option> blue <answer>
+
+What this file does not do: draw (`world.py`), decode (`video.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stts_mini import world
+from stts_mini.model import Batch
+from stts_mini.progress import Progress
+from stts_mini.tokenizer import ANSWER, OPTION, QUESTION, Tokenizer
+from stts_mini.video import Video, read_video, write_video
+
+TOKENIZER = Tokenizer(world.words())
+SHOWN_OPTIONS = 4  # at most so many options are shown with a question
+
+
+@dataclass(frozen=True)
+class QA:
+    """A question, its answer, and every answer that its wording allows."""
+
+    task: str
+    question: str
+    answer: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file and what is asked about it. `kind`, `split` and `seed` name its scene in the world."""
+
+    video: Path
+    kind: str
+    split: str
+    seed: int
+    qa: tuple[QA, ...]
+
+
+# --------------------------------------------------------------------------------------- on disk
+
+
+def _make_clip(job: tuple[str, str, str, int, int]) -> dict:
+    """Write one clip's MP4 unless it is there, and return its JSON line. Runs in worker processes."""
+    folder, split, kind, seed, size = job
+    scene = world.make_scene(split, kind, seed)
+    name = f"{split}-{kind}-{seed:06d}.mp4"
+    path = Path(folder) / name
+    if not path.exists():
+        write_video(path, world.render(scene, scene.times, size), fps=scene.fps)
+    qa = [dict(task=q.task, question=q.text, answer=q.answer, options=q.options) for q in scene.questions]
+    return dict(video=name, kind=kind, split=split, seed=seed, qa=qa)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+
+
+def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
+    """Make sure that a split of the toy world is on disk; returns its JSON-lines file.
+
+    counts: clips of each kind, e.g. {"short": 3000, "image": 400}. A clip is a pure function of
+    (split, kind, seed, size), so what an interrupted or smaller run has written is used again.
+    """
+    folder = Path(root) / f"world-v{world.WORLD_VERSION}-{size}px"
+    name = "-".join(f"{kind}{count}" for kind, count in counts.items())
+    index = folder / f"{split}-{name}.jsonl"
+    if index.exists():
+        return index
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(str(folder), split, kind, seed, size) for kind, count in counts.items() for seed in range(count)]
+    progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), initializer=_ignore_interrupt) as pool:
+        for line in pool.imap(_make_clip, jobs, chunksize=16):
+            lines.append(json.dumps(line))
+            progress.update(len(lines))
+    progress.close()
+    partial = index.with_name(index.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n")
+    os.replace(partial, index)
+    return index
+
+
+def load_clips(index: str | os.PathLike) -> list[Clip]:
+    """The clips of a JSON-lines file. Raises ValueError that names a bad line's number."""
+    index, clips = Path(index), []
+    for number, line in enumerate(index.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            qa = tuple(QA(q["task"], q["question"], q["answer"], tuple(q["options"])) for q in row["qa"])
+            clips.append(Clip(index.parent / row["video"], row["kind"], row["split"], row["seed"], qa))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{index}, line {number} is not a clip ({type(error).__name__}: {error})") from error
+    return clips
+
+
+def fingerprint(clips: Sequence[Clip]) -> str:
+    """12 hex digits that change with any clip, question or answer; printed beside every result."""
+    text = repr([(c.split, c.kind, c.seed, c.qa) for c in clips]) + f" world {world.WORLD_VERSION}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# ------------------------------------------------------------------------------------- in memory
+
+
+class Reader:
+    """Decoded clips: `reader(path)` → Video, with frames of size × size pixels.
+
+    What was decoded stays in memory until `cache_gb` are full; after that clips are decoded anew.
+    """
+
+    def __init__(self, max_frames: int, size: int, fps: float = 2.0, cache_gb: float = 2.0):
+        self.max_frames, self.size, self.fps = max_frames, size, fps
+        self.room = cache_gb * 1e9
+        self.cache: dict[Path, Video] = {}
+
+    def __call__(self, path: Path) -> Video:
+        video = self.cache.get(path)
+        if video is None:
+            video = read_video(path, self.max_frames, self.fps, self.size)
+            if self.room >= video.frames.nbytes:
+                self.room -= video.frames.nbytes
+                self.cache[path] = video
+        return video
+
+
+def prompt_ids(question: str, options: Sequence[str] = ()) -> list[int]:
+    """<question> … <option> … <option> … <answer>; without options, none are shown."""
+    ids = [QUESTION, *TOKENIZER.encode(question)]
+    for option in options:
+        ids += [OPTION, *TOKENIZER.encode(option)]
+    return [*ids, ANSWER]
+
+
+def shown_options(qa: QA, rng: np.random.Generator) -> list[str]:
+    """The answer and up to SHOWN_OPTIONS − 1 others, shuffled."""
+    others = [option for option in qa.options if option != qa.answer]
+    chosen = [others[i] for i in rng.permutation(len(others))[: SHOWN_OPTIONS - 1]]
+    shown = [qa.answer, *chosen]
+    return [shown[i] for i in rng.permutation(len(shown))]
+
+
+def collate(videos: Sequence[Video], branches: list[list[tuple[list[int], list[int]]]]) -> Batch:
+    """Decoded clips and their (prompt ids, answer ids) → a Batch, padded to the longest clip."""
+    T, size = max(len(v.frames) for v in videos), videos[0].frames.shape[1:3]
+    frames = torch.zeros(len(videos), T, 3, *size, dtype=torch.uint8)
+    for b, video in enumerate(videos):
+        frames[b, : len(video.frames)] = torch.from_numpy(video.frames).permute(0, 3, 1, 2)
+    num_frames = torch.tensor([len(v.frames) for v in videos])
+    stamps = [[TOKENIZER.encode(stamp) for stamp in video.stamps] for video in videos]
+    return Batch(frames, num_frames, stamps, branches)
+
+
+class Sampler:
+    """Training batches: step i of seed s is always the same, whatever ran before.
+
+    Every epoch is a new order of all clips. A clip brings `questions` of its questions: first one of
+    each task, then others; every other one, by lot, shows its options.
+    """
+
+    def __init__(self, clips: list[Clip], reader: Reader, batch_size: int, questions: int, seed: int):
+        self.clips, self.reader, self.seed = clips, reader, seed
+        self.batch_size, self.questions = batch_size, questions
+
+    def clip_numbers(self, step: int) -> list[int]:
+        """Which clips make up a step."""
+        numbers, n = [], len(self.clips)
+        for i in range(step * self.batch_size, (step + 1) * self.batch_size):
+            if not numbers or i % n == 0:
+                order = np.random.default_rng((self.seed, 0, i // n)).permutation(n)
+            numbers.append(int(order[i % n]))
+        return numbers
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, 1, step))
+        videos, branches = [], []
+        for number in self.clip_numbers(step):
+            clip = self.clips[number]
+            videos.append(self.reader(clip.video))
+            own = []
+            for qa in self._choose(clip.qa, rng):
+                options = shown_options(qa, rng) if rng.random() < 0.5 else ()
+                own.append((prompt_ids(qa.question, options), TOKENIZER.encode(qa.answer)))
+            branches.append(own)
+        return collate(videos, branches)
+
+    def _choose(self, qa: tuple[QA, ...], rng: np.random.Generator) -> list[QA]:
+        shuffled = [qa[i] for i in rng.permutation(len(qa))]
+        first = list({q.task: q for q in shuffled}.values())
+        rest = [q for q in shuffled if q not in first]
+        return (first + rest)[: self.questions]
+
+
+def prefetch(sampler: Sampler, start: int, stop: int):
+    """Yield (step, batch) for start ≤ step < stop; the next batch is decoded while this one is used."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming: Future | None = thread.submit(sampler, start) if start < stop else None
+        for step in range(start, stop):
+            batch = coming.result()
+            coming = thread.submit(sampler, step + 1) if step + 1 < stop else None
+            yield step, batch

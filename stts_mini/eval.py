@@ -1,0 +1,291 @@
+"""How good are the answers? Two scorings, beside what chance, question text and luck alone would give.
+
+    multiple choice   the shown option with the largest log-likelihood, summed over its tokens
+    generation        greedy decoding, no options shown; right only if the text is exactly the answer
+    chance            1 / number of shown options
+    look-up           the commonest training answer to that very question text (a leak would show here)
+    blind             the same model without any vision tokens
+
+    python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
+
+Accuracies are means over questions, with a 95% interval from resampling clips. "short" is the mean over
+the short tasks. "evidence" is the share of the pixels that answers depend on (frame 0 excluded) that
+lie in kept cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stts_mini import checkpoint, world
+from stts_mini.data import TOKENIZER, Clip, Reader, collate, fingerprint, load_clips, prepare, prompt_ids, shown_options
+from stts_mini.model import VLM, Encoded
+from stts_mini.packing import check_k
+from stts_mini.progress import Progress
+from stts_mini.scorer import CosineScorer, RandomScorer
+
+OPTION_SEED = 20  # of the order in which options are shown: the same for every model and every k
+
+
+@dataclass
+class Result:
+    """Scores of one model on one set of clips.
+
+    correct    {scoring: {task: [(clip number, 0 or 1)]}} for the scorings "choice" and "generated"
+    chance     {task: [1 / shown options]}
+    kept, cells  vision tokens kept and before pruning, summed over all clips
+    evidence   (pixels in kept cells, all pixels) that answers depend on
+    """
+
+    correct: dict[str, dict[str, list[tuple[int, int]]]] = field(
+        default_factory=lambda: {"choice": defaultdict(list), "generated": defaultdict(list)}
+    )
+    chance: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    kept: int = 0
+    cells: int = 0
+    evidence: tuple[int, int] = (0, 0)
+
+    def accuracy(self, task: str, scoring: str = "choice") -> float:
+        """Mean over the task's questions."""
+        return float(np.mean([right for _, right in self.correct[scoring][task]]))
+
+    def mean(self, tasks: Sequence[str], scoring: str = "choice") -> float:
+        """Mean over tasks, each counting the same."""
+        return float(np.mean([self.accuracy(task, scoring) for task in tasks]))
+
+    def interval(self, tasks: Sequence[str], scoring: str = "choice", draws: int = 1000) -> tuple[float, float]:
+        """95% interval of `mean`: percentile bootstrap over clips, fixed seed."""
+        rows = {t: np.array(self.correct[scoring][t]) for t in tasks}
+        numbers = np.unique(np.concatenate([r[:, 0] for r in rows.values()]))
+        rng, means = np.random.default_rng(0), []
+        for _ in range(draws):
+            weight = np.bincount(rng.integers(len(numbers), size=len(numbers)), minlength=len(numbers))
+            per_task = []
+            for r in rows.values():
+                w = weight[np.searchsorted(numbers, r[:, 0])]
+                per_task.append((w * r[:, 1]).sum() / max(w.sum(), 1))
+            means.append(np.mean(per_task))
+        low, high = np.percentile(means, (2.5, 97.5))
+        return float(low), float(high)
+
+
+def pick_questions(clip: Clip, number: int) -> list[tuple]:
+    """One question of each task that the clip's kind is judged by, each with its shown options: the same
+    choice for every model."""
+    rng, picked = np.random.default_rng((OPTION_SEED, number)), {}
+    for i in rng.permutation(len(clip.qa)):
+        qa = clip.qa[i]
+        if qa.task in world.TASKS[clip.kind]:
+            picked.setdefault(qa.task, qa)
+    return [(qa, shown_options(qa, rng)) for qa in picked.values()]
+
+
+@torch.no_grad()
+def evaluate(
+    model: VLM,
+    clips: Sequence[Clip],
+    reader: Reader,
+    k: float,
+    encode: Callable[..., Encoded] | None = None,
+    batch_size: int = 16,
+    generate: bool = True,
+    name: str = "test",
+) -> Result:
+    """Ask the model one question of each task on every clip, at any k and any number of frames (the
+    reader's). `encode`: another encoder, such as `model.encode_blind`. Tasks are named "kind/task" for
+    all kinds but "short"."""
+    device = next(model.parameters()).device
+    result, was_training = Result(), model.training
+    model.eval()
+    progress = Progress(name, len(clips))
+    for start in range(0, len(clips), batch_size):
+        numbers = range(start, min(start + batch_size, len(clips)))
+        videos = [reader(clips[n].video) for n in numbers]
+        asked = [pick_questions(clips[n], n) for n in numbers]
+        choices = [
+            [(prompt_ids(qa.question, shown), TOKENIZER.encode(o)) for qa, shown in own for o in shown] for own in asked
+        ]
+        output = model(collate(videos, choices).to(device), k, encode)
+        likelihood = iter(option_likelihoods(output).tolist())
+        if generate:
+            open_ended = [[(prompt_ids(qa.question), []) for qa, _ in own] for own in asked]
+            answers = model.generate(collate(videos, open_ended).to(device), k, encode=encode)
+        for b, n in enumerate(numbers):
+            for i, (qa, shown) in enumerate(asked[b]):
+                task = qa.task if clips[n].kind in ("short", qa.task) else f"{clips[n].kind}/{qa.task}"
+                scores = [next(likelihood) for _ in shown]
+                right = shown[int(np.argmax(scores))] == qa.answer
+                result.correct["choice"][task].append((n, int(right)))
+                result.chance[task].append(1 / len(shown))
+                if generate:
+                    said = TOKENIZER.decode(answers[b][i])
+                    result.correct["generated"][task].append((n, int(said == qa.answer)))
+        _count_kept(result, output.encoded, [clips[n] for n in numbers], videos)
+        progress.update(numbers[-1] + 1)
+    progress.close()
+    model.train(was_training)
+    return result
+
+
+def option_likelihoods(output) -> torch.Tensor:
+    """The log-likelihood of each branch's answer, summed over its tokens, the end token left out: (A,)."""
+    log_p = output.logits.float().log_softmax(-1).gather(1, output.targets[:, None]).squeeze(1)
+    last = torch.cat([output.branch[1:] != output.branch[:-1], output.branch.new_ones(1).bool()])
+    sums = log_p.new_zeros(int(output.branch[-1]) + 1)
+    return sums.index_add(0, output.branch, log_p.masked_fill(last, 0))
+
+
+def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos: Sequence) -> None:
+    """Add a batch's kept cells and kept evidence to the result."""
+    result.kept += int(encoded.kept.sum())
+    if encoded.keep is None:
+        return
+    keep = encoded.keep.cpu().numpy()
+    C = keep.shape[2]
+    side = round(C**0.5)
+    for b, (clip, video) in enumerate(zip(clips, videos, strict=True)):
+        T, size = video.frames.shape[:2]
+        result.cells += T * C
+        scene = world.make_scene(clip.split, clip.kind, clip.seed)
+        questions = tuple(q for q in scene.questions if q.task in world.TASKS[clip.kind])
+        pixels = world.evidence(scene, questions, np.array(video.times), size)
+        per_cell = pixels.reshape(T, side, size // side, side, size // side).sum((2, 4)).reshape(T, C)
+        seen, every = int(per_cell[keep[b, :T]].sum()), int(per_cell.sum())
+        result.evidence = (result.evidence[0] + seen, result.evidence[1] + every)
+
+
+def look_up(train: Sequence[Clip], test: Sequence[Clip]) -> dict[str, float]:
+    """Accuracy per task of answering with the shown option that was the commonest training answer to the
+    same question text; ties (and questions never seen) count as the chance to guess right."""
+    answers: dict[tuple[str, str], Counter] = defaultdict(Counter)
+    for clip in train:
+        for qa in clip.qa:
+            answers[clip.kind, qa.question][qa.answer] += 1
+    right = defaultdict(list)
+    for number, clip in enumerate(test):
+        for qa, shown in pick_questions(clip, number):
+            counts = [answers[clip.kind, qa.question][option] for option in shown]
+            best = [option for option, n in zip(shown, counts, strict=True) if n == max(counts)]
+            task = qa.task if clip.kind in ("short", qa.task) else f"{clip.kind}/{qa.task}"
+            right[task].append((qa.answer in best) / len(best))
+    return {task: float(np.mean(values)) for task, values in right.items()}
+
+
+def table(result: Result, blind: Result | None, lookup: dict[str, float] | None) -> str:
+    """The result as text: a row per task, then the short average, tokens and evidence."""
+    tasks = list(result.correct["choice"])
+    short = [t for t in world.SHORT_TASKS if t in tasks]
+    rows = [
+        f"{'':17}{'choice':>8} {'95% interval':>16}{'generated':>11}{'chance':>8}{'look-up':>9}{'blind':>7}{'n':>6}"
+    ]
+
+    def row(name: str, of: list[str]) -> str:
+        low, high = result.interval(of)
+        generated = [result.mean(of, "generated")] if result.correct["generated"] else []
+        chance = np.mean([np.mean(result.chance[t]) for t in of])
+        others = [
+            *(f"{100 * g:10.1f}%" for g in generated or [float("nan")]),
+            f"{100 * chance:7.1f}%",
+            f"{100 * np.mean([lookup[t] for t in of]):8.1f}%" if lookup else f"{'–':>9}",
+            f"{100 * blind.mean(of):6.1f}%" if blind else f"{'–':>7}",
+        ]
+        n = sum(len(result.correct["choice"][t]) for t in of)
+        return (
+            f"{name:17}{100 * result.mean(of):7.1f}% {f'{100 * low:.1f} – {100 * high:.1f}':>16}{''.join(others)}{n:6}"
+        )
+
+    rows += [row(t, [t]) for t in short]
+    if short:
+        rows.append(row("short (mean)", short))
+    rows += [row(t, [t]) for t in tasks if t not in short]
+    if result.cells:
+        rows.append(
+            f"vision tokens kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%), "
+            f"evidence kept: {100 * result.evidence[0] / max(result.evidence[1], 1):.1f}%"
+        )
+    return "\n".join(rows)
+
+
+def test_set(data: str | Path, size: int, clips: int, split: str = "test") -> list[Clip]:
+    """`clips` held-out clips of each kind, written first if need be."""
+    return load_clips(prepare(data, split, dict.fromkeys(world.SCENES, clips), size))
+
+
+def parse_k(text: str) -> float:
+    """A share from a command line, with the same clear refusal as everywhere."""
+    try:
+        check_k(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return float(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        "python -m stts_mini.eval", description=__doc__.split("\n")[0], allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("checkpoint", nargs="?", default="runs/cpu/checkpoint.pt", help="what to evaluate")
+    parser.add_argument("--k", type=parse_k, default=0.5, help="share of cells to remove")
+    parser.add_argument("--max-frames", type=int, default=None, help="frames of a clip; as in training if not given")
+    parser.add_argument("--scorer", choices=("stts", "cosine", "random"), default="stts", help="who scores the cells")
+    parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
+    parser.add_argument("--data", default="data", help="folder of the prepared clips")
+    parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
+    parser.add_argument("--json", default=None, help="also write the scores to this file")
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: error: {error}")
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Evaluate as the command line says; prints the table and returns what --json writes."""
+    torch.manual_seed(args.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, state = checkpoint.load_model(args.checkpoint, device)
+    train = state["train_config"]
+    frames = args.max_frames or train["max_frames"]
+    if args.clips < 1 or frames < 1:
+        raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
+    size = model.config.vit.image_size
+    clips = test_set(args.data, size, args.clips, args.split)
+    reader = Reader(frames, size, train["fps"])
+    if args.scorer != "stts":
+        model.scorer = {"cosine": CosineScorer, "random": RandomScorer}[args.scorer](model.config.scorer)
+    print(f"{args.checkpoint} (step {state['step']}), scorer {args.scorer}, k = {args.k}, up to {frames} frames")
+    print(f"{args.split} set {fingerprint(clips)}: {args.clips} clips of each kind, seed {args.seed}")
+    result = evaluate(model, clips, reader, args.k)
+    blind = evaluate(model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind")
+    print(table(result, blind, None))
+    summary = dict(
+        checkpoint=str(args.checkpoint), step=state["step"], scorer=args.scorer, k=args.k, max_frames=frames,
+        fingerprint=fingerprint(clips), torch=torch.__version__, **summarise(result),
+    )  # fmt: skip
+    if args.json:
+        Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def summarise(result: Result) -> dict:
+    """The numbers of a result as plain values."""
+    tasks = list(result.correct["choice"])
+    summary = {scoring: {t: result.accuracy(t, scoring) for t in of} for scoring, of in result.correct.items()}
+    summary["interval"] = {t: result.interval([t]) for t in tasks}
+    return dict(**summary, kept=result.kept, cells=result.cells, evidence=list(result.evidence))
+
+
+if __name__ == "__main__":
+    main()

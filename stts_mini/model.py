@@ -1,0 +1,393 @@
+"""The video VLM, and the one place where the pieces of STTS come together (paper Figure 3).
+
+    frames → ViT blocks 0..l → score → block l+1 with the key bias → select → pack
+           → ViT blocks l+2.. under the block mask → unpack → connect → LLM → answer
+
+`VLM.encode_video` is that line, step by step; `VLM.forward` lays out the LLM's sequence and takes the
+losses; `VLM.generate` answers.
+
+Legend
+    B videos · T frames of the longest, num_frames (B,) of each · g×g = N patches · w×w patches in a
+    cell, C cells · D ViT width · W LLM width · F real frames of the batch · K kept cells of the batch
+    L length of a sequence · Q questions on one video: each is a *branch* after the shared prefix
+
+Sequence of one video (paper Table 6 counts it so): for each frame its time stamp as text, a frame-start
+token, its kept cells, a frame-end token; then the branches. Every branch starts at the position after
+the prefix and sees the prefix and itself. Cells and frame markers see each other in both directions.
+
+Where we differ from the paper: only kept cells go through the connector; padding frames are never
+computed; a video with nothing to remove is exactly the unpruned model (no bias, no L_sim).
+
+What this file does not do: read files (`data.py`), optimise (`train.py`), judge (`eval.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stts_mini.llm import LLM, KVCache, LLMConfig
+from stts_mini.packing import Packed, block_mask, check_k, frame_counts, num_removed, pack, select
+from stts_mini.scorer import (
+    CellPooler,
+    Scorer,
+    ScorerConfig,
+    attention_bias,
+    cell_major,
+    cell_side,
+    similarity_loss,
+    temporal_target,
+)
+from stts_mini.tokenizer import END, FRAME_END, FRAME_START, PAD
+from stts_mini.vit import ViT, ViTConfig
+
+CELL = -1  # stands in a sequence of ids where a kept cell's token goes
+
+
+@dataclass(frozen=True)
+class VLMConfig:
+    """The ViT, the LLM, and what lies between.
+
+    score_after  l: cells are scored after this block (0-based) and pruned after the next one
+    w            side of a cell in patches
+    taps         the blocks whose outputs the connector reads, counted from the end: −1 is the last
+    bias         "log": S = log s (the paper); "rescaled": as in the public code; "none": no injection
+    detach_target  whether L_sim's target is cut off from the gradient
+    Raises ValueError for blocks that do not exist or are not packed, and a grid that w does not divide.
+    """
+
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    w: int = 2
+    score_after: int = 1
+    scorer_heads: int = 4
+    scorer_mlp: int = 256
+    connector_mlp: int = 256
+    taps: tuple[int, ...] = (-3, -1)
+    bias: str = "log"
+    detach_target: bool = True
+
+    def __post_init__(self):
+        cell_side(self.vit.num_patches, self.w)
+        if not 0 <= self.score_after <= self.vit.depth - 3:
+            raise ValueError(
+                f"score_after {self.score_after} leaves no packed block in a ViT of depth {self.vit.depth}:"
+                f" give 0 to {self.vit.depth - 3}"
+            )
+        for tap in self.taps:
+            if not self.score_after + 2 <= tap % self.vit.depth or not -self.vit.depth <= tap < 0:
+                raise ValueError(f"tap {tap} is not among the packed blocks −{self.num_packed}..−1")
+        if not self.taps or self.bias not in ("log", "rescaled", "none"):
+            raise ValueError(f"taps {self.taps}, bias {self.bias!r}: give a block, and log, rescaled or none")
+
+    @property
+    def num_packed(self) -> int:
+        """Blocks that run on packed rows."""
+        return self.vit.depth - self.score_after - 2
+
+    @property
+    def cells(self) -> int:
+        """C, cells of a frame."""
+        return self.vit.num_patches // self.w**2
+
+    @property
+    def scorer(self) -> ScorerConfig:
+        """The scorer's own sizes."""
+        return ScorerConfig(self.vit.width, self.w, self.scorer_heads, self.scorer_mlp)
+
+
+@dataclass
+class Batch:
+    """Videos and what is asked about them.
+
+    frames      (B, T, 3, H, W) uint8, or floats in [−1, 1]; padding frames may hold anything
+    num_frames  (B,) int, on the CPU
+    stamps      for each video, for each frame, the token ids of its time stamp
+    branches    for each video, for each question, (prompt ids, answer ids); the end token is added
+    """
+
+    frames: Tensor
+    num_frames: Tensor
+    stamps: list[list[list[int]]]
+    branches: list[list[tuple[list[int], list[int]]]]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its frames on `device`."""
+        return replace(self, frames=self.frames.to(device, non_blocking=True))
+
+
+@dataclass
+class Encoded:
+    """What an encoder makes of a batch of videos. Any callable (frames, num_frames, k) → Encoded will do.
+
+    tokens   (K, W): the LLM tokens, ordered by video, frame, cell
+    kept     (B, T) int on the CPU: how many tokens each frame has
+    shown    (B, T) bool on the CPU: which frames have a stamp and markers in the sequence
+    place    (K, 3) int: video, frame and cell of every token
+    keep     (B, T, C) bool, or None for an encoder that does not select cells
+    scores   (B, T, C), or None if nothing was scored
+    packed   the rows and their source frames, or None
+    sim_loss L_sim, 0 if nothing was pruned
+    """
+
+    tokens: Tensor
+    kept: Tensor
+    shown: Tensor
+    place: Tensor
+    keep: Tensor | None = None
+    scores: Tensor | None = None
+    packed: Packed | None = None
+    sim_loss: Tensor | float = 0.0
+
+
+@dataclass
+class Output:
+    """Losses and logits of a batch with A answer tokens.
+
+    task_loss  cross-entropy of the answer tokens, averaged per answer
+    sim_loss   L_sim
+    logits     (A, V), targets (A,), branch (A,): the answer's running number in the batch
+    length     L, and tokens, the number of real tokens in all sequences
+    """
+
+    task_loss: Tensor
+    sim_loss: Tensor | float
+    logits: Tensor
+    targets: Tensor
+    branch: Tensor
+    length: int
+    tokens: int
+    encoded: Encoded
+
+
+class Connector(nn.Module):
+    """From ViT features to LLM tokens: pool each cell, then a SwiGLU projection.
+
+    x (K, w², taps·D) → (K, W). Linear weights as in the pooler: normal, std 1/√fan_in, no biases here.
+    """
+
+    def __init__(self, config: VLMConfig):
+        super().__init__()
+        features = len(config.taps) * config.vit.width
+        self.pooler = CellPooler(features, config.vit.width, config.vit.heads)
+        self.gate_proj = nn.Linear(config.vit.width, config.connector_mlp, bias=False)
+        self.up_proj = nn.Linear(config.vit.width, config.connector_mlp, bias=False)
+        self.down_proj = nn.Linear(config.connector_mlp, config.llm.width, bias=False)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pooler(x)  # (K, D)
+        return self.down_proj(F.silu(self.gate_proj(pooled)) * self.up_proj(pooled))
+
+
+class VLM(nn.Module):
+    """Video in, answers out. See the module's docstring for the line of data."""
+
+    def __init__(self, config: VLMConfig):
+        super().__init__()
+        self.config = config
+        self.vit = ViT(config.vit)
+        self.vit.post_layernorm = nn.Identity()  # the connector taps hidden states before it
+        self.scorer: nn.Module = Scorer(config.scorer)
+        self.connector = Connector(config)
+        self.llm = LLM(config.llm)
+
+    # ---------------------------------------------------------------------------------- the method
+
+    def encode_video(
+        self,
+        frames: Tensor,
+        num_frames: Tensor | None = None,
+        k: float = 0.5,
+        scorer: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Encoded:
+        """Frames to the LLM tokens of the kept cells (paper Figure 3, §3.2 and §3.3).
+
+        frames      (B, T, 3, H, W) uint8, or floats in [−1, 1]
+        num_frames  (B,) int; None: all T frames are real
+        k           share of the cells to remove, 0 ≤ k < 1; 0 is the unpruned model
+        scorer      instead of the model's own: (x (B, T, N, D), num_frames) → scores (B, T, C)
+        Raises ValueError for a k or shapes that cannot be.
+        """
+        if frames.ndim != 5:
+            raise ValueError(f"frames are {tuple(frames.shape)}: give (B, T, 3, H, W)")
+        check_k(k)
+        cfg, w, l = self.config, self.config.w, self.config.score_after
+        B, T = frames.shape[:2]
+        counts = torch.tensor(frame_counts(num_frames, B, T))  # (B,), on the CPU
+        real = torch.arange(T) < counts[:, None]  # (B, T)
+        prunable = torch.tensor([num_removed(k, cfg.cells, n) > 0 for n in counts.tolist()])
+        own_frame = real.nonzero(as_tuple=True)  # (F,) videos, (F,) times: the real frames in order
+
+        x = self.vit.embed(normalise(frames[own_frame]))  # (F, N, D): padding is never computed
+        x = cell_major(x, w)
+        for block in self.vit.blocks[: l + 1]:
+            x = block(x)
+
+        scores, keep, sim_loss, key_bias = None, real[..., None].expand(B, T, cfg.cells), 0.0, None
+        if prunable.any():
+            scorer = scorer or self.scorer
+            grid = x.new_zeros(B, T, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
+            scores = scorer(grid, counts)
+            keep = select(scores, k, counts)
+            if getattr(scorer, "injects_bias", False):
+                some = prunable.nonzero().squeeze(1)
+                target = temporal_target(grid[some], w)
+                sim_loss = similarity_loss(scores[some], target, counts[some], cfg.detach_target)
+                if cfg.bias != "none":
+                    bias = attention_bias(scores, w, counts, rescale=cfg.bias == "rescaled")  # (B, T, N)
+                    key_bias = (bias * prunable[:, None, None].to(bias))[own_frame]  # (F, N)
+        x = self.vit.blocks[l + 1](x, key_bias=key_bias)
+
+        keep = keep.to(x.device)
+        kept_patches = keep[own_frame].repeat_interleave(w * w, dim=1)  # (F, N)
+        packed = pack(x, kept_patches)
+        mask = block_mask(packed.frame) if prunable.any() else None  # unpruned: one whole frame a row
+        y, features = packed.x, {}
+        for i, block in enumerate(self.vit.blocks[l + 2 :], start=l + 2):
+            y = block(y, mask=mask)
+            features[i - cfg.vit.depth] = y  # (F', N, D), by its place from the end
+        tapped = packed.unpack(torch.cat([features[tap] for tap in cfg.taps], dim=-1))  # (K·w², taps·D)
+        tokens = self.connector(tapped.unflatten(0, (-1, w * w)))  # (K, W)
+        return Encoded(tokens, keep.sum(2).cpu(), real, keep.nonzero(), keep, scores, packed, sim_loss)
+
+    def encode_blind(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.0) -> Encoded:
+        """The blind control (k = 100 in the paper's tables): no vision tokens, no stamps, no markers."""
+        B, T = frames.shape[:2]
+        nothing = torch.zeros(B, T, dtype=torch.long)
+        tokens = torch.zeros(0, self.config.llm.width, device=frames.device)
+        return Encoded(tokens, nothing, nothing.bool(), torch.zeros(0, 3, dtype=torch.long))
+
+    # ------------------------------------------------------------------------------------- the LLM
+
+    def forward(self, batch: Batch, k: float = 0.5, encode: Callable[..., Encoded] | None = None) -> Output:
+        """Losses and logits of a batch; `encode` instead of `encode_video` for another encoder."""
+        encoded = (encode or self.encode_video)(batch.frames, batch.num_frames, k)
+        device = encoded.tokens.device
+        prefixes = prefix_ids(batch.stamps, encoded)
+        branches = [[(prompt, [*answer, END]) for prompt, answer in video] for video in batch.branches]
+        layout = Layout.build(prefixes, [[p + a[:-1] for p, a in video] for video in branches], device)
+        hidden = self.llm(self.embed(layout.ids, encoded.tokens), layout.positions, layout.mask)
+
+        row, column, target, branch = [], [], [], []  # where each answer token is predicted
+        for b, video in enumerate(branches):
+            at = len(prefixes[b])
+            for prompt, answer in video:
+                number = branch[-1] + 1 if branch else 0
+                row += [b] * len(answer)
+                column += range(at + len(prompt) - 1, at + len(prompt) - 1 + len(answer))
+                target += answer
+                branch += [number] * len(answer)
+                at += len(prompt) + len(answer) - 1
+        index = torch.tensor([row, column, target, branch], device=device)
+        row, column, targets, branch = index
+        logits = self.llm.logits(hidden[row, column])  # (A, V)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")  # (A,)
+        num_branches = sum(map(len, branches))
+        lengths = torch.bincount(branch, minlength=num_branches)
+        task_loss = (losses / lengths[branch]).sum() / num_branches
+        tokens = int((layout.segment >= 0).sum()) if device.type == "cpu" else layout.segment.numel()
+        return Output(task_loss, encoded.sim_loss, logits, targets, branch, layout.ids.shape[1], tokens, encoded)
+
+    def embed(self, ids: Tensor, cells: Tensor) -> Tensor:
+        """ids (B, L), CELL where the next row of cells (K, W) goes → (B, L, W)."""
+        x = self.llm.embed(ids.clamp(min=0))
+        return x.masked_scatter((ids == CELL)[..., None], cells.to(x.dtype))
+
+    @torch.no_grad()
+    def generate(
+        self, batch: Batch, k: float = 0.5, max_new_tokens: int = 16, encode: Callable[..., Encoded] | None = None
+    ) -> list[list[list[int]]]:
+        """Greedy answers to every branch's prompt (its answer is not looked at): ids, video by video.
+
+        The prefix is computed once for each video; its keys and values serve all of its questions.
+        """
+        encoded = (encode or self.encode_video)(batch.frames, batch.num_frames, k)
+        device = encoded.tokens.device
+        prefixes = prefix_ids(batch.stamps, encoded)
+        prompts = [prompt for video in batch.branches for prompt, _ in video]
+        owner = torch.tensor([b for b, video in enumerate(batch.branches) for _ in video], device=device)  # (R,)
+        layout = Layout.build(prefixes, [[] for _ in prefixes], device)
+        cache, lengths = KVCache(), torch.tensor([len(p) for p in prefixes], device=device)
+        if layout.ids.shape[1]:
+            self.llm(self.embed(layout.ids, encoded.tokens), layout.positions, layout.mask, cache)
+            cache = cache.rows(owner)
+        # the prompts, padded on the left so that the last column is every prompt's last token
+        P, L = layout.ids.shape[1], max(map(len, prompts))
+        ids = torch.tensor([[PAD] * (L - len(p)) + p for p in prompts], device=device)  # (R, L)
+        start = torch.tensor([L - len(p) for p in prompts], device=device)[:, None]  # (R, 1)
+        at = torch.arange(L, device=device)
+        positions = lengths[owner, None] + (at - start).clamp(min=0)
+        real = at >= start  # (R, L)
+        causal = (at[:, None] >= at) & (real[:, None, :] | (at[:, None] == at))  # (R, L, L): padding sees itself
+        seen = (torch.arange(P, device=device) < lengths[owner, None])[:, None, :].expand(-1, L, -1)
+        mask = torch.cat([seen, causal], dim=2)[:, None]  # (R, 1, L, P + L)
+        flat = self.llm.generate(self.llm.embed(ids), positions, mask, cache, max_new_tokens, stop=END)
+        answers = iter(flat)
+        return [[next(answers) for _ in video] for video in batch.branches]
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """uint8 pixels to [−1, 1], as SigLIP takes them; floats pass."""
+    return frames if frames.is_floating_point() else frames.float() / 127.5 - 1
+
+
+def prefix_ids(stamps: list[list[list[int]]], encoded: Encoded) -> list[list[int]]:
+    """For each video: stamp, frame start, CELL × kept, frame end, for every shown frame, in time order."""
+    prefixes = []
+    for video, kept, shown in zip(stamps, encoded.kept.tolist(), encoded.shown.tolist(), strict=True):
+        ids: list[int] = []
+        for t, stamp in enumerate(video):
+            if shown[t]:
+                ids += [*stamp, FRAME_START, *[CELL] * kept[t], FRAME_END]
+        prefixes.append(ids)
+    return prefixes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sequences of a batch, padded on the right, and who sees whom.
+
+    ids        (B, L), CELL for a kept cell's place, PAD for padding
+    positions  (B, L): contiguous in the prefix; every branch goes on from the prefix's end
+    segment    (B, L): 0 prefix, 1.. branches, −1 padding
+    mask       (B, 1, L, L) bool, True = may attend
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segment: Tensor
+    mask: Tensor
+
+    @staticmethod
+    def build(prefixes: list[list[int]], branches: list[list[list[int]]], device: torch.device) -> Layout:
+        """Lay out one row for each video: its prefix, then its branches one after another."""
+        rows = []
+        for prefix, own in zip(prefixes, branches, strict=True):
+            ids, positions, segment = list(prefix), list(range(len(prefix))), [0] * len(prefix)
+            for number, branch in enumerate(own, start=1):
+                ids += branch
+                positions += range(len(prefix), len(prefix) + len(branch))
+                segment += [number] * len(branch)
+            rows.append((ids, positions, segment))
+        L = max(len(ids) for ids, _, _ in rows)
+        padded = [
+            [part + [fill] * (L - len(part)) for part, fill in zip(row, (PAD, 0, -1), strict=True)] for row in rows
+        ]
+        ids, positions, segment = torch.tensor(padded, dtype=torch.long, device=device).view(-1, 3, L).unbind(1)
+        query, key = segment[:, :, None], segment[:, None, :]
+        at = torch.arange(L, device=device)
+        causal = at[:, None] >= at
+        # padding (−1) sees the padding before it, so that no query sees nothing; nobody else sees it
+        mask = causal & ((query == key) | ((key == 0) & (query > 0)))  # (B, L, L)
+        vision = (segment == 0) & ((ids == CELL) | (ids == FRAME_START) | (ids == FRAME_END))
+        mask |= vision[:, :, None] & vision[:, None, :]
+        return Layout(ids, positions, segment, mask[:, None])

@@ -1,0 +1,2 @@
+def draw_clips(model, clips, reader, k, out):
+    return []

@@ -1,0 +1,373 @@
+"""Training, from nothing to a checkpoint, a table and a picture: the main command.
+
+    L = L_task + λ · L_sim                                                          (paper §3.2)
+
+    python -m stts_mini.train                         the whole job in minutes on a CPU
+    python -m stts_mini.train --preset smoke          everything end to end in under a minute
+    python -m stts_mini.train --preset gpu --dry-run  what a preset would take
+    python -m stts_mini.train --resume                go on after Ctrl-C
+
+Hidden matrices are optimised by Muon, everything else (embeddings, positions, norms, biases, the first
+and the last layer) by AdamW; the scorer's rates are a selectable multiple of the others in both.
+Step i draws its clips and questions from (seed, i) alone, so a resumed run sees what an uninterrupted
+one would have seen.
+
+What this file does not do: define settings (`config.py`), make batches (`data.py`), judge (`eval.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import platform
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from stts_mini import checkpoint
+from stts_mini.config import TrainConfig, parse_flags
+from stts_mini.data import Reader, Sampler, fingerprint, load_clips, prefetch, prepare
+from stts_mini.eval import evaluate, look_up, summarise, table, test_set
+from stts_mini.model import VLM, Batch, Output
+from stts_mini.optim import Muon
+from stts_mini.packing import num_removed
+from stts_mini.picture import draw_clips
+from stts_mini.progress import Progress, clock
+from stts_mini.scorer import CosineScorer, RandomScorer
+
+
+class TrainError(RuntimeError):
+    """Training cannot go on; the message says at which step, on which data, and what was saved."""
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" takes CUDA, then MPS, then the CPU. Raises ValueError for a device that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, ok in there.items() if ok))
+    if not there.get(name, False):
+        raise ValueError(f"device {name!r} is not there: give auto or one of {[k for k, ok in there.items() if ok]}")
+    return torch.device(name)
+
+
+def build_model(config: TrainConfig, device: torch.device) -> VLM:
+    """A fresh model from the config's seed, with the scorer that the config names."""
+    torch.manual_seed(config.seed)
+    model = VLM(config.model)
+    if config.scorer != "stts":
+        model.scorer = {"cosine": CosineScorer, "random": RandomScorer}[config.scorer](config.model.scorer)
+    return model.to(device)
+
+
+def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, AdamW for the rest, each with a group for the LLM, vision and scorer.
+
+    Every group carries its peak rate as `peak_lr`; weight decay is 0, β = (0.9, 0.95) (paper §4)."""
+    ratios = {"llm": 1.0, "vit": config.vision_lr_ratio, "connector": config.vision_lr_ratio}
+    groups: dict[tuple[str, str], list] = {}
+    for name, p in model.named_parameters():
+        part = name.split(".")[0]
+        ends = ("embed_tokens", "lm_head", "position_embedding", "patch_embedding", "scorer.mlp.2")
+        hidden = p.ndim == 2 and not any(end in name for end in ends) and config.muon_lr > 0
+        groups.setdefault(("muon" if hidden else "adamw", part), []).append(p)
+    optimizers = []
+    for kind, rate in (("muon", config.muon_lr), ("adamw", config.lr)):
+        own = [
+            dict(params=params, lr=(peak := rate * ratios.get(part, config.scorer_lr_ratio)), peak_lr=peak)
+            for (k, part), params in groups.items()
+            if k == kind
+        ]
+        if own and kind == "muon":
+            optimizers.append(Muon(own))
+        elif own:
+            optimizers.append(torch.optim.AdamW(own, betas=(0.9, 0.95), weight_decay=0.0))
+    return optimizers
+
+
+def rate_at(step: int, config: TrainConfig) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then a cosine to zero.
+
+    >>> config = TrainConfig(steps=100, warmup=10)
+    >>> [round(rate_at(step, config), 2) for step in (0, 9, 10, 55, 99)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def autocast(device: torch.device):
+    """bfloat16 where it pays: on CUDA."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def parts_of(batch: Batch, count: int) -> list[Batch]:
+    """Cut a batch into `count` equal parts along the videos."""
+    size = len(batch.num_frames) // count
+    cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
+    return [
+        Batch(
+            batch.frames[c, : int(batch.num_frames[c].max())], batch.num_frames[c], batch.stamps[c], batch.branches[c]
+        )
+        for c in cuts
+    ]
+
+
+def forward_backward(model: VLM, batch: Batch, config: TrainConfig, device: torch.device, k: float | None = None):
+    """Gradients of one batch, in `accumulate` parts. Returns mean L_task, mean L_sim, answers right,
+    answers, tokens, the last part's encoding."""
+    k = config.k if k is None else k
+    encode = model.encode_blind if config.blind else None
+    task = sim = 0.0
+    right = answers = tokens = 0
+    for part in parts_of(batch, config.accumulate):
+        with autocast(device):
+            output = model(part.to(device), k, encode)
+            loss = (output.task_loss + config.sim_weight * output.sim_loss) / config.accumulate
+        loss.backward()
+        task += float(output.task_loss.detach()) / config.accumulate
+        sim += float(torch.as_tensor(output.sim_loss).detach()) / config.accumulate
+        correct = answers_right(output)
+        right, answers, tokens = right + int(correct.sum()), answers + len(correct), tokens + output.tokens
+    return task, sim, right, answers, tokens
+
+
+def answers_right(output: Output) -> torch.Tensor:
+    """For each answer, whether all of its tokens were predicted: (answers,) bool."""
+    wrong = (output.logits.argmax(-1) != output.targets).long()
+    return torch.zeros(int(output.branch[-1]) + 1, dtype=torch.long, device=wrong.device).index_add(
+        0, output.branch, wrong
+    ) == 0  # fmt: skip
+
+
+def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
+    """The training loop. Writes checkpoint.pt, config.json and log.csv into config.out."""
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    index = prepare(config.data, "train", config.train_counts, config.image_size)
+    clips = load_clips(index)
+    reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
+    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed)
+
+    model = build_model(config, device)
+    optimizers = build_optimizers(model, config)
+    start = restore(out / "checkpoint.pt", model, optimizers, config, device) if resume else 0
+    if config.compile:
+        for block in (*model.vit.blocks, *model.llm.layers):
+            block.compile(dynamic=True)
+    if not resume:
+        (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+
+    def save(step: int) -> None:
+        checkpoint.save(
+            out / "checkpoint.pt", model, step=step, train_config=dataclasses.asdict(config),
+            optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(),
+        )  # fmt: skip
+
+    log = Log(out / "log.csv", start)
+    progress, step, began = Progress("train", config.steps, start), start, time.monotonic()
+    model.train()
+    with Interrupt() as interrupt:
+        for step, batch in prefetch(sampler, start, config.steps):
+            for group in (g for o in optimizers for g in o.param_groups):
+                group["lr"] = group["peak_lr"] * rate_at(step, config)
+            task, sim, right, answers, tokens = forward_backward(model, batch, config, device)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            if not math.isfinite(task + sim) or not torch.isfinite(norm):
+                last = f"the last good checkpoint is {out / 'checkpoint.pt'}" if log.saved else "nothing was saved yet"
+                raise TrainError(
+                    f"step {step}: loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}; batch: clips "
+                    f"{sampler.clip_numbers(step)} of {index} (seed {config.seed}); {last}. Try a lower --lr and --muon-lr"
+                )
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            seconds = time.monotonic() - began
+            log.add(step, task, sim, right / answers, float(norm), tokens, seconds)
+            progress.update(step + 1, f"{log.text()} tokens/s {log.tokens / seconds:.0f}")
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps or interrupt.asked:
+                save(step + 1)
+                log.flush()
+            if interrupt.asked:
+                progress.close()
+                print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
+                sys.exit(130)
+    progress.close()
+    return model.eval()
+
+
+def restore(
+    path: Path, model: VLM, optimizers: list[torch.optim.Optimizer], config: TrainConfig, device: torch.device
+) -> int:
+    """Load a run's last checkpoint into model and optimisers; returns the step to go on with."""
+    state = checkpoint.load(path, device)
+    then, now = state["train_config"], dataclasses.asdict(config)
+    free = {"out", "data", "device", "compile", "cache_gb", "save_every", "accumulate", "test_clips"}
+    changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if now[name] != then.get(name)]
+    changed = [line for line in changed if line.split()[0] not in free]
+    if changed:
+        raise checkpoint.CheckpointError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
+    checkpoint.load_weights(model, state, path)
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    torch.set_rng_state(state["rng"].cpu())
+    print(f"resumed {path} at step {state['step']} of {config.steps}")
+    return state["step"]
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into a question that the loop answers between two steps; the second kills."""
+
+    def __enter__(self) -> Interrupt:
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+
+class Log:
+    """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line."""
+
+    NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds")
+
+    def __init__(self, path: Path, start: int):
+        self.path, self.rows, self.tokens, self.saved = path, [], 0, start > 0
+        self.loss = self.accuracy = None
+        old = list(csv.reader(path.open()))[1:] if start and path.exists() else []
+        with path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
+            csv.writer(file).writerows([self.NAMES, *(row for row in old if int(row[0]) < start)])
+
+    def add(self, step: int, task: float, sim: float, accuracy: float, norm: float, tokens: int, seconds: float):
+        """One training step."""
+        self.tokens += tokens
+        self.rows.append(
+            (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}")
+        )
+        mix = lambda old, new: new if old is None else 0.9 * old + 0.1 * new
+        self.loss, self.accuracy = mix(self.loss, task + sim), mix(self.accuracy, accuracy)
+
+    def text(self) -> str:
+        """For the progress line."""
+        return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}%"
+
+    def flush(self) -> None:
+        """Append the rows since the last call."""
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows(self.rows)
+        self.rows, self.saved = [], True
+
+
+def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:
+    """Time of a training step (forward and backward) at k over that at 0: the median of ratios taken side
+    by side on the same batches, after one pair of warm-up."""
+
+    def timed(batch: Batch, k: float) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        forward_backward(model, batch, config, device, k)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    ratios = []
+    for i in range(pairs + 1):
+        batch = sampler(i)
+        ratios.append(timed(batch, config.k) / timed(batch, 0.0))
+    model.zero_grad()
+    return statistics.median(ratios[1:])
+
+
+def finish(config: TrainConfig, model: VLM, device: torch.device) -> dict:
+    """Evaluate on held-out clips, time a step against the unpruned model, draw; print and save it all."""
+    out = Path(config.out)
+    train_clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size))
+    clips = test_set(config.data, config.image_size, config.test_clips)
+    reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
+    encode = model.encode_blind if config.blind else None
+    result = evaluate(model, clips, reader, config.k, encode)
+    blind = evaluate(model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind")
+    print(f"\ntest set {fingerprint(clips)}, k = {config.k}, up to {config.max_frames} frames, 1 seed ({config.seed})")
+    print(table(result, blind, look_up(train_clips, clips)))
+    summary = dict(fingerprint=fingerprint(clips), **summarise(result))
+    if config.k > 0 and not config.blind:
+        sampler = Sampler(train_clips, reader, config.batch_size, config.questions, config.seed)
+        summary["step_time_ratio"] = ratio = step_time_ratio(model, sampler, config, device)
+        print(f"time of a training step at k = {config.k} over the unpruned model's: {ratio:.2f} (median of 5 pairs)")
+    if not config.blind:
+        paths = draw_clips(model, clips, reader, config.k, out)
+        print("pruned clips to look at: " + ", ".join(str(path) for path in paths))
+    (out / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def describe(config: TrainConfig, device: torch.device) -> str:
+    """Parameters, tokens of a step and estimated memory of a run, as text."""
+    with torch.device("meta"):
+        model = VLM(config.model)
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    parts = ", ".join(f"{name} {count(part) / 1e6:.2f} M" for name, part in model.named_children())
+    m, T, B = config.model, config.max_frames, config.batch_size // config.accumulate
+    kept = m.cells * T - num_removed(config.k, m.cells, T)
+    row = kept + 3 * T + config.questions * 14  # stamps, two markers; a question is about 14 tokens
+    patches, kept_patches = B * T * m.vit.num_patches, B * kept * m.w**2
+    # floats that a block keeps for the backward pass, per token: 11·D + 3·mlp (ViT), 16·W + 4·mlp (LLM)
+    dense = m.score_after + 2
+    floats = (patches * dense + kept_patches * m.num_packed) * (11 * m.vit.width + 3 * m.vit.mlp)
+    floats += B * row * m.llm.depth * (16 * m.llm.width + 4 * m.llm.mlp)
+    activations = floats * (2 if device.type == "cuda" else 4)
+    fixed = count(model) * 16  # weights, gradients, at most two moments, 4 bytes each
+    clips = min(sum(config.train_counts.values()) * T * 3 * config.image_size**2 / 1e9, config.cache_gb)
+    return "\n".join(
+        [
+            f"parameters: {count(model) / 1e6:.2f} M ({parts})",
+            f"ViT: {dense} of {m.vit.depth} blocks dense ({100 * dense / m.vit.depth:.0f}%), {m.num_packed} packed;"
+            f" {m.cells} cells of {m.w}×{m.w} patches in a frame",
+            f"a step: {config.batch_size} clips of up to {T} frames; vision tokens of a full clip: {kept} of {m.cells * T}"
+            f" kept; about {config.batch_size * row} LLM tokens",
+            f"memory, estimated: {(activations + fixed) / 1e9 + clips + 0.5:.1f} GB (activations {activations / 1e9:.1f},"
+            f" weights and optimiser {fixed / 1e9:.2f}, decoded clips {clips:.1f}, PyTorch 0.5)",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    config, args = parse_flags(argv)
+    try:
+        device = pick_device(config.device)
+        settings = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(config).items())
+        print(f"preset {args.preset}: {settings}")
+        print(f"{device} ({platform.machine()}, {torch.get_num_threads()} threads), torch {torch.__version__}")
+        print(describe(config, device))
+        if args.dry_run:
+            return
+        began = time.monotonic()
+        model = train(config, args.resume, device)
+        finish(config, model, device)
+        print(f"all done in {clock(time.monotonic() - began)}; checkpoint: {Path(config.out) / 'checkpoint.pt'}")
+    except (ValueError, OSError, TrainError) as error:
+        sys.exit(f"python -m stts_mini.train: error: {error}")
+    except KeyboardInterrupt:
+        print("\nInterrupted; finished clips and checkpoints are kept.", file=sys.stderr)
+        os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Video files in and out: real decoding, by presentation time.
+
+    sample_times(duration)   2 times a second, the last frame included; too many: uniformly spaced
+    frame shown at t         the latest one with presentation time ≤ t, counted from the clip's first
+
+A first pass reads the packets' time stamps without decoding. A second pass decodes and converts only
+the frames that are shown, so memory is bounded by the frames asked for, not by the clip. Times are
+exact fractions: no frame is missed by a rounding error. Paper §4; the sampling rule is Molmo2's.
+
+What this file does not do: guess times from frame numbers, seek (a long clip is read through), read
+audio, or write anything but H.264 MP4.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+
+class VideoError(ValueError):
+    """A file that cannot be read as a video; the message names the file and says why."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Sampled frames of one clip.
+
+    frames    (T, H, W, 3) uint8, RGB
+    times     T presentation times of those very frames, in seconds from the clip's first frame
+    duration  presentation time of the clip's last frame, in seconds
+    skipped   packets and frames that were broken and left out
+    """
+
+    frames: np.ndarray
+    times: list[float]
+    duration: float
+    skipped: int = 0
+
+    @property
+    def stamps(self) -> list[str]:
+        """The frames' time stamps as text, one decimal."""
+        return [f"{t:.1f}" for t in self.times]
+
+
+def sample_times(duration: float | Fraction, max_frames: int, fps: float = 2.0) -> list[Fraction]:
+    """When to look at a clip whose last frame is shown at `duration` seconds: at 0, 1/fps, 2/fps, …
+    and at `duration`; if that is more than `max_frames`, at `max_frames` times from 0 to `duration`,
+    uniformly spaced (a single one: at 0). Raises ValueError for max_frames < 1, fps ≤ 0, duration < 0.
+
+    >>> [float(t) for t in sample_times(1.7, max_frames=8)]
+    [0.0, 0.5, 1.0, 1.5, 1.7]
+    >>> [float(t) for t in sample_times(60, max_frames=4)]
+    [0.0, 20.0, 40.0, 60.0]
+    """
+    if max_frames < 1 or not fps > 0 or not duration >= 0:
+        raise ValueError(f"max_frames {max_frames}, fps {fps}, duration {duration}: give ≥ 1, > 0 and ≥ 0")
+    duration, step = Fraction(duration), 1 / Fraction(str(fps))
+    count = math.floor(duration / step) + 1
+    on_grid = (count - 1) * step == duration
+    if count + (not on_grid) > max_frames:
+        return [duration * i / max(max_frames - 1, 1) for i in range(max_frames)]
+    return [i * step for i in range(count)] + [duration] * (not on_grid)
+
+
+def read_video(path: str | os.PathLike, max_frames: int, fps: float = 2.0, size: int | None = None) -> Video:
+    """Decode the frames shown at `sample_times`; T ≤ max_frames.
+
+    size: resize every frame to size × size pixels (bicubic, aspect ratio not kept, as SigLIP does);
+    None: keep the size of the first frame shown. Rotation metadata is applied. A frame shown at two
+    times comes twice. Broken packets are skipped and counted; if the first or last frame is broken,
+    the clip begins or ends with the first or last good one.
+    Raises VideoError: no such file, a directory, no permission, not a video, no video stream, no
+    frame that can be decoded.
+    """
+    path = Path(path)
+    _check_file(path)
+    first, last = _packet_span(path)
+    while True:
+        times = sample_times(last - first, max_frames, fps)
+        shown, span, skipped = _decode(path, [first + t for t in times], size)
+        if span == (first, last):
+            break
+        first, last = span  # the packets promised frames that do not decode: sample what does
+    frames, stamps = zip(*shown, strict=True)
+    return Video(np.stack(frames), [float(t - first) for t in stamps], float(last - first), skipped)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise VideoError(f"{path} is a directory: give one video file")
+    if not path.exists():
+        raise VideoError(f"no such file: {path}")
+    if not os.access(path, os.R_OK):
+        raise VideoError(f"no permission to read {path}")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path} is empty (0 bytes)")
+
+
+def _open(path: Path):
+    """The opened container and its video stream (cover pictures do not count)."""
+    try:
+        # the "file:" prefix keeps names like "a:b.mp4" or "-.mp4" from being taken for anything else
+        container = av.open(f"file:{path}")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path} is not a video, or is cut off before its index ({error})") from error
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams or container.format.name == "tty":  # FFmpeg would play a text file as a terminal
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        name = container.format.name
+        container.close()
+        raise VideoError(f"{path} has no video stream (it holds: {kinds}; format {name})")
+    stream = streams[0]
+    stream.thread_type = "AUTO"
+    return container, stream
+
+
+def _packets(container, stream):
+    """The stream's packets; a container that breaks off simply ends here. Yields None for each break."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, False)
+        except (av.FFmpegError, ValueError):
+            yield None
+            return
+        if packet is False:
+            return
+        yield packet
+
+
+def _packet_span(path: Path) -> tuple[Fraction, Fraction]:
+    """Presentation times of the first and the last packet, in seconds, without decoding."""
+    container, stream = _open(path)
+    with container:
+        first = last = None
+        for packet in _packets(container, stream):
+            if packet is None or packet.size == 0 or packet.is_discard:
+                continue
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None:
+                time = stamp * Fraction(packet.time_base)
+                first = time if first is None else min(first, time)
+                last = time if last is None else max(last, time)
+    if first is None:
+        raise VideoError(f"{path} has a video stream but no frame with a time stamp")
+    return first, last
+
+
+def _decode(path: Path, wanted: list[Fraction], size: int | None):
+    """Decode once through and convert the frame shown at each wanted time (in rising order).
+
+    Returns [(frame (H, W, 3), its time)], (time of the first good frame, of the last), broken parts.
+    A wanted time before the first good frame shows that frame.
+    """
+    shown: list[tuple[np.ndarray, Fraction]] = []
+    first = latest = latest_time = None
+    skipped = 0
+    convert = VideoReformatter()  # one for all frames: setting it up costs more than using it
+    container, stream = _open(path)
+    with container:
+
+        def decoded():
+            nonlocal skipped
+            for packet in _packets(container, stream):
+                if packet is None:
+                    skipped += 1
+                    continue
+                try:
+                    yield from packet.decode()
+                except (av.FFmpegError, ValueError):
+                    skipped += 1
+            try:
+                yield from stream.codec_context.decode(None)  # a stream that broke off still holds frames
+            except av.FFmpegError:
+                pass  # it was emptied by its own last packet
+
+        def show():
+            repeated = shown and shown[-1][1] == latest_time
+            shape = shown[0][0].shape if shown else None
+            shown.append((shown[-1][0] if repeated else _to_rgb(convert, latest, size, shape), latest_time))
+
+        for frame in decoded():
+            if frame.pts is None or frame.is_corrupt:
+                skipped += 1
+                continue
+            time = frame.pts * Fraction(frame.time_base)
+            if latest is None:
+                first = time
+            elif time <= latest_time:
+                continue  # a stamp that runs backwards: the later frame stays
+            else:
+                while len(shown) < len(wanted) and wanted[len(shown)] < time:
+                    show()
+            latest, latest_time = frame, time
+        if latest is None:
+            raise VideoError(f"{path} has a video stream, but none of its frames can be decoded ({skipped} broken)")
+        while len(shown) < len(wanted):
+            show()
+    return shown, (first, latest_time), skipped
+
+
+def _to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, shape: tuple | None) -> np.ndarray:
+    """One decoded frame as (H, W, 3) uint8, upright; `shape`: that of the frames before it."""
+    turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise
+    width, height = frame.width, frame.height
+    if size is not None:
+        width = height = size
+    elif shape is not None:  # a stream may change its size on the way
+        height, width = shape[:2] if turns % 2 == 0 else shape[1::-1]
+    picture = convert.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    return np.ascontiguousarray(np.rot90(picture, turns))
+
+
+def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, crf: int = 18) -> None:
+    """Write frames (T, H, W, 3) uint8 as an H.264 MP4, frame i shown at i/fps seconds.
+
+    The file appears only when it is whole. Raises ValueError for anything but uint8 RGB with even
+    height and width (4:2:0 colour needs pairs of pixels).
+    """
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}: give uint8 (T, H, W, 3) with T ≥ 1")
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise ValueError(f"frames are {frames.shape[1]}×{frames.shape[2]} pixels: H.264 needs an even height and width")
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with av.open(f"file:{partial}", "w", format="mp4") as container:
+            options = {"crf": str(crf), "preset": "veryfast"}
+            stream = container.add_stream("libx264", rate=Fraction(str(fps)), options=options)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.thread_count = 1  # small clips, many processes
+            for picture in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
