@@ -138,7 +138,7 @@ def evaluate(
 
 def option_likelihoods(output) -> torch.Tensor:
     """The log-likelihood of each branch's answer, summed over its tokens, the end token left out: (A,)."""
-    log_p = output.logits.float().log_softmax(-1).gather(1, output.targets[:, None]).squeeze(1)
+    log_p = output.logits.log_softmax(-1).gather(1, output.targets[:, None]).squeeze(1)
     last = torch.cat([output.branch[1:] != output.branch[:-1], output.branch.new_ones(1).bool()])
     sums = log_p.new_zeros(int(output.branch[-1]) + 1)
     return sums.index_add(0, output.branch, log_p.masked_fill(last, 0))

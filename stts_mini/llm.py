@@ -17,7 +17,6 @@ that a caller may mix text with whatever else has width D.
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -158,15 +157,15 @@ class LLM(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Embeddings (and an untied head) normal with std 0.02; other linear weights 1/√fan_in, those
-        that write to the residual stream (o_proj, down_proj) divided by √(2·depth); norms 1."""
+        """Embeddings (and an untied head) normal with std 0.02; other linear weights 1/√fan_in; those that
+        write to the residual stream (o_proj, down_proj) a tenth of that, so that every layer starts near the
+        identity; norms 1."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding) or name == "lm_head":
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
-                writes = name.endswith(("o_proj", "down_proj"))
-                shrink = math.sqrt(2 * self.config.depth) if writes else 1.0
-                nn.init.normal_(module.weight, std=module.in_features**-0.5 / shrink)
+                gain = 0.1 if name.endswith(("o_proj", "down_proj")) else 1.0
+                nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) → embeddings (..., D)."""

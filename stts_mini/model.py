@@ -63,7 +63,7 @@ class VLMConfig:
     vit: ViTConfig = field(default_factory=ViTConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     w: int = 2
-    score_after: int = 1
+    score_after: int = 0
     scorer_heads: int = 4
     scorer_mlp: int = 256
     connector_mlp: int = 256
@@ -290,7 +290,8 @@ class VLM(nn.Module):
         index = torch.tensor([row, column, target, branch], device=device)
         row, column, targets, branch = index
         logits = self.llm.logits(hidden[row, column])  # (A, V)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")  # (A,)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(logits, targets, reduction="none")  # (A,)
         num_branches = sum(map(len, branches))
         lengths = torch.bincount(branch, minlength=num_branches)
         task_loss = (losses / lengths[branch]).sum() / num_branches
@@ -382,7 +383,7 @@ class Layout:
         padded = [
             [part + [fill] * (L - len(part)) for part, fill in zip(row, (PAD, 0, -1), strict=True)] for row in rows
         ]
-        ids, positions, segment = torch.tensor(padded, dtype=torch.long, device=device).view(-1, 3, L).unbind(1)
+        ids, positions, segment = torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), 3, L).unbind(1)
         query, key = segment[:, :, None], segment[:, None, :]
         at = torch.arange(L, device=device)
         causal = at[:, None] >= at

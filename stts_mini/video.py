@@ -112,10 +112,12 @@ def _open(path: Path):
         raise VideoError(f"{path} is not a video, or is cut off before its index ({error})") from error
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams or container.format.name == "tty":  # FFmpeg would play a text file as a terminal
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        kinds = sorted({s.type for s in container.streams})
         name = container.format.name
         container.close()
-        raise VideoError(f"{path} has no video stream (it holds: {kinds}; format {name})")
+        held = f"it holds: {', '.join(kinds) or 'nothing'}; format {name}"
+        cut = "" if {"audio", "subtitle", "video"} & set(kinds) else ", or it is cut off before its index"
+        raise VideoError(f"{path} has no video stream ({held}){cut}")
     stream = streams[0]
     stream.thread_type = "AUTO"
     return container, stream

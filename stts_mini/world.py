@@ -41,7 +41,7 @@ SPLITS = ("train", "val", "test")
 WORLD_VERSION = 1  # part of the data's fingerprint: raise it whenever a scene changes
 
 SLOT = 1 / 3
-RADIUS = 0.125  # of an object: 6 pixels of 48
+RADIUS = 0.145  # of an object: 7 pixels of 48
 BLINK = 0.5  # seconds off, seconds on
 
 
@@ -125,7 +125,7 @@ def _track(thing: Object, times: np.ndarray) -> tuple[np.ndarray, ...]:
         elif event.kind == "blink":
             visible &= ~(during & ((times - event.start) // BLINK % 2 == 0))
         elif event.kind == "grow":
-            size = np.where(during, 1.5, size)
+            size = np.where(during, 1.4, size)
         elif event.kind == "spin":
             angle = angle + np.pi / 2 * np.clip(times - event.start, 0, event.end - event.start)
     return visible, x, y, size, angle

@@ -12,6 +12,15 @@ from stts_mini.vit import ViT, ViTConfig, attend, from_siglip
 SMALL = ViTConfig(image_size=8, patch_size=2, width=8, depth=2, heads=2, mlp=12)
 
 
+def model():
+    """All weights random, so that none can be forgotten."""
+    torch.manual_seed(0)
+    vit = ViT(SMALL)
+    for p in vit.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    return vit
+
+
 def softmax_attention(q, k, v, key_bias, mask):
     """softmax(QKᵀ/√d + S) V, one query at a time."""
     y = torch.zeros_like(q)
@@ -51,7 +60,7 @@ def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients(dtype):
 
 
 def test_embedding_is_a_linear_map_of_each_patch():
-    vit = ViT(SMALL).double()
+    vit = model().double()
     frames = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     x = vit.embed(frames)
     assert x.shape == (2, SMALL.num_patches, 8)
@@ -63,7 +72,7 @@ def test_embedding_is_a_linear_map_of_each_patch():
 
 
 def test_frames_do_not_see_each_other():
-    vit = ViT(SMALL)
+    vit = model()
     frames = torch.randn(3, 3, 8, 8)
     changed = frames.clone()
     changed[1] += 1

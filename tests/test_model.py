@@ -1,0 +1,372 @@
+"""The whole method against a slow, obvious reference; who sees whom; where the gradient comes from."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from stts_mini.llm import LLMConfig
+from stts_mini.model import CELL, VLM, Batch, Encoded, Layout, VLMConfig, normalise, prefix_ids
+from stts_mini.packing import num_removed
+from stts_mini.scorer import CosineScorer, RandomScorer, attention_bias, cell_major, temporal_target
+from stts_mini.tokenizer import END, FRAME_END, FRAME_START
+from stts_mini.vit import ViTConfig
+
+LLM_SMALL = LLMConfig(vocab_size=40, width=8, depth=2, heads=2, kv_heads=1, head_dim=4, mlp=12)
+
+
+def build(w=2, side=2, depth=4, score_after=0, taps=(-2, -1), seed=0, **options):
+    """A tiny VLM in float64 whose weights are all random, norms and biases included."""
+    torch.manual_seed(seed)
+    vit = ViTConfig(image_size=2 * w * side, patch_size=2, width=8, depth=depth, heads=2, mlp=12)
+    config = VLMConfig(vit, LLM_SMALL, w=w, score_after=score_after, scorer_heads=2, scorer_mlp=6, taps=taps, **options)
+    model = VLM(config).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    return model.eval()
+
+
+def clips(model, frames, seed=0):
+    """Random clips with these numbers of frames, padded with garbage: (B, T, 3, H, W), (B,)."""
+    torch.manual_seed(seed)
+    size = model.config.vit.image_size
+    x = torch.randn(len(frames), max(frames), 3, size, size, dtype=torch.float64)
+    return x, torch.tensor(frames)
+
+
+def batch_of(model, frames, questions=2, seed=0):
+    x, num_frames = clips(model, frames, seed)
+    stamps = [[[20 + t] for t in range(n)] for n in frames]
+    branches = [[([4, 10 + q, 6], [12 + q, 30 + b]) for q in range(questions)] for b in range(len(frames))]
+    return Batch(x, num_frames, stamps, branches)
+
+
+def reference(model, frames, num_frames, k):
+    """STTS with loops, no padding, no packing: every frame's kept tokens alone, the bias written out."""
+    cfg, w = model.config, model.config.w
+    blocks, cells = model.vit.blocks, model.config.cells
+    tokens, places = [], []
+    for b, T in enumerate(num_frames.tolist()):
+        xs = []
+        for t in range(T):
+            x = cell_major(model.vit.embed(frames[b, t][None]), w)
+            for block in blocks[: cfg.score_after + 1]:
+                x = block(x)
+            xs.append(x[0])
+        budget = num_removed(k, cells, T)
+        removed, bias = set(), torch.zeros(T, cfg.vit.num_patches, dtype=torch.float64)
+        if budget:
+            scores = model.scorer(torch.stack(xs)[None])[0]
+            order = sorted((float(scores[t, c].detach()), t, c) for t in range(1, T) for c in range(cells))
+            removed = {(t, c) for _, t, c in order[:budget]}
+            for t in range(1, T):
+                for n in range(cfg.vit.num_patches):
+                    bias[t, n] = scores[t, n // (w * w)].clamp(min=1e-4).log()
+        for t in range(T):
+            block, x = blocks[cfg.score_after + 1], xs[t][None]
+            h = block.layer_norm1(x)
+            a = block.attention
+            q, key, v = (p(h)[0].unflatten(-1, (cfg.vit.heads, -1)) for p in (a.q_proj, a.k_proj, a.v_proj))
+            logits = torch.einsum("ihd,jhd->hij", q, key) / cfg.vit.head_dim**0.5 + bias[t]
+            x = x + a.out_proj(torch.einsum("hij,jhd->ihd", logits.softmax(-1), v).flatten(1))[None]
+            x = x + block.mlp(block.layer_norm2(x))
+            kept = [c for c in range(cells) if (t, c) not in removed]
+            if not kept:
+                continue
+            x = torch.cat([x[:, c * w * w : (c + 1) * w * w] for c in kept], 1)
+            features = {}
+            for i in range(cfg.score_after + 2, cfg.vit.depth):
+                x = blocks[i](x)
+                features[i - cfg.vit.depth] = x[0]
+            for i, c in enumerate(kept):
+                cell = torch.cat([features[tap][i * w * w : (i + 1) * w * w] for tap in cfg.taps], -1)
+                tokens.append(model.connector(cell))
+                places.append((b, t, c))
+    return torch.stack(tokens), torch.tensor(places)
+
+
+ragged = st.lists(st.integers(1, 4), min_size=1, max_size=3)
+
+
+@settings(max_examples=25)
+@given(ragged, st.sampled_from([0.0, 0.2, 0.5, 0.75, 0.9, 0.99]), st.sampled_from([(1, 3), (2, 2), (3, 1), (2, 1)]))
+@example([1, 4, 2], 0.9, (2, 2))
+@example([1, 1], 0.5, (2, 2))
+def test_encode_video_is_the_reference_in_values_and_gradients(frames, k, grid):
+    model = build(*grid)
+    x, num_frames = clips(model, frames)
+    weight, results = None, []
+    for way in ("fast", "slow"):
+        inputs = x.clone().requires_grad_()
+        if way == "fast":
+            encoded = model.encode_video(inputs, num_frames, k)
+            tokens, place = encoded.tokens, encoded.place
+        else:
+            tokens, place = reference(model, inputs, num_frames, k)
+        weight = torch.randn_like(tokens) if weight is None else weight
+        wanted = [inputs, *model.vit.parameters(), *model.scorer.parameters(), *model.connector.parameters()]
+        grads = torch.autograd.grad((tokens * weight).sum(), wanted, materialize_grads=True)
+        results.append((place, tokens.detach(), *grads))
+    fast, slow = results
+    assert torch.equal(fast[0], slow[0])
+    for a, b in zip(fast[1:], slow[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_k_0_is_the_unpruned_vit():
+    model = build()
+    x, num_frames = clips(model, [3, 2])
+    encoded = model.encode_video(x, num_frames, k=0.0)
+    assert encoded.scores is None and encoded.sim_loss == 0.0 and len(encoded.tokens) == 5 * model.config.cells
+    frame = model.vit.embed(x[1, 1][None])
+    features = []
+    for block in model.vit.blocks:
+        frame = block(frame)
+        features.append(frame)
+    tapped = cell_major(torch.cat([features[tap] for tap in model.config.taps], -1), 2)[0]
+    expected = model.connector(tapped.unflatten(0, (-1, 4)))
+    got = encoded.tokens[(encoded.place[:, 0] == 1) & (encoded.place[:, 1] == 1)]
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@given(ragged, st.sampled_from([0.3, 0.5, 0.9]), st.integers(0, 3))
+def test_a_video_alone_is_the_video_in_any_batch(frames, k, seed):
+    model = build()
+    x, num_frames = clips(model, frames, seed)
+    together = model.encode_video(x, num_frames, k)
+    order = list(reversed(range(len(frames))))
+    turned = model.encode_video(x[order], num_frames[order], k)
+    for b, T in enumerate(frames):
+        alone = model.encode_video(x[b : b + 1, :T], k=k)
+        for other, row in ((together, b), (turned, order.index(b))):
+            mine = other.place[:, 0] == row
+            assert torch.equal(other.place[mine][:, 1:], alone.place[:, 1:])
+            torch.testing.assert_close(other.tokens[mine], alone.tokens, rtol=1e-10, atol=1e-10)
+
+
+def test_changing_one_video_moves_no_other_by_a_single_bit():
+    """Same shapes, so bit for bit: kept cells, tokens, and the gradient of what the LM says about A."""
+    model = build().float()
+    batch = batch_of(model, [4, 3])
+    batch.frames = batch.frames.float()
+    outputs = []
+    for change in (0.0, 1.0):
+        frames = batch.frames.clone()
+        frames[1] += change * torch.randn(frames[1].shape)
+        frames[1, 3:] = 1e3 * change  # padding
+        frames.requires_grad_()
+        output = model(Batch(frames, batch.num_frames, batch.stamps, batch.branches), 0.5)
+        a = output.branch < 2
+        grad = torch.autograd.grad(output.logits[a].sum(), frames)[0]
+        assert (grad[1] == 0).all() and grad[0].abs().sum() > 0
+        outputs.append((output.encoded.keep[0], output.logits[a], grad[0]))
+    for before, after in zip(*outputs, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_images_among_videos_are_untouched():
+    model = build()
+    x, num_frames = clips(model, [1, 4])
+    mixed, alone = model.encode_video(x, num_frames, 0.9), model.encode_video(x[:1, :1], k=0.0)
+    assert mixed.keep[0, 0].all() and not mixed.keep[0, 1:].any()
+    torch.testing.assert_close(mixed.tokens[mixed.place[:, 0] == 0], alone.tokens, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", ["log", "rescaled", "none"])
+def test_the_lm_loss_reaches_the_scorer_through_the_bias_alone(bias):
+    model = build(bias=bias)
+    output = model(batch_of(model, [4, 3]), 0.5)
+    scorer = list(model.scorer.parameters())
+    grads = torch.autograd.grad(output.task_loss, scorer, materialize_grads=True, retain_graph=True)
+    assert (sum(g.abs().sum() for g in grads) > 0) == (bias != "none")
+    sim = torch.autograd.grad(output.sim_loss, scorer, materialize_grads=True)
+    assert sum(g.abs().sum() for g in sim) > 0
+
+
+def test_the_bias_gradient_is_that_of_finite_differences_and_blind_to_a_frame_shift():
+    """d(loss)/d(log-score of one cell), with the selection held fixed; and the sum over a frame is 0."""
+    model = build()
+    batch = batch_of(model, [3])
+    scores = torch.rand(1, 3, 4, dtype=torch.float64) * 0.5 + 0.25
+
+    class Fixed:
+        injects_bias = True
+
+        def __init__(self, log_scores):
+            self.log_scores = log_scores
+
+        def __call__(self, x, num_frames):
+            return self.log_scores.exp()
+
+    def loss(log_scores):
+        encode = lambda f, n, k: model.encode_video(f, n, k, scorer=Fixed(log_scores))
+        return model(batch, 0.5, encode).task_loss
+
+    log_scores = scores.log().requires_grad_()
+    grad = torch.autograd.grad(loss(log_scores), log_scores)[0]
+    assert (grad[:, 0] == 0).all() and grad[:, 1:].abs().max() > 1e-6
+    torch.testing.assert_close(grad.sum(-1), torch.zeros_like(grad.sum(-1)), rtol=0, atol=1e-12)
+    for t, c in ((1, 0), (2, 3)):
+        step = torch.zeros_like(scores)
+        step[0, t, c] = 1e-5
+        numeric = (loss(scores.log() + step) - loss(scores.log() - step)) / 2e-5
+        torch.testing.assert_close(grad[0, t, c], numeric.detach(), rtol=1e-5, atol=1e-9)
+
+
+def test_a_frame_shift_of_the_log_scores_changes_no_value_of_the_next_block():
+    model = build()
+    x = torch.randn(3, 16, 8, dtype=torch.float64)
+    scores = torch.rand(1, 3, 4, dtype=torch.float64) * 0.5 + 0.25
+    block = model.vit.blocks[1]
+    shifted = scores * torch.tensor([0.5, 1.5, 0.7]).double()[None, :, None]
+    a, b = (block(x, key_bias=attention_bias(s, 2)[0]) for s in (scores, shifted))
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(a[1:], block(x)[1:])
+
+
+def test_sim_loss_is_over_prunable_videos_and_their_block_l_tokens():
+    model = build()
+    x, num_frames = clips(model, [1, 3])
+    encoded = model.encode_video(x, num_frames, 0.5)
+    tokens = model.vit.blocks[0](cell_major(model.vit.embed(x[1]), 2))[None]
+    target, scores = temporal_target(tokens, 2), model.scorer(tokens)
+    expected = (scores[:, 1:] - target).square().sum() / (3 * 4)
+    torch.testing.assert_close(encoded.sim_loss, expected, rtol=1e-10, atol=1e-10)
+    assert model.encode_video(x, num_frames, 0.01).sim_loss == 0.0  # floor(0.01·12) = 0: nothing to remove
+
+
+@pytest.mark.parametrize("kind", [CosineScorer, RandomScorer])
+def test_other_scorers_prune_as_many_and_inject_nothing(kind):
+    model = build()
+    x, num_frames = clips(model, [4, 2])
+    scorer = kind(model.config.scorer)
+    encoded = model.encode_video(x, num_frames, 0.5, scorer=scorer)
+    assert encoded.kept.sum(1).tolist() == [8, 4] and encoded.sim_loss == 0.0
+    assert encoded.keep[:, 0].all()
+
+
+def test_an_oracle_can_be_any_function():
+    model = build()
+    x, num_frames = clips(model, [3])
+    wanted = torch.zeros(1, 3, 4, dtype=torch.float64)
+    wanted[0, 1, 2] = wanted[0, 2, 0] = 1
+    encoded = model.encode_video(x, num_frames, 0.5, scorer=lambda tokens, frames: wanted)
+    assert encoded.keep[0].int().tolist() == [[1, 1, 1, 1], [0, 0, 1, 0], [1, 0, 0, 0]]
+
+
+def test_uint8_frames_are_scaled_to_one():
+    assert normalise(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+    x = torch.randn(3)
+    assert normalise(x) is x
+
+
+# ---------------------------------------------------------------------------------- the LLM's side
+
+
+def test_the_sequence_is_stamp_start_cells_end_for_every_frame():
+    shown = torch.tensor([[True, True, True], [True, False, False]])
+    encoded = Encoded(torch.zeros(0, 8), torch.tensor([[2, 0, 1], [4, 0, 0]]), shown, torch.zeros(0, 3))
+    prefixes = prefix_ids([[[20, 21], [22], [23]], [[24]]], encoded)
+    S, E = FRAME_START, FRAME_END
+    assert prefixes == [[20, 21, S, CELL, CELL, E, 22, S, E, 23, S, CELL, E], [24, S, CELL, CELL, CELL, CELL, E]]
+
+
+def test_layout_written_out():
+    S, E = FRAME_START, FRAME_END
+    layout = Layout.build([[20, S, CELL, E], []], [[[7, 8], [9]], [[7]]], torch.device("cpu"))
+    assert layout.ids.tolist() == [[20, S, CELL, E, 7, 8, 9], [7, 0, 0, 0, 0, 0, 0]]
+    assert layout.positions.tolist() == [[0, 1, 2, 3, 4, 5, 4], [0] * 7]
+    assert layout.segment.tolist() == [[0, 0, 0, 0, 1, 1, 2], [1] + [-1] * 6]
+    sees = ["1000000", "1111000", "1111000", "1111000", "1111100", "1111110", "1111001"]
+    assert ["".join(map(str, row)) for row in layout.mask[0, 0].int().tolist()] == sees
+    assert layout.mask[1, 0].any(1).all() and not layout.mask[1, 0, 0, 1:].any()  # nobody sees nothing, or padding
+
+
+@settings(max_examples=20)
+@given(ragged, st.sampled_from([0.0, 0.5, 0.9]))
+def test_branches_do_not_see_each_other_nor_the_padding(frames, k):
+    model = build()
+    batch = batch_of(model, frames, questions=3)
+    together = model(batch, k)
+    for b in range(len(frames)):
+        for q in range(3):
+            one = Batch(batch.frames[b : b + 1, : frames[b]], batch.num_frames[b : b + 1], [batch.stamps[b]],
+                        [[batch.branches[b][q]]])  # fmt: skip
+            alone = model(one, k)
+            mine = together.branch == b * 3 + q
+            torch.testing.assert_close(together.logits[mine], alone.logits, rtol=1e-9, atol=1e-9)
+            assert torch.equal(together.targets[mine], alone.targets)
+
+
+def test_the_loss_is_the_mean_over_answers_of_the_mean_over_their_tokens():
+    model = build()
+    batch = batch_of(model, [2])
+    batch.branches = [[([4, 10, 6], [12]), ([4, 11, 6], [13, 14, 15])]]
+    output = model(batch, 0.0)
+    assert output.targets.tolist() == [12, END, 13, 14, 15, END]
+    losses = -output.logits.log_softmax(-1)[torch.arange(6), output.targets]
+    torch.testing.assert_close(output.task_loss, (losses[:2].mean() + losses[2:].mean()) / 2)
+
+
+@settings(max_examples=15)
+@given(ragged, st.sampled_from([0.0, 0.5, 0.9]), st.integers(0, 5))
+def test_generate_with_the_cache_is_recomputing_everything(frames, k, seed):
+    model = build(seed=seed)
+    batch = batch_of(model, frames)
+    batch.branches = [[([4, 10, 6], []), ([4, 6], []), ([4, 10, 11, 12, 6], [])] for _ in frames]
+    answers = model.generate(batch, k, max_new_tokens=5)
+    for b, video in enumerate(batch.branches):
+        for q, (prompt, _) in enumerate(video):
+            new: list[int] = []
+            while len(new) < 5:
+                branches = [[(p, [])] for p in [prompt + new]]
+                one = Batch(batch.frames[b : b + 1], batch.num_frames[b : b + 1], [batch.stamps[b]], branches)
+                token = int(model(one, k).logits[-1].argmax())
+                if token == END:
+                    break
+                new.append(token)
+            assert answers[b][q] == new
+
+
+def test_blind_sees_nothing_of_the_video():
+    model = build()
+    batch = batch_of(model, [3, 2])
+    one = model(batch, 0.0, model.encode_blind)
+    batch.frames = torch.randn_like(batch.frames)
+    batch.stamps = [[[25]] * 3, [[26]] * 2]
+    other = model(batch, 0.0, model.encode_blind)
+    assert torch.equal(one.logits, other.logits)
+    assert one.length == 2 * (3 + 2)  # two questions of three tokens, two answer tokens each predicted from before
+    assert model.generate(batch, 0.0, 3, model.encode_blind)
+
+
+# --------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(w=3, side=2, patches=16), "cannot be cut into cells of w = 3"),
+        (dict(score_after=2), "leaves no packed block"),
+        (dict(taps=(-3,)), "not among the packed blocks"),
+        (dict(taps=(0,)), "not among the packed blocks"),
+        (dict(taps=()), "give a block"),
+        (dict(bias="sum"), "log, rescaled or none"),
+    ],
+)
+def test_configs_that_cannot_be_are_refused(options, message):
+    patches = options.pop("patches", None)
+    with pytest.raises(ValueError, match=message):
+        if patches:
+            VLMConfig(ViTConfig(image_size=8, patch_size=2, width=8, heads=2), LLM_SMALL, w=options["w"])
+        else:
+            build(**options)
+
+
+@pytest.mark.parametrize("k, message", [(50, "did you mean 0.5"), (1.0, "blind")])
+def test_k_that_cannot_be_is_refused_whatever_the_batch(k, message):
+    model = build()
+    with pytest.raises(ValueError, match=message):
+        model.encode_video(clips(model, [1])[0], k=k)
+    with pytest.raises(ValueError, match=r"give \(B, T, 3, H, W\)"):
+        model.encode_video(torch.zeros(2, 3, 8, 8))

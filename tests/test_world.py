@@ -1,0 +1,153 @@
+"""The toy world: pure, balanced, true to its ground truth, and unguessable from text."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from stts_mini import world
+from stts_mini.world import COLOURS, Event, Object, Scene, evidence, make_scene, render
+
+SCENES = {kind: [make_scene("train", kind, seed) for seed in range(400)] for kind in world.SCENES}
+
+
+@pytest.mark.parametrize("kind", world.SCENES)
+def test_a_scene_is_a_pure_function_of_its_name(kind):
+    a, b = make_scene("test", kind, 5), make_scene("test", kind, 5)
+    assert a == b and a != make_scene("test", kind, 6) and a != make_scene("train", kind, 5)
+    times = a.times[:4]
+    frames = render(a, times, 48)
+    assert frames.shape == (len(times), 48, 48, 3) and frames.dtype == np.uint8
+    assert np.array_equal(frames, render(b, times, 48))
+    if len(times) > 3:
+        assert np.array_equal(frames[3], render(a, times[3:], 48)[0])  # a frame knows only its own time
+
+
+@pytest.mark.parametrize("split, kind", [("dev", "short"), ("test", "long")])
+def test_unknown_names_are_refused(split, kind):
+    with pytest.raises(ValueError, match="know train, val, test and short, needle, image"):
+        make_scene(split, kind, 0)
+
+
+@pytest.mark.parametrize("kind", world.SCENES)
+def test_every_task_is_asked_and_every_answer_is_an_option(kind):
+    for scene in SCENES[kind]:
+        tasks = {q.task for q in scene.questions}
+        assert set(world.TASKS[kind]) <= tasks
+        texts = [q.text for q in scene.questions]
+        assert len(set(texts)) == len(texts)
+        for q in scene.questions:
+            assert q.answer in q.options and len(set(q.options)) == len(q.options) >= 2
+
+
+@pytest.mark.parametrize("kind", world.SCENES)
+def test_answers_are_balanced(kind):
+    """Chi-square-like: no answer is more than 4 standard deviations from its equal share."""
+    seen = defaultdict(Counter)
+    for scene in SCENES[kind]:
+        for q in scene.questions:
+            pair = len(q.options) == 2
+            form = (q.task, " ".join(q.text.split()[:3]))
+            seen[form]["first" if pair and q.answer == q.options[0] else "second" if pair else q.answer] += 1
+    for form, counts in seen.items():
+        answers = 6 if "colour" in form[1] else 2 if set(counts) == {"first", "second"} else 4
+        n, share = sum(counts.values()), 1 / answers
+        assert len(counts) == answers, (form, counts)
+        for answer, count in counts.items():
+            assert abs(count - n * share) < 4 * (n * share * (1 - share)) ** 0.5, (form, answer, counts)
+
+
+def test_attribute_questions_name_one_object():
+    for scene in SCENES["short"]:
+        colours = [o.colour for o in scene.objects]
+        assert len(set(colours)) == len(colours)
+        for q in scene.questions:
+            if q.text.startswith("what colour is the"):
+                (only,) = [o for o in scene.objects if o.shape == q.text.split()[4]]
+                assert only.colour == q.answer
+            if q.text.startswith("how many"):
+                assert sum(o.shape == q.text.split()[2] for o in scene.objects) == int(q.answer)
+
+
+def test_nothing_that_is_asked_about_stands_in_frame_0():
+    for kind in ("short", "needle"):
+        for scene in SCENES[kind]:
+            assert all(o.enter > 0 for o in scene.objects)
+            for q in scene.questions:
+                assert q.evidence
+
+
+def test_objects_stay_clear_of_each_other_and_of_panels():
+    for scene in SCENES["short"][:60]:
+        taken = [{p.slot} for p in scene.panels]
+        for o in scene.objects:
+            slots = {(int(o.y * 3), int(o.x * 3))}
+            for event in o.events:
+                slots.add((int((o.y + event.dy) * 3), int((o.x + event.dx) * 3)))
+            taken.append({row * 3 + column for row, column in slots})
+        for i, a in enumerate(taken):
+            assert all(not a & b for b in taken[i + 1 :])
+
+
+def one_object(*events, shape="square", **timeline):
+    return Scene("short", 4.0, 4.0, (Object(shape, "red", 0.5, 0.5, events=events, **timeline),), (), (0.0, 0.0), 0)
+
+
+def red_pixels(scene, times):
+    frames = render(scene, np.array(times), 96).astype(int)
+    return (frames[..., 0] > 180) & (frames[..., 1] < 90)
+
+
+def centre(mask):
+    return np.argwhere(mask).mean(0)[::-1] / 96
+
+
+def test_events_do_what_they_say():
+    entering = red_pixels(one_object(enter=1.0, leave=2.0), [0.5, 1.0, 1.5, 2.0])
+    assert [bool(m.any()) for m in entering] == [False, True, True, False]
+    moving = red_pixels(one_object(Event("move", 1.0, 2.0, dx=0.25, dy=-0.125)), [0.5, 1.5, 3.0])
+    np.testing.assert_allclose([centre(m) for m in moving], [(0.5, 0.5), (0.625, 0.4375), (0.75, 0.375)], atol=0.01)
+    blinking = red_pixels(one_object(Event("blink", 1.0, 2.5)), [0.5, 1.0, 1.5, 2.0, 2.5])
+    assert [bool(m.any()) for m in blinking] == [True, False, True, False, True]
+    growing = red_pixels(one_object(Event("grow", 1.0, 2.0)), [0.5, 1.5, 2.5]).sum((1, 2))
+    assert growing[1] > 1.7 * growing[0] and growing[0] == growing[2]
+    spinning = red_pixels(one_object(Event("spin", 1.0, 2.0)), [0.5, 1.5, 2.0])
+    assert (spinning[0] ^ spinning[1]).sum() > 100 and (spinning[0] ^ spinning[2]).sum() < 40  # 45°, then 90°
+
+
+def test_shapes_look_different():
+    areas = {s: red_pixels(one_object(shape=s), [1.0])[0] for s in world.SHAPES}
+    for a in areas:
+        assert areas[a].sum() > 250
+        for b in areas:
+            assert a == b or (areas[a] ^ areas[b]).sum() > 60, (a, b)
+
+
+def test_panels_change_and_the_rest_does_not():
+    scene = next(s for s in SCENES["short"] if s.pan == (0.0, 0.0) and all(p.kind == "flicker" for p in s.panels))
+    before, after = render(scene, np.array([0.0, 0.25]), 48).astype(int)
+    changed = np.abs(before - after).max(-1) > 20
+    slots = {(y // 16) * 3 + x // 16 for y, x in np.argwhere(changed)}
+    assert slots == {p.slot for p in scene.panels}
+
+
+def test_evidence_is_where_the_answer_is():
+    scene = next(s for s in SCENES["short"] if s.pan == (0.0, 0.0))
+    times = np.arange(0, 3.6, 0.5)
+    q = next(q for q in scene.questions if q.text.startswith("what shape"))
+    mask = evidence(scene, (q,), times, 48)
+    assert not mask[0].any() and mask[-1].any()
+    frames = render(scene, times, 48)[mask].astype(int)
+    (index, enter, _), *rest = q.evidence
+    assert not rest and not mask[times < enter].any()
+    assert (np.abs(frames - COLOURS[scene.objects[index].colour]).max(-1) < 140).all()
+    assert np.array_equal(
+        evidence(scene, scene.questions, times, 48) | mask, evidence(scene, scene.questions, times, 48)
+    )
+
+
+def test_images_have_one_frame_and_needles_are_long():
+    assert all(len(s.times) == 1 for s in SCENES["image"])
+    for scene in SCENES["needle"]:
+        needle = scene.objects[3]
+        assert 32 <= scene.duration <= 40 and 1.5 <= needle.leave - needle.enter <= 6 and needle.leave <= scene.duration
