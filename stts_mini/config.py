@@ -35,21 +35,22 @@ class TrainConfig:
     blind: bool = setting(False, "train without any vision tokens (the control)")
     data: str = setting("data", "folder of the prepared clips")
     out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
-    train_short: int = setting(3000, "short training clips")
-    train_needle: int = setting(600, "long training clips (needle)")
-    train_image: int = setting(300, "one-frame training clips")
+    train_short: int = setting(2600, "short training clips")
+    train_needle: int = setting(320, "long training clips (needle)")
+    train_image: int = setting(1000, "one-frame training clips")
     test_clips: int = setting(200, "held-out test clips of each kind")
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
-    steps: int = setting(450, "training steps")
-    batch_size: int = setting(24, "clips in a step")
+    steps: int = setting(640, "training steps")
+    batch_size: int = setting(16, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
-    questions: int = setting(8, "questions asked about each clip")
+    questions: int = setting(11, "questions asked about each clip")
     lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
-    muon_lr: float = setting(0.02, "Muon's learning rate (hidden matrices); 0: AdamW for all")
+    muon_lr: float = setting(0.01, "Muon's learning rate (hidden matrices); 0: AdamW for all")
     scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the rest")
     vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
+    image_steps: int = setting(110, "first steps, on one-frame clips only")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
     warmup: int = setting(20, "steps of linear warm-up; then a cosine to zero")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
@@ -80,7 +81,16 @@ class TrainConfig:
 
     def __post_init__(self):
         check_k(self.k)
-        for name in ("train_short", "train_needle", "train_image", "warmup", "sim_weight", "muon_lr", "cache_gb"):
+        for name in (
+            "train_short",
+            "train_needle",
+            "train_image",
+            "image_steps",
+            "warmup",
+            "sim_weight",
+            "muon_lr",
+            "cache_gb",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: give 0 or more")
         for name in ("steps", "batch_size", "accumulate", "questions", "max_frames", "fps", "lr", "test_clips",
@@ -120,13 +130,13 @@ PRESETS: dict[str, dict] = {
     "cpu": {},
     "smoke": dict(
         out="runs/smoke", train_short=96, train_needle=16, train_image=16, test_clips=24, steps=20, batch_size=8,
-        warmup=4, save_every=10, questions=6,
+        warmup=4, save_every=10, questions=6, image_steps=6,
     ),
     "gpu": dict(
         out="runs/gpu", train_short=20000, train_needle=6000, train_image=2000, test_clips=400, max_frames=64,
-        steps=4000, batch_size=64, warmup=200, image_size=96, patch_size=8, w=3, vit_width=384, vit_depth=14,
-        vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536, llm_width=512, llm_depth=8, llm_heads=8,
-        llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0, save_every=250,
+        steps=4000, image_steps=500, batch_size=64, warmup=200, image_size=96, patch_size=8, w=3, vit_width=384,
+        vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536, llm_width=512, llm_depth=8,
+        llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0, save_every=250,
     ),
 }  # fmt: skip
 

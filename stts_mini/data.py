@@ -15,13 +15,13 @@ What this file does not do: draw (`world.py`), decode (`video.py`).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,11 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
 
+def worker_pool():
+    """A process for each core."""
+    return multiprocessing.get_context("spawn").Pool(os.cpu_count(), initializer=_ignore_interrupt)
+
+
 def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
     """Make sure that a split of the toy world is on disk; returns its JSON-lines file.
 
@@ -92,7 +97,7 @@ def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: i
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(str(folder), split, kind, seed, size) for kind, count in counts.items() for seed in range(count)]
     progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), initializer=_ignore_interrupt) as pool:
+    with worker_pool() as pool:
         for line in pool.imap(_make_clip, jobs, chunksize=16):
             lines.append(json.dumps(line))
             progress.update(len(lines))
@@ -128,7 +133,7 @@ def fingerprint(clips: Sequence[Clip]) -> str:
 class Reader:
     """Decoded clips: `reader(path)` → Video, with frames of size × size pixels.
 
-    What was decoded stays in memory until `cache_gb` are full; after that clips are decoded anew.
+    What is decoded stays in memory until `cache_gb` are full; what comes later is decoded at each call.
     """
 
     def __init__(self, max_frames: int, size: int, fps: float = 2.0, cache_gb: float = 2.0):
@@ -140,10 +145,27 @@ class Reader:
         video = self.cache.get(path)
         if video is None:
             video = read_video(path, self.max_frames, self.fps, self.size)
-            if self.room >= video.frames.nbytes:
-                self.room -= video.frames.nbytes
-                self.cache[path] = video
+            self._keep(path, video)
         return video
+
+    def preload(self, paths: Sequence[Path]) -> None:
+        """Decode these clips now, on all cores, until the memory is full."""
+        progress = Progress("decoding clips", len(paths))
+        read = functools.partial(read_video, max_frames=self.max_frames, fps=self.fps, size=self.size)
+        with worker_pool() as pool:
+            for done, (path, video) in enumerate(
+                zip(paths, pool.imap(read, paths, chunksize=16), strict=True), start=1
+            ):
+                self._keep(path, video)
+                progress.update(done)
+                if self.room < 0:
+                    break
+        progress.close()
+
+    def _keep(self, path: Path, video: Video) -> None:
+        self.room -= video.frames.nbytes
+        if self.room >= 0:
+            self.cache[path] = video
 
 
 def prompt_ids(question: str, options: Sequence[str] = ()) -> list[int]:
@@ -176,21 +198,28 @@ def collate(videos: Sequence[Video], branches: list[list[tuple[list[int], list[i
 class Sampler:
     """Training batches: step i of seed s is always the same, whatever ran before.
 
-    Every epoch is a new order of all clips. A clip brings `questions` of its questions: first one of
-    each task, then others; every other one, by lot, shows its options.
+    Every epoch is a new order of all clips. The first `image_steps` steps see one-frame clips only: what
+    things look like is learned several times faster before time comes in. A clip brings `questions` of
+    its questions: first one of each task, then others; one in three, by lot, shows its options.
     """
 
-    def __init__(self, clips: list[Clip], reader: Reader, batch_size: int, questions: int, seed: int):
+    def __init__(
+        self, clips: list[Clip], reader: Reader, batch_size: int, questions: int, seed: int, image_steps: int = 0
+    ):
         self.clips, self.reader, self.seed = clips, reader, seed
-        self.batch_size, self.questions = batch_size, questions
+        self.batch_size, self.questions, self.image_steps = batch_size, questions, image_steps
+        self.images = [i for i, clip in enumerate(clips) if image_steps and clip.kind == "image"]
 
     def clip_numbers(self, step: int) -> list[int]:
         """Which clips make up a step."""
-        numbers, n = [], len(self.clips)
-        for i in range(step * self.batch_size, (step + 1) * self.batch_size):
-            if not numbers or i % n == 0:
-                order = np.random.default_rng((self.seed, 0, i // n)).permutation(n)
-            numbers.append(int(order[i % n]))
+        first = step < self.image_steps and self.images
+        pool = self.images if first else range(len(self.clips))
+        start = (step if first or not self.images else step - self.image_steps) * self.batch_size
+        numbers: list[int] = []
+        for i in range(start, start + self.batch_size):
+            if not numbers or i % len(pool) == 0:
+                order = np.random.default_rng((self.seed, 2 if first else 0, i // len(pool))).permutation(len(pool))
+            numbers.append(pool[int(order[i % len(pool)])])
         return numbers
 
     def __call__(self, step: int) -> Batch:
@@ -201,7 +230,7 @@ class Sampler:
             videos.append(self.reader(clip.video))
             own = []
             for qa in self._choose(clip.qa, rng):
-                options = shown_options(qa, rng) if rng.random() < 0.5 else ()
+                options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
                 own.append((prompt_ids(qa.question, options), TOKENIZER.encode(qa.answer)))
             branches.append(own)
         return collate(videos, branches)
@@ -211,13 +240,3 @@ class Sampler:
         first = list({q.task: q for q in shuffled}.values())
         rest = [q for q in shuffled if q not in first]
         return (first + rest)[: self.questions]
-
-
-def prefetch(sampler: Sampler, start: int, stop: int):
-    """Yield (step, batch) for start ≤ step < stop; the next batch is decoded while this one is used."""
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        coming: Future | None = thread.submit(sampler, start) if start < stop else None
-        for step in range(start, stop):
-            batch = coming.result()
-            coming = thread.submit(sampler, step + 1) if step + 1 < stop else None
-            yield step, batch

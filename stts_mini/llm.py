@@ -157,14 +157,14 @@ class LLM(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Embeddings (and an untied head) normal with std 0.02; other linear weights 1/√fan_in; those that
-        write to the residual stream (o_proj, down_proj) a tenth of that, so that every layer starts near the
-        identity; norms 1."""
+        """Embeddings (and an untied head) normal with std 0.02; other linear weights 1/√fan_in, but a
+        hundredth of that where they write to the residual stream (o_proj, down_proj), so that every layer
+        starts as almost the identity; norms 1."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding) or name == "lm_head":
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
-                gain = 0.1 if name.endswith(("o_proj", "down_proj")) else 1.0
+                gain = 0.01 if name.endswith(("o_proj", "down_proj")) else 1.0
                 nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ import av
 import numpy as np
 import torch
 
-from stts_mini.data import TOKENIZER, Clip, Reader, collate
+from stts_mini.data import TOKENIZER, Clip, Reader, collate, prompt_ids
 from stts_mini.eval import pick_questions
-from stts_mini.data import prompt_ids
 from stts_mini.model import VLM
 from stts_mini.video import write_video
 

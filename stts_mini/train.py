@@ -35,7 +35,7 @@ import torch
 
 from stts_mini import checkpoint
 from stts_mini.config import TrainConfig, parse_flags
-from stts_mini.data import Reader, Sampler, fingerprint, load_clips, prefetch, prepare
+from stts_mini.data import Reader, Sampler, fingerprint, load_clips, prepare
 from stts_mini.eval import evaluate, look_up, summarise, table, test_set
 from stts_mini.model import VLM, Batch, Output
 from stts_mini.optim import Muon
@@ -157,7 +157,8 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
     index = prepare(config.data, "train", config.train_counts, config.image_size)
     clips = load_clips(index)
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
-    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed)
+    reader.preload([clip.video for clip in clips])
+    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed, config.image_steps)
 
     model = build_model(config, device)
     optimizers = build_optimizers(model, config)
@@ -175,10 +176,11 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
         )  # fmt: skip
 
     log = Log(out / "log.csv", start)
-    progress, step, began = Progress("train", config.steps, start), start, time.monotonic()
+    progress, began = Progress("train", config.steps, start), time.monotonic()
     model.train()
     with Interrupt() as interrupt:
-        for step, batch in prefetch(sampler, start, config.steps):
+        for step in range(start, config.steps):
+            batch = sampler(step)
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = group["peak_lr"] * rate_at(step, config)
             task, sim, right, answers, tokens = forward_backward(model, batch, config, device)
@@ -186,8 +188,9 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
             if not math.isfinite(task + sim) or not torch.isfinite(norm):
                 last = f"the last good checkpoint is {out / 'checkpoint.pt'}" if log.saved else "nothing was saved yet"
                 raise TrainError(
-                    f"step {step}: loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}; batch: clips "
-                    f"{sampler.clip_numbers(step)} of {index} (seed {config.seed}); {last}. Try a lower --lr and --muon-lr"
+                    f"step {step}: loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}, on clips"
+                    f" {sampler.clip_numbers(step)} of {index} (seed {config.seed}); {last}."
+                    " Try a lower --lr and --muon-lr"
                 )
             for optimizer in optimizers:
                 optimizer.step()
@@ -300,6 +303,7 @@ def finish(config: TrainConfig, model: VLM, device: torch.device) -> dict:
     train_clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size))
     clips = test_set(config.data, config.image_size, config.test_clips)
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
+    reader.preload([clip.video for clip in clips])
     encode = model.encode_blind if config.blind else None
     result = evaluate(model, clips, reader, config.k, encode)
     blind = evaluate(model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind")
@@ -334,17 +338,16 @@ def describe(config: TrainConfig, device: torch.device) -> str:
     activations = floats * (2 if device.type == "cuda" else 4)
     fixed = count(model) * 16  # weights, gradients, at most two moments, 4 bytes each
     clips = min(sum(config.train_counts.values()) * T * 3 * config.image_size**2 / 1e9, config.cache_gb)
-    return "\n".join(
-        [
-            f"parameters: {count(model) / 1e6:.2f} M ({parts})",
-            f"ViT: {dense} of {m.vit.depth} blocks dense ({100 * dense / m.vit.depth:.0f}%), {m.num_packed} packed;"
-            f" {m.cells} cells of {m.w}×{m.w} patches in a frame",
-            f"a step: {config.batch_size} clips of up to {T} frames; vision tokens of a full clip: {kept} of {m.cells * T}"
-            f" kept; about {config.batch_size * row} LLM tokens",
-            f"memory, estimated: {(activations + fixed) / 1e9 + clips + 0.5:.1f} GB (activations {activations / 1e9:.1f},"
-            f" weights and optimiser {fixed / 1e9:.2f}, decoded clips {clips:.1f}, PyTorch 0.5)",
-        ]
-    )
+    lines = [
+        f"parameters: {count(model) / 1e6:.2f} M ({parts})",
+        f"ViT: {dense} of {m.vit.depth} blocks dense ({100 * dense / m.vit.depth:.0f}%), {m.num_packed} packed;"
+        f" {m.cells} cells of {m.w}×{m.w} patches in a frame",
+        f"a step: {config.batch_size} clips of up to {T} frames; of a full clip's {m.cells * T} vision tokens {kept}"
+        f" are kept; at most about {config.batch_size * row} LLM tokens",
+        f"memory, estimated: {(activations + fixed) / 1e9 + clips + 0.5:.1f} GB (activations {activations / 1e9:.1f},"
+        f" weights and optimiser {fixed / 1e9:.2f}, decoded clips {clips:.1f}, PyTorch 0.5)",
+    ]
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -178,10 +179,8 @@ def _decode(path: Path, wanted: list[Fraction], size: int | None):
                     yield from packet.decode()
                 except (av.FFmpegError, ValueError):
                     skipped += 1
-            try:
+            with suppress(av.FFmpegError):  # raised if the last packet has emptied the decoder already
                 yield from stream.codec_context.decode(None)  # a stream that broke off still holds frames
-            except av.FFmpegError:
-                pass  # it was emptied by its own last packet
 
         def show():
             repeated = shown and shown[-1][1] == latest_time

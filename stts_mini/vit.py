@@ -143,16 +143,16 @@ class ViT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linear weights normal with std 1/√fan_in; those that write to the residual stream (out_proj,
-        fc2) a tenth of that, so that every block starts near the identity; the patch embedding three times
-        as much, because the pixels of a patch differ little; biases zero; positions std 0.02; LayerNorms
-        1 and 0."""
+        """Linear weights normal with std 1/√fan_in, but a hundredth of that where they write to the residual
+        stream (out_proj, fc2), so that every block starts as almost the identity, and three times that in
+        the patch embedding, because the pixels of a patch differ little; biases zero; positions std 1/√D;
+        LayerNorms 1 and 0."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                gain = 0.1 if name.endswith(("out_proj", "fc2")) else 3.0 if name == "patch_embedding" else 1.0
+                gain = 0.01 if name.endswith(("out_proj", "fc2")) else 3.0 if name == "patch_embedding" else 1.0
                 nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.position_embedding, std=0.02)
+        nn.init.normal_(self.position_embedding, std=self.config.width**-0.5)
 
     def embed(self, frames: Tensor) -> Tensor:
         """(F, 3, H, W) → (F, N, D): a linear map of each flattened patch, plus its position."""

@@ -12,6 +12,8 @@ pruning never touches, so that what an answer needs must be chosen, not given.
 Legend: lengths and places in units of the picture's side, y downwards; times in seconds; slots are
 the 3 × 3 parts of the picture, row by row; every object and every panel has slots of its own.
 
+Beside the tasks, every scene describes its objects one by one: dense supervision for training.
+
 Kinds: `short` (six tasks), `needle` (long), `image` (one frame, a control). Another long task is one
 more function in `SCENES`: objects with a timeline, and questions that name their evidence.
 
@@ -36,6 +38,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 ACTIONS = {"move": "moves", "blink": "blinks", "grow": "grows", "spin": "spins"}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = ("0", "1", "2", "3")
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SHORT_TASKS = ("attribute", "count", "action", "direction", "speed", "order")
 SPLITS = ("train", "val", "test")
 WORLD_VERSION = 1  # part of the data's fingerprint: raise it whenever a scene changes
@@ -183,10 +186,8 @@ def _panel(panel: Panel, times: np.ndarray, side: int) -> np.ndarray:
     else:
         steps = np.floor(times * (4 if panel.kind == "flicker" else 2) + 1e-6).astype(int)
         tiles = rng.uniform(30, 200, (max(steps.max() + 1, 4), 4, 4))  # one row of 4 × 4 tiles a step
-        if panel.kind == "flicker":
-            tiles = tiles[steps]
-        else:  # drift: the same tiles, moving sideways
-            tiles = np.stack([np.roll(tiles[0], s, axis=1) for s in steps])
+        drifting = panel.kind == "drift"  # the same tiles, moving sideways
+        tiles = np.stack([np.roll(tiles[0], s, axis=1) if drifting else tiles[s] for s in steps])
         pixel = np.arange(side) * 4 // side
         grey = tiles[:, pixel][:, :, pixel]
     return grey[..., None]
@@ -281,6 +282,23 @@ def _appearance_questions(objects: tuple[Object, ...], asked: str, count: int) -
     return [*questions, Question("count", text, str(count), COUNTS, tuple(seen))]
 
 
+def _descriptions(objects: tuple[Object, ...], timed: bool = False) -> list[Question]:
+    """Dense supervision for training, judged by nobody: all there is to say about each object (shape, row,
+    column; if `timed` also when it enters, what it does, which way, from when on), and a tally of shapes."""
+    seen = tuple((i, o.enter, o.leave) for i, o in enumerate(objects))
+    questions = []
+    for i, o in enumerate(objects):
+        said = [o.shape, ROWS[int(o.y * 3)], COLUMNS[int(o.x * 3)], *([f"{o.enter:.1f}"] * timed)]
+        for event in o.events:
+            heading = (np.sign(event.dx), np.sign(event.dy))
+            ways = [name for name, way in DIRECTIONS.items() if way == heading]  # none if it stays in place
+            said += [ACTIONS[event.kind], *ways, f"{event.start:.1f}"]
+        answer = " ".join(said)
+        questions.append(Question("describe", f"describe the {o.colour} object", answer, (answer,), (seen[i],)))
+    answer = " ".join(f"{shape} {sum(o.shape == shape for o in objects)}" for shape in SHAPES)
+    return [*questions, Question("tally", "tally", answer, (answer,), seen)]
+
+
 def _short(rng: np.random.Generator) -> Scene:
     """3.5 to 4 s: two objects that move, one that acts, one that stands still. Six tasks."""
     duration = float(_pick(rng, (3.5, 4.0)))
@@ -325,6 +343,7 @@ def _short(rng: np.random.Generator) -> Scene:
     entering = tuple((int(i), objects[i].enter, objects[i].enter + 0.5) for i in (early, late))
     text = f"which enters first , {pair[0]} or {pair[1]} ?"
     questions.append(Question("order", text, objects[early].colour, pair, entering))
+    questions += _descriptions(tuple(objects), timed=True)
     return Scene("short", duration, 4.0, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
 
 
@@ -350,6 +369,7 @@ def _needle(rng: np.random.Generator) -> Scene:
         Question("needle", "what colour blinks ?", needle.colour, tuple(COLOURS), seen),
         Question("needle", "what shape blinks ?", needle.shape, SHAPES, seen),
         *(q for q in _appearance_questions(objects, asked, count) if q.evidence[0][0] != 3 and q.task == "attribute"),
+        *_descriptions(objects),
     ]
     return Scene("needle", duration, 2.0, objects, **_surroundings(rng, rest, 2), questions=tuple(questions))
 
@@ -361,7 +381,7 @@ def _image(rng: np.random.Generator) -> Scene:
     _, still, rest = _place(rng, 0, 4)
     parts = zip(shapes, colours, still, strict=True)
     objects = tuple(Object(shape, str(colour), *_centre(rng, slot)) for shape, colour, slot in parts)
-    questions = tuple(_appearance_questions(objects, asked, count))
+    questions = tuple(_appearance_questions(objects, asked, count) + _descriptions(objects))
     return Scene("image", 0.0, 4.0, objects, **_surroundings(rng, rest, 2), questions=questions)
 
 
@@ -383,31 +403,7 @@ def make_scene(split: str, kind: str, seed: int) -> Scene:
 
 def words() -> list[str]:
     """Every word that a question, an option or an answer can hold, in a fixed order."""
-    spoken = [
-        "what",
-        "which",
-        "how",
-        "many",
-        "does",
-        "do",
-        "is",
-        "are",
-        "the",
-        "there",
-        "way",
-        "object",
-        "objects",
-        "colour",
-        "shape",
-        "move",
-        "moves",
-        "blinks",
-        "faster",
-        "first",
-        "enters",
-        "or",
-        "?",
-        ",",
-    ]
-    named = [*COLOURS, *SHAPES, *ACTIONS.values(), *DIRECTIONS, *COUNTS]
+    spoken = """what which how many does do is are the there way first object objects colour shape move
+        moves blinks faster enters or ? , describe tally""".split()  # noqa: SIM905
+    named = [*COLOURS, *SHAPES, *ACTIONS.values(), *DIRECTIONS, *ROWS, *COLUMNS, *COUNTS, "4"]
     return list(dict.fromkeys([*spoken, *named]))

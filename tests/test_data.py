@@ -1,0 +1,159 @@
+"""Clips on disk, batches in memory: pure, resumable, and true to their files."""
+
+import json
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stts_mini import data
+from stts_mini.data import (
+    TOKENIZER,
+    Clip,
+    Reader,
+    Sampler,
+    collate,
+    fingerprint,
+    load_clips,
+    prepare,
+    prompt_ids,
+)
+from stts_mini.tokenizer import ANSWER, OPTION, QUESTION
+from stts_mini.video import Video
+
+COUNTS = {"short": 6, "needle": 2, "image": 2}
+
+
+class InThisProcess:
+    """A pool without processes, so that tests start none."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    __enter__ = lambda self: self
+    __exit__ = lambda self, *_: None
+    imap = staticmethod(lambda f, jobs, chunksize: map(f, jobs))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda _: type("Context", (), {"Pool": InThisProcess}))
+        return prepare(tmp_path_factory.mktemp("data"), "train", COUNTS, 48)
+
+
+@pytest.fixture(scope="session")
+def clips(prepared):
+    return load_clips(prepared)
+
+
+def test_prepare_writes_real_clips_with_their_questions(prepared, clips):
+    assert len(clips) == 10 and [c.kind for c in clips[5:8]] == ["short", "needle", "needle"]
+    video = Reader(16, 48)(clips[0].video)
+    assert video.frames.shape[0] in (8, 9) and video.times[1] == 0.5
+    assert all(len(Reader(16, 48)(c.video).frames) == (16 if c.kind == "needle" else 1) for c in clips[6:])
+    assert all(not name.endswith(".partial") for name in os.listdir(prepared.parent))
+
+
+def test_prepare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    made = []
+    whole = data.write_video
+
+    def counting(path, *args, **kwargs):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(path.name)
+        whole(path, *args, **kwargs)
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: type("Context", (), {"Pool": InThisProcess}))
+    monkeypatch.setattr(data, "write_video", counting)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, "val", {"image": 5}, 48)
+    assert not list(tmp_path.glob("*/*.jsonl"))
+    monkeypatch.setattr(data, "write_video", lambda path, *a, **k: (made.append(path.name), whole(path, *a, **k)))
+    index = prepare(tmp_path, "val", {"image": 5}, 48)
+    assert made == [f"val-image-{i:06d}.mp4" for i in range(5)] and len(load_clips(index)) == 5
+    monkeypatch.setattr(data, "write_video", None)  # nothing is written a second time
+    assert prepare(tmp_path, "val", {"image": 5}, 48) == index
+
+
+def test_a_bad_line_is_named(prepared, tmp_path):
+    lines = prepared.read_text().splitlines()
+    for bad in ("{", "[]", json.dumps({"video": "x.mp4"})):
+        (tmp_path / "bad.jsonl").write_text("\n".join([lines[0], bad]))
+        with pytest.raises(ValueError, match="line 2 is not a clip"):
+            load_clips(tmp_path / "bad.jsonl")
+
+
+def test_fingerprint_sees_every_change(clips):
+    assert fingerprint(clips) == fingerprint(list(clips)) != fingerprint(clips[1:])
+    one = clips[0]
+    other = Clip(one.video, one.kind, one.split, one.seed, one.qa[1:])
+    assert fingerprint([one]) != fingerprint([other])
+    elsewhere = Clip(one.video.with_name("b.mp4"), one.kind, one.split, one.seed, one.qa)
+    assert fingerprint([one]) == fingerprint([elsewhere])  # where it lies does not matter
+
+
+def test_reader_keeps_what_fits(clips):
+    small = Reader(16, 48, cache_gb=1e-9)
+    large = Reader(16, 48)
+    assert small(clips[0].video) is not small(clips[0].video) and not small.cache
+    assert large(clips[0].video) is large(clips[0].video)
+    assert np.array_equal(small(clips[0].video).frames, large(clips[0].video).frames)
+
+
+def test_prompt_reads_as_documented():
+    ids = prompt_ids("what colour is the circle ?", ["red", "blue"])
+    red, blue = TOKENIZER.encode("red"), TOKENIZER.encode("blue")
+    expected = [QUESTION, *TOKENIZER.encode("what colour is the circle ?"), OPTION, *red, OPTION, *blue, ANSWER]
+    assert ids == expected
+
+
+def test_collate_pads_and_keeps_every_pixel():
+    videos = [Video(np.full((n, 4, 6, 3), n, np.uint8), [0.5 * i for i in range(n)], 0.0) for n in (1, 3)]
+    videos[1].frames[2, 1, 5] = (7, 8, 9)
+    batch = collate(videos, [[], []])
+    assert batch.frames.shape == (2, 3, 3, 4, 6) and batch.num_frames.tolist() == [1, 3]
+    assert batch.frames[1, 2, :, 1, 5].tolist() == [7, 8, 9] and (batch.frames[0, 1:] == 0).all()
+    assert batch.stamps == [[[TOKENIZER.stamp(0)]], [[TOKENIZER.stamp(t)] for t in (0, 0.5, 1.0)]]
+
+
+def test_a_step_is_a_pure_function_of_seed_and_number(clips):
+    fresh = lambda seed=0: Sampler(clips, Reader(16, 48), 4, 6, seed)
+    used = fresh()
+    for step in (0, 1, 5):
+        used(step)
+    a, b = used(3), fresh()(3)
+    assert torch.equal(a.frames, b.frames) and a.branches == b.branches
+    assert a.branches != fresh(1)(3).branches and a.branches != fresh()(4).branches
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 7), st.integers(0, 3))
+def test_an_epoch_shows_every_clip_once(batch_size, seed):
+    numbers = Sampler(list(range(12)), None, batch_size, 6, seed).clip_numbers
+    seen = [n for step in range(40) for n in numbers(step)]
+    for epoch in range(len(seen) // 12):
+        assert sorted(seen[12 * epoch : 12 * epoch + 12]) == list(range(12))
+
+
+def test_each_task_is_asked_before_any_is_asked_twice(clips):
+    sampler = Sampler(clips, None, 2, 6, 0)
+    for seed in range(20):
+        own = sampler._choose(clips[0].qa, np.random.default_rng(seed))
+        assert len({q.task for q in own}) == len(own) == 6
+    assert len(sampler._choose(clips[-1].qa, np.random.default_rng(0))) <= 6
+
+
+def test_preload_reads_what_the_reader_reads(clips, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: type("Context", (), {"Pool": InThisProcess}))
+    paths = [c.video for c in clips]
+    every, some = Reader(16, 48), Reader(16, 48, cache_gb=1e-4)
+    every.preload(paths)
+    some.preload(paths)
+    assert list(every.cache) == paths and list(some.cache) == paths[:1]
+    assert np.array_equal(every(paths[4]).frames, Reader(16, 48)(paths[4]).frames)

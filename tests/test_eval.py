@@ -1,0 +1,153 @@
+"""Scores that can be checked by hand: likelihoods, look-up, intervals, counts of what was kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stts_mini import eval as evaluation
+from stts_mini import world
+from stts_mini.data import QA, TOKENIZER, Clip, Reader, load_clips, prepare
+from stts_mini.eval import Result, evaluate, look_up, option_likelihoods, pick_questions, table
+from stts_mini.model import Encoded, Output
+from stts_mini.train import build_model
+from tests.tiny import tiny
+
+
+def clip(kind="short", seed=0, split="train", qa=()):
+    return Clip(Path("none.mp4"), kind, split, seed, tuple(qa))
+
+
+def ask(task, question, answer, options=("red", "blue")):
+    return QA(task, question, answer, tuple(options))
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    config = tiny(folder)
+    counts = dict.fromkeys(world.SCENES, 3)
+    return build_model(config, torch.device("cpu")), load_clips(prepare(config.data, "test", counts, 48))
+
+
+def test_likelihoods_sum_over_an_options_tokens_without_its_end():
+    logits = torch.randn(5, 7)
+    targets, branch = torch.tensor([3, 4, 1, 2, 1]), torch.tensor([0, 0, 0, 1, 1])
+    output = Output(torch.zeros(()), 0.0, logits, targets, branch, 0, 0, None)
+    p = logits.log_softmax(-1)
+    torch.testing.assert_close(option_likelihoods(output), torch.stack([p[0, 3] + p[1, 4], p[3, 2]]))
+
+
+def test_questions_and_options_are_the_same_for_every_model_and_balanced():
+    seen = []
+    for seed in range(60):
+        scene = world.make_scene("test", "short", seed)
+        one = clip(seed=seed, qa=[ask(q.task, q.text, q.answer, q.options) for q in scene.questions])
+        picked = pick_questions(one, seed)
+        assert picked == pick_questions(one, seed)
+        assert {qa.task for qa, _ in picked} == set(world.SHORT_TASKS) and len(picked) == 6
+        for qa, shown in picked:
+            assert qa.answer in shown and len(set(shown)) == len(shown) == min(4, len(qa.options))
+            seen.append(shown.index(qa.answer) / len(shown))
+    assert 0.3 < np.mean(seen) < 0.45  # places 0, ¼, ½, ¾ (and 0, ½): the answer stands anywhere
+
+
+def test_look_up_is_counted_by_hand():
+    train = [clip(qa=[ask("speed", "which ?", "red"), ask("speed", "which ?", "red"), ask("speed", "which ?", "blue")])]
+    test = [
+        clip(qa=[ask("speed", "which ?", "red")]),  # right
+        clip(qa=[ask("speed", "which ?", "blue")]),  # wrong
+        clip(qa=[ask("speed", "who ?", "blue")]),  # never seen: a guess among two
+        clip("needle", qa=[ask("needle", "which ?", "red")]),  # another kind: never seen either
+    ]
+    assert look_up(train, test) == {"speed": 0.5, "needle": 0.5}
+
+
+def test_means_and_intervals():
+    result = Result()
+    result.correct["choice"]["a"] = [(n, n % 2) for n in range(400)]
+    result.correct["choice"]["b"] = [(n, 1) for n in range(0, 400, 4)]
+    assert result.accuracy("a") == 0.5 and result.mean(["a", "b"]) == 0.75
+    low, high = result.interval(["a"])
+    assert 0.43 < low < 0.47 and 0.53 < high < 0.57  # 0.5 ± 1.96·√(¼/400)
+    assert result.interval(["b"]) == (1.0, 1.0)
+    assert result.interval(["a"]) == (low, high)
+
+
+def test_evaluate_scores_a_model_that_knows_everything(setup, monkeypatch):
+    """An LLM replaced by an oracle gets 100% in both scorings; one that is always wrong gets 0%."""
+    model, clips = setup
+    answers = {}
+    for n, c in enumerate(clips):
+        for qa, _ in pick_questions(c, n):
+            answers[n, qa.task] = qa.answer
+
+    def oracle(right):
+        asked = iter(sorted_questions)
+
+        def generate(batch, *_, **__):
+            return [
+                [TOKENIZER.encode(answers[next(asked)] if right else "zz") for _ in video] for video in batch.branches
+            ]
+
+        def likelihoods(output):
+            return torch.tensor([next(scores) for _ in range(int(output.branch[-1]) + 1)])
+
+        flat = [
+            float((option == qa.answer) == right) for n, c in enumerate(clips) for qa, shown in pick_questions(c, n)
+            for option in shown
+        ]  # fmt: skip
+        scores = iter(flat)
+        monkeypatch.setattr(model, "generate", generate)
+        monkeypatch.setattr(evaluation, "option_likelihoods", likelihoods)
+
+    sorted_questions = [(n, qa.task) for n, c in enumerate(clips) for qa, _ in pick_questions(c, n)]
+    for right in (True, False):
+        oracle(right)
+        result = evaluate(model, clips, Reader(4, 48), 0.5, batch_size=4)
+        for scoring in ("choice", "generated"):
+            assert all(result.accuracy(task, scoring) == right for task in result.correct[scoring])
+        assert set(result.correct["choice"]) == {*world.SHORT_TASKS, "needle", "image/attribute", "image/count"}
+
+
+def test_kept_cells_and_evidence_are_counted(setup):
+    model, clips = setup
+    short = [c for c in clips if c.kind == "short"]
+    everything = evaluate(model, short, Reader(4, 48), 0.0, generate=False)
+    assert everything.cells == everything.kept == 3 * 4 * 9
+    assert everything.evidence[0] == everything.evidence[1] > 0
+    half = evaluate(model, short, Reader(4, 48), 0.5, generate=False)
+    assert half.kept == 3 * 18 and half.evidence[1] == everything.evidence[1] > half.evidence[0]
+    blind = evaluate(model, short, Reader(4, 48), 0.0, model.encode_blind, generate=False)
+    assert blind.kept == blind.cells == 0
+    text = table(half, blind, dict.fromkeys(world.SHORT_TASKS, 0.25))
+    assert "vision tokens kept: 54 of 108 (50.0%)" in text and "short (mean)" in text
+
+
+def test_evidence_is_weighed_by_pixels_in_kept_cells(setup):
+    model, clips = setup
+    one = clips[0]
+    video = Reader(4, 48)(one.video)
+    scene = world.make_scene(one.split, one.kind, one.seed)
+    questions = tuple(q for q in scene.questions if q.task in world.SHORT_TASKS)
+    pixels = world.evidence(scene, questions, np.array(video.times), 48)
+    keep = torch.zeros(1, 4, 9, dtype=torch.bool)
+    keep[0, 3, 4] = True  # the middle cell of the last frame: pixels 16..31
+    result = Result()
+    zero = torch.zeros(1, 4, dtype=torch.long)
+    evaluation._count_kept(result, Encoded(torch.zeros(0, 8), zero, zero.bool(), zero, keep), [one], [video])
+    assert result.evidence == (int(pixels[3, 16:32, 16:32].sum()), int(pixels.sum()))
+
+
+def test_the_command_refuses_clearly(tmp_path, capsys):
+    for arguments, message in (
+        (["--k", "50"], "did you mean 0.5"),
+        (["--split", "train"], "invalid choice"),
+        (["--frames", "3"], "unrecognized arguments"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            evaluation.main(arguments)
+        assert caught.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"no checkpoint at .*none.pt: `python -m stts_mini.train` makes one"):
+        evaluation.main([str(tmp_path / "none.pt")])

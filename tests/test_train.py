@@ -1,0 +1,322 @@
+"""Training that can be trusted: resumed = uninterrupted, bit for bit; every refusal is one clear line."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict, fields
+
+import pytest
+import torch
+
+from stts_mini import checkpoint
+from stts_mini import train as training
+from stts_mini.checkpoint import CheckpointError
+from stts_mini.config import PRESETS, TrainConfig, parse_flags
+from stts_mini.train import TrainError, build_model, build_optimizers, describe, forward_backward, rate_at, train
+from tests.tiny import TINY, tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The prepared clips, shared by the tests of this file."""
+    return tmp_path_factory.mktemp("train")
+
+
+def state_of(path):
+    return checkpoint.load(path)
+
+
+def same(a, b):
+    """Equal, bit for bit, all the way down."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize("scorer", ["stts", "random"])
+def test_resumed_is_uninterrupted_bit_for_bit(folder, tmp_path, scorer, monkeypatch):
+    """Killed at the worst moment, right after a checkpoint or between two; the random scorer also draws
+    from torch's generator."""
+    whole = tiny(folder, out=str(tmp_path / "whole"), scorer=scorer)
+    train(whole, False, CPU)
+    expected = state_of(tmp_path / "whole" / "checkpoint.pt")
+    for stop in (2, 3):
+        config = tiny(folder, out=str(tmp_path / f"stop{stop}"), scorer=scorer)
+        calls = []
+
+        def dies(*args, calls=calls, stop=stop, **kwargs):
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return forward_backward(*args, **kwargs)
+
+        monkeypatch.setattr(training, "forward_backward", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, False, CPU)
+        monkeypatch.setattr(training, "forward_backward", forward_backward)
+        assert state_of(tmp_path / f"stop{stop}" / "checkpoint.pt")["step"] == 2
+        torch.manual_seed(99)
+        train(config, True, CPU)
+        got = state_of(tmp_path / f"stop{stop}" / "checkpoint.pt")
+        for key in ("model", "optimizers", "rng", "step"):
+            assert same(expected[key], got[key]), key
+        rows = list(csv.reader((tmp_path / f"stop{stop}" / "log.csv").open()))
+        assert [row[0] for row in rows] == ["step", "0", "1", "2", "3"]
+        reference = list(csv.reader((tmp_path / "whole" / "log.csv").open()))
+        assert [row[1:6] for row in rows] == [row[1:6] for row in reference]
+
+
+def test_ctrl_c_saves_and_resumes(folder, tmp_path, monkeypatch, capsys):
+    config = tiny(folder, out=str(tmp_path), save_every=100)
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return forward_backward(*args, **kwargs)
+
+    monkeypatch.setattr(training, "forward_backward", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught:
+        train(config, False, CPU)
+    assert caught.value.code == 130 and "--resume" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    assert state_of(tmp_path / "checkpoint.pt")["step"] == 1
+    monkeypatch.setattr(training, "forward_backward", forward_backward)
+    train(config, True, CPU)
+    assert state_of(tmp_path / "checkpoint.pt")["step"] == 4
+
+
+def test_a_nan_stops_with_the_step_the_clips_and_the_last_checkpoint(folder, tmp_path, monkeypatch):
+    config = tiny(folder, out=str(tmp_path))
+    calls = []
+
+    def sick(model, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            next(iter(model.parameters())).data.fill_(math.nan)
+        return forward_backward(model, *args, **kwargs)
+
+    monkeypatch.setattr(training, "forward_backward", sick)
+    with pytest.raises(
+        TrainError, match=r"step 3: loss nan.*clips \[.*seed 0.*last good checkpoint is .*checkpoint.pt"
+    ):
+        train(config, False, CPU)
+    good = state_of(tmp_path / "checkpoint.pt")
+    assert good["step"] == 2 and all(p.isfinite().all() for p in good["model"].values() if p.is_floating_point())
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole(folder):
+    config = tiny(folder)
+    sampler = make_sampler(config)
+    grads = []
+    for accumulate in (1, 2):
+        model = build_model(config, CPU).double()
+        batch = sampler(0)
+        batch.frames = batch.frames.double() / 127.5 - 1
+        forward_backward(model, batch, tiny(folder, accumulate=accumulate, sim_weight=0.0), CPU)
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def make_sampler(config):
+    from stts_mini.data import Reader, Sampler, load_clips, prepare
+
+    clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size))
+    return Sampler(clips, Reader(config.max_frames, config.image_size), config.batch_size, config.questions, 0)
+
+
+def test_the_loss_is_task_plus_lambda_sim(folder):
+    config = tiny(folder)
+    batch = make_sampler(config)(0)
+
+    def gradient(weight):
+        model = build_model(config, CPU)
+        forward_backward(model, batch, tiny(folder, sim_weight=weight), CPU)
+        return torch.cat([p.grad.flatten() for p in model.scorer.parameters()])
+
+    none, one, two = gradient(0.0), gradient(1.0), gradient(2.0)
+    assert none.abs().sum() > 0 and (one - none).abs().sum() > 0
+    torch.testing.assert_close(two - none, 2 * (one - none), rtol=1e-3, atol=1e-6)
+
+
+def test_every_parameter_is_optimised_once_and_the_scorer_has_its_own_rate(folder):
+    config = tiny(folder, scorer_lr_ratio=20.0, vision_lr_ratio=0.5)
+    model = build_model(config, CPU)
+    optimizers = build_optimizers(model, config)
+    rates = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                assert id(p) not in rates
+                rates[id(p)] = (type(optimizer).__name__, group["lr"])
+    for name, p in model.named_parameters():
+        kind, rate = rates[id(p)]
+        ratio = {"scorer": 20.0, "vit": 0.5, "connector": 0.5, "llm": 1.0}[name.split(".")[0]]
+        base = config.muon_lr if kind == "Muon" else config.lr
+        assert math.isclose(rate, base * ratio), name
+        if p.ndim != 2 or "embed" in name:
+            assert kind == "AdamW", name
+        elif "proj" in name:
+            assert kind == "Muon", name
+    assert [type(o).__name__ for o in build_optimizers(model, tiny(folder, muon_lr=0.0))] == ["AdamW"]
+
+
+def test_the_rate_warms_up_and_goes_down():
+    config = TrainConfig(steps=50, warmup=5)
+    rates = [rate_at(step, config) for step in range(50)]
+    assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0] and rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 <= rates[-1] < 0.01
+    assert rate_at(0, TrainConfig(warmup=0)) == 1.0
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_failed_write_keeps_the_last_good_checkpoint(folder, tmp_path, monkeypatch):
+    model = build_model(tiny(folder), CPU)
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, model, step=1)
+    before = path.read_bytes()
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*the last good one is still there"):
+        checkpoint.save(path, model, step=2)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_a_checkpoint_gives_the_same_model_and_runs_no_code(folder, tmp_path):
+    model = build_model(tiny(folder), CPU)
+    checkpoint.save(tmp_path / "a.pt", model, step=7, train_config=asdict(tiny(folder)))
+    again, state = checkpoint.load_model(tmp_path / "a.pt")
+    assert again.config == model.config and state["step"] == 7
+    assert same(again.state_dict(), model.state_dict())
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"format": checkpoint.FORMAT, "model": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this project, or is damaged"):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_files_that_are_no_checkpoint_are_refused(folder, tmp_path):
+    model = build_model(tiny(folder), CPU)
+    checkpoint.save(tmp_path / "good.pt", model, step=1)
+    whole = (tmp_path / "good.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as file:
+        file.writestr("a", "b")
+    for name in ("cut", "text", "empty", "other", "zip"):
+        with pytest.raises(CheckpointError, match=f"{name}.pt is not a checkpoint of this project"):
+            checkpoint.load(tmp_path / f"{name}.pt")
+    larger = build_model(tiny(folder, vit_width=16), CPU)
+    with pytest.raises(CheckpointError, match=r"another shape: connector\..* is \(.*\) there and \(.*\) in this model"):
+        checkpoint.load_weights(larger, checkpoint.load(tmp_path / "good.pt"), tmp_path / "good.pt")
+
+
+def test_resuming_with_other_settings_is_refused(folder, tmp_path):
+    train(tiny(folder, out=str(tmp_path), steps=2), False, CPU)
+    with pytest.raises(CheckpointError, match=r"cannot resume .*: vit_width was 8, is 16"):
+        train(tiny(folder, out=str(tmp_path), steps=2, vit_width=16), True, CPU)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        train(tiny(folder, out=str(tmp_path / "new")), True, CPU)
+
+
+# ------------------------------------------------------------------------------------------- flags
+
+
+def test_every_setting_is_a_flag():
+    config, args = parse_flags(["--preset", "smoke", "--k", "0.3", "--no-detach-target", "--steps", "7", "--resume"])
+    assert (config.k, config.detach_target, config.steps, args.resume) == (0.3, False, 7, True)
+    assert config.train_short == PRESETS["smoke"]["train_short"] and config.model.detach_target is False
+    names = {f.name for f in fields(TrainConfig)}
+    assert all(set(preset) <= names for preset in PRESETS.values())
+    assert asdict(parse_flags([])[0]) == asdict(TrainConfig())
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--k", "50"], "k = 50.0 is not in [0, 1): k is the share of cells to remove; did you mean 0.5?"),
+        (["--k", "half"], "invalid float value: 'half'"),
+        (["--w", "4"], "cannot be cut into cells of w = 4"),
+        (["--patch-size", "7"], "image_size 48 is not a multiple of patch_size 7"),
+        (["--score-after", "9"], "leaves no packed block"),
+        (["--speps", "3"], "unrecognized arguments: --speps"),
+        (["--step", "3"], "unrecognized arguments: --step"),
+        (["--batch-size", "0"], "batch_size = 0: give more than 0"),
+        (["--accumulate", "5"], "batch_size 16 is not a multiple of accumulate 5"),
+        (["--scorer", "oracle"], "know stts, cosine and random"),
+        (["--preset", "tpu"], "invalid choice: 'tpu'"),
+        (["--train-short", "0", "--train-needle", "0", "--train-image", "0"], "no training clips at all"),
+        (["--lr", "nan"], "lr = nan"),
+    ],
+)
+def test_wrong_flags_get_one_clear_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_flags(flags)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(SystemExit, match="device 'gpu' is not there"):
+        training.main(["--device", "gpu", "--dry-run"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_dry_run_describes_any_preset(preset, capsys):
+    training.main(["--preset", preset, "--dry-run", "--device", "cpu"])
+    text = capsys.readouterr().out
+    assert "parameters:" in text and "memory, estimated:" in text and "seed=0" in text
+    config = parse_flags(["--preset", preset])[0]
+    assert (config.model.score_after + 2) / config.vit_depth <= 0.4  # at most 40% of the blocks are dense
+    if preset != "gpu":
+        count = sum(p.numel() for p in build_model(config, CPU).parameters())
+        assert f"parameters: {count / 1e6:.2f} M" in describe(config, CPU)
+
+
+@pytest.mark.slow
+def test_the_command_end_to_end_without_a_warning(tmp_path):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    command = [sys.executable, "-W", "error", "-m", "stts_mini.train", *flags, "--out", "run", "--data", "data"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+    for part in (
+        "short (mean)",
+        "needle",
+        "image/count",
+        "vision tokens kept",
+        "over the unpruned model's",
+        "pruned.png",
+    ):
+        assert part in done.stdout
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result["choice"]) >= {"attribute", "needle", "image/count"}
+    for name in ("pruned.png", "pruned.mp4", "log.csv", "config.json", "checkpoint.pt"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    command = [sys.executable, "-W", "error", "-m", "stts_mini.eval", "run/checkpoint.pt", "--clips", "3", "--k", "0.8"]
+    done = subprocess.run([*command, "--json", "e.json"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "k = 0.8" in done.stdout, done.stderr
+    assert json.loads((tmp_path / "e.json").read_text())["k"] == 0.8
