@@ -42,7 +42,7 @@ class TrainConfig:
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
-    steps: int = setting(640, "training steps")
+    steps: int = setting(760, "training steps")
     batch_size: int = setting(16, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
     questions: int = setting(11, "questions asked about each clip")
@@ -115,9 +115,11 @@ class TrainConfig:
             len(TOKENIZER), self.llm_width, self.llm_depth, self.llm_heads, self.llm_kv_heads, self.llm_head_dim,
             self.llm_mlp,
         )  # fmt: skip
+        packed = max(self.vit_depth - self.score_after - 2, 1)
         return VLMConfig(
             vit, llm, w=self.w, score_after=self.score_after, scorer_heads=self.vit_heads, scorer_mlp=self.vit_mlp,
-            connector_mlp=self.connector_mlp, bias=self.bias, detach_target=self.detach_target,
+            connector_mlp=self.connector_mlp, taps=(-min(3, packed), -1), bias=self.bias,
+            detach_target=self.detach_target,
         )  # fmt: skip
 
     @property

@@ -21,7 +21,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +78,14 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
 
-def worker_pool():
-    """A process for each core."""
-    return multiprocessing.get_context("spawn").Pool(os.cpu_count(), initializer=_ignore_interrupt)
+def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
+    """function(job) for every job, in order: by a process for each core, or right here if they are few (a
+    process takes seconds to start)."""
+    if len(jobs) < 64:
+        yield from map(function, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), initializer=_ignore_interrupt) as pool:
+        yield from pool.imap(function, jobs, chunksize=16)
 
 
 def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
@@ -97,10 +102,9 @@ def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: i
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(str(folder), split, kind, seed, size) for kind, count in counts.items() for seed in range(count)]
     progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []
-    with worker_pool() as pool:
-        for line in pool.imap(_make_clip, jobs, chunksize=16):
-            lines.append(json.dumps(line))
-            progress.update(len(lines))
+    for line in on_all_cores(_make_clip, jobs):
+        lines.append(json.dumps(line))
+        progress.update(len(lines))
     progress.close()
     partial = index.with_name(index.name + ".partial")
     partial.write_text("\n".join(lines) + "\n")
@@ -152,14 +156,11 @@ class Reader:
         """Decode these clips now, on all cores, until the memory is full."""
         progress = Progress("decoding clips", len(paths))
         read = functools.partial(read_video, max_frames=self.max_frames, fps=self.fps, size=self.size)
-        with worker_pool() as pool:
-            for done, (path, video) in enumerate(
-                zip(paths, pool.imap(read, paths, chunksize=16), strict=True), start=1
-            ):
-                self._keep(path, video)
-                progress.update(done)
-                if self.room < 0:
-                    break
+        for done, video in enumerate(on_all_cores(read, paths)):
+            self._keep(paths[done], video)
+            progress.update(done + 1)
+            if self.room < 0:
+                break
         progress.close()
 
     def _keep(self, path: Path, video: Video) -> None:

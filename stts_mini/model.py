@@ -167,21 +167,22 @@ class Output:
 class Connector(nn.Module):
     """From ViT features to LLM tokens: pool each cell, then a SwiGLU projection.
 
-    x (K, w², taps·D) → (K, W). Linear weights as in the pooler: normal, std 1/√fan_in, no biases here.
+    x (K, w², taps·D) → (K, W). Init: normal with std 1/√fan_in; biases zero, but 1 in up_proj: without
+    them a SwiGLU of unnormalised features starts as a pure product, and *where* a cell lies is lost.
     """
 
     def __init__(self, config: VLMConfig):
         super().__init__()
         features = len(config.taps) * config.vit.width
         self.pooler = CellPooler(features, config.vit.width, config.vit.heads)
-        self.gate_proj = nn.Linear(config.vit.width, config.connector_mlp, bias=False)
-        self.up_proj = nn.Linear(config.vit.width, config.connector_mlp, bias=False)
+        self.gate_proj = nn.Linear(config.vit.width, config.connector_mlp)
+        self.up_proj = nn.Linear(config.vit.width, config.connector_mlp)
         self.down_proj = nn.Linear(config.connector_mlp, config.llm.width, bias=False)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
                 if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+                    nn.init.constant_(layer.bias, 1.0 if layer is self.up_proj else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.pooler(x)  # (K, D)

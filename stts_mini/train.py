@@ -252,7 +252,7 @@ class Log:
     def __init__(self, path: Path, start: int):
         self.path, self.rows, self.tokens, self.saved = path, [], 0, start > 0
         self.loss = self.accuracy = None
-        old = list(csv.reader(path.open()))[1:] if start and path.exists() else []
+        old = list(csv.reader(path.read_text().splitlines()))[1:] if start and path.exists() else []
         with path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
             csv.writer(file).writerows([self.NAMES, *(row for row in old if int(row[0]) < start)])
 

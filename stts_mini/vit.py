@@ -126,6 +126,17 @@ class Block(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+def sines(g: int, D: int) -> Tensor:
+    """Positions of a g×g grid, (g², D): sines and cosines of the row, then of the column, with wavelengths
+    from 2 to 32 patches."""
+    count = -(-D // 4)
+    frequency = math.pi * 16 ** (-torch.arange(count) / count)
+    angle = torch.arange(g)[:, None] * frequency
+    along = torch.cat([angle.sin(), angle.cos()], dim=1)  # (g, D/2)
+    row, column = along[:, None].expand(g, g, -1), along[None].expand(g, g, -1)
+    return torch.cat([row, column], dim=2).flatten(0, 1)[:, :D]
+
+
 class ViT(nn.Module):
     """frames (F, 3, H, W), scaled to [−1, 1] → (F, N, D), row-major, after the final LayerNorm.
 
@@ -145,14 +156,15 @@ class ViT(nn.Module):
     def init_weights(self) -> None:
         """Linear weights normal with std 1/√fan_in, but a hundredth of that where they write to the residual
         stream (out_proj, fc2), so that every block starts as almost the identity, and three times that in
-        the patch embedding, because the pixels of a patch differ little; biases zero; positions std 1/√D;
-        LayerNorms 1 and 0."""
+        the patch embedding, because the pixels of a patch differ little; biases zero; positions (learned
+        from there on) 2-D sines, so that a cell's mean still tells where it lies; LayerNorms 1 and 0."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 gain = 0.01 if name.endswith(("out_proj", "fc2")) else 3.0 if name == "patch_embedding" else 1.0
                 nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.position_embedding, std=self.config.width**-0.5)
+        with torch.no_grad():
+            self.position_embedding.copy_(sines(self.config.grid, self.config.width))
 
     def embed(self, frames: Tensor) -> Tensor:
         """(F, 3, H, W) → (F, N, D): a linear map of each flattened patch, plus its position."""

@@ -1,7 +1,6 @@
 """Clips on disk, batches in memory: pure, resumable, and true to their files."""
 
 import json
-import multiprocessing
 import os
 
 import numpy as np
@@ -28,22 +27,9 @@ from stts_mini.video import Video
 COUNTS = {"short": 6, "needle": 2, "image": 2}
 
 
-class InThisProcess:
-    """A pool without processes, so that tests start none."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    __enter__ = lambda self: self
-    __exit__ = lambda self, *_: None
-    imap = staticmethod(lambda f, jobs, chunksize: map(f, jobs))
-
-
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiprocessing, "get_context", lambda _: type("Context", (), {"Pool": InThisProcess}))
-        return prepare(tmp_path_factory.mktemp("data"), "train", COUNTS, 48)
+    return prepare(tmp_path_factory.mktemp("data"), "train", COUNTS, 48)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +55,6 @@ def test_prepare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
         made.append(path.name)
         whole(path, *args, **kwargs)
 
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: type("Context", (), {"Pool": InThisProcess}))
     monkeypatch.setattr(data, "write_video", counting)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, "val", {"image": 5}, 48)
@@ -149,11 +134,14 @@ def test_each_task_is_asked_before_any_is_asked_twice(clips):
     assert len(sampler._choose(clips[-1].qa, np.random.default_rng(0))) <= 6
 
 
-def test_preload_reads_what_the_reader_reads(clips, monkeypatch):
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: type("Context", (), {"Pool": InThisProcess}))
+def test_preload_reads_what_the_reader_reads(clips):
     paths = [c.video for c in clips]
     every, some = Reader(16, 48), Reader(16, 48, cache_gb=1e-4)
     every.preload(paths)
     some.preload(paths)
     assert list(every.cache) == paths and list(some.cache) == paths[:1]
     assert np.array_equal(every(paths[4]).frames, Reader(16, 48)(paths[4]).frames)
+
+
+def test_many_jobs_go_to_processes_and_come_back_in_order():
+    assert list(data.on_all_cores(abs, range(-70, 0))) == list(range(70, 0, -1))

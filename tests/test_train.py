@@ -71,9 +71,9 @@ def test_resumed_is_uninterrupted_bit_for_bit(folder, tmp_path, scorer, monkeypa
         got = state_of(tmp_path / f"stop{stop}" / "checkpoint.pt")
         for key in ("model", "optimizers", "rng", "step"):
             assert same(expected[key], got[key]), key
-        rows = list(csv.reader((tmp_path / f"stop{stop}" / "log.csv").open()))
+        rows = list(csv.reader((tmp_path / f"stop{stop}" / "log.csv").read_text().splitlines()))
         assert [row[0] for row in rows] == ["step", "0", "1", "2", "3"]
-        reference = list(csv.reader((tmp_path / "whole" / "log.csv").open()))
+        reference = list(csv.reader((tmp_path / "whole" / "log.csv").read_text().splitlines()))
         assert [row[1:6] for row in rows] == [row[1:6] for row in reference]
 
 
