@@ -1,7 +1,7 @@
 """Run every notebook of tutorials/ from a clean kernel; fail on the first error.
 
-    python tests/run_tutorials.py            check only
-    python tests/run_tutorials.py --write    and write the outputs back into the notebooks
+    python tutorials/run.py            check only
+    python tutorials/run.py --write    and write the outputs back into the notebooks
 
 Needs `pip install -e '.[tutorials]'`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent.parent / "tutorials"
+FOLDER = Path(__file__).parent
 
 
 def main() -> None:
