@@ -167,8 +167,8 @@ class Output:
 class Connector(nn.Module):
     """From ViT features to LLM tokens: pool each cell, then a SwiGLU projection.
 
-    x (K, w², taps·D) → (K, W). Init: normal with std 1/√fan_in; biases zero, but 1 in up_proj: without
-    them a SwiGLU of unnormalised features starts as a pure product, and *where* a cell lies is lost.
+    x (K, w², taps·D) → (K, W). Init: normal with std 1/√fan_in; biases zero, but 1 in up_proj, so that the
+    SwiGLU of unnormalised features starts near a linear map and not as a pure product.
     """
 
     def __init__(self, config: VLMConfig):
