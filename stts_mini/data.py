@@ -199,8 +199,8 @@ def collate(videos: Sequence[Video], branches: list[list[tuple[list[int], list[i
 class Sampler:
     """Training batches: step i of seed s is always the same, whatever ran before.
 
-    Every epoch is a new order of all clips. The first `image_steps` steps see one-frame clips only: what
-    things look like is learned several times faster before time comes in. A clip brings `questions` of
+    Every epoch is a new order of all clips. The first `image_steps` steps see one-frame clips only, so
+    that looks can be learned before time comes in. A clip brings `questions` of
     its questions: first one of each task, then others; one in three, by lot, shows its options.
     """
 

@@ -172,6 +172,15 @@ def test_images_among_videos_are_untouched():
     torch.testing.assert_close(mixed.tokens[mixed.place[:, 0] == 0], alone.tokens, rtol=1e-10, atol=1e-10)
 
 
+def test_a_video_with_nothing_to_remove_is_unpruned_beside_one_that_is_pruned():
+    """k = 0.1, C = 4: floor(0.8) = 0 cells go of two frames, floor(1.6) = 1 of four."""
+    model = build()
+    x, num_frames = clips(model, [2, 4])
+    mixed, alone = model.encode_video(x, num_frames, 0.1), model.encode_video(x[:1, :2], k=0.0)
+    assert mixed.kept.sum(1).tolist() == [8, 15]
+    torch.testing.assert_close(mixed.tokens[mixed.place[:, 0] == 0], alone.tokens, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("bias", ["log", "rescaled", "none"])
 def test_the_lm_loss_reaches_the_scorer_through_the_bias_alone(bias):
     model = build(bias=bias)
