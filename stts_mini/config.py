@@ -37,22 +37,24 @@ class TrainConfig:
     out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
     train_short: int = setting(2600, "short training clips")
     train_needle: int = setting(320, "long training clips (needle)")
-    train_image: int = setting(1000, "one-frame training clips")
+    train_image: int = setting(500, "one-frame training clips")
+    train_brief: int = setting(1400, "training clips of 2.5 s, to learn time from")
     test_clips: int = setting(200, "held-out test clips of each kind")
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
-    steps: int = setting(760, "training steps")
-    batch_size: int = setting(16, "clips in a step")
+    steps: int = setting(1320, "training steps")
+    batch_size: int = setting(12, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
-    questions: int = setting(11, "questions asked about each clip")
+    questions: int = setting(14, "questions asked about each clip")
     lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
-    muon_lr: float = setting(0.01, "Muon's learning rate (hidden matrices); 0: AdamW for all")
+    muon_lr: float = setting(0.003, "Muon's learning rate (hidden matrices); 0: AdamW for all")
     scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the rest")
     vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
-    image_steps: int = setting(110, "first steps, on one-frame clips only")
+    image_steps: int = setting(250, "first steps, on one-frame clips only")
+    brief_steps: int = setting(370, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
-    warmup: int = setting(20, "steps of linear warm-up; then a cosine to zero")
+    warmup: int = setting(20, "steps of linear warm-up; after the curriculum, a cosine to zero")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
     seed: int = setting(0, "of weights, data order and everything else")
     # the model
@@ -72,7 +74,7 @@ class TrainConfig:
     llm_heads: int = setting(4, "LLM query heads")
     llm_kv_heads: int = setting(2, "LLM key/value heads")
     llm_head_dim: int = setting(32, "width of an LLM head")
-    llm_mlp: int = setting(384, "width of the LLM's SwiGLU")
+    llm_mlp: int = setting(256, "width of the LLM's SwiGLU")
     # how it runs
     device: str = setting("auto", "auto, cpu, cuda or mps")
     compile: bool = setting(False, "torch.compile the blocks")
@@ -85,7 +87,9 @@ class TrainConfig:
             "train_short",
             "train_needle",
             "train_image",
+            "train_brief",
             "image_steps",
+            "brief_steps",
             "warmup",
             "sim_weight",
             "muon_lr",
@@ -103,6 +107,13 @@ class TrainConfig:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if not (self.train_short or self.train_needle or self.train_image):
             raise ValueError("no training clips at all: give --train-short, --train-needle or --train-image")
+        for kind, steps in self.stages:
+            if steps and not self.train_counts[kind]:
+                flags = f"give --train-{kind}, or --{kind}-steps 0"
+                raise ValueError(f"{kind}_steps = {steps}, and train_{kind} = 0 clips for them: {flags}")
+        if self.steps <= (taught := sum(steps for _, steps in self.stages)):
+            remedy = "give more --steps, or fewer --image-steps and --brief-steps"
+            raise ValueError(f"steps = {self.steps} end within the curriculum of {taught} unpruned steps: {remedy}")
         _ = self.model  # sizes that do not fit each other are refused here, before anything starts
 
     @property
@@ -125,20 +136,30 @@ class TrainConfig:
     @property
     def train_counts(self) -> dict[str, int]:
         """Training clips of each kind."""
-        return {"short": self.train_short, "needle": self.train_needle, "image": self.train_image}
+        return {kind: getattr(self, f"train_{kind}") for kind in ("short", "needle", "image", "brief")}
+
+    @property
+    def stages(self) -> tuple[tuple[str, int], ...]:
+        """The curriculum before the clips come mixed: (kind, steps)."""
+        return ("image", self.image_steps), ("brief", self.brief_steps)
+
+    def k_at(self, step: int) -> float:
+        """k at a step: 0 in the curriculum, for STTS starts from an unpruned model (paper §4)."""
+        return self.k if step >= self.image_steps + self.brief_steps else 0.0
 
 
 PRESETS: dict[str, dict] = {
     "cpu": {},
     "smoke": dict(
-        out="runs/smoke", train_short=96, train_needle=16, train_image=16, test_clips=24, steps=20, batch_size=8,
-        warmup=4, save_every=10, questions=6, image_steps=6,
+        out="runs/smoke", train_short=96, train_needle=16, train_image=16, train_brief=16, test_clips=24, steps=20,
+        image_steps=4, brief_steps=4, batch_size=8, questions=6, warmup=4, save_every=10,
     ),
     "gpu": dict(
-        out="runs/gpu", train_short=20000, train_needle=6000, train_image=2000, test_clips=400, max_frames=64,
-        steps=4000, image_steps=500, batch_size=64, warmup=200, image_size=96, patch_size=8, w=3, vit_width=384,
-        vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536, llm_width=512, llm_depth=8,
-        llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0, save_every=250,
+        out="runs/gpu", train_short=20000, train_needle=6000, train_image=2000, train_brief=4000, test_clips=400,
+        max_frames=64, steps=4000, image_steps=500, brief_steps=700, batch_size=64, warmup=200, image_size=96,
+        patch_size=8, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536,
+        llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0,
+        save_every=250,
     ),
 }  # fmt: skip
 

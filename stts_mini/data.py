@@ -22,6 +22,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +82,21 @@ def _ignore_interrupt() -> None:
 
 def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
     """function(job) for every job, in order: by a process for each core, or right here if they are few (a
-    process takes seconds to start)."""
+    process takes seconds to start). Raises RuntimeError if the processes cannot start or are killed."""
     if len(jobs) < 64:
         yield from map(function, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), initializer=_ignore_interrupt) as pool:
-        yield from pool.imap(function, jobs, chunksize=16)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=_ignore_interrupt)
+    try:
+        yield from pool.map(function, jobs, chunksize=16)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died: out of memory, or it could not import the main script. A script that prepares"
+            " or decodes clips must be a file, and do so under `if __name__ == '__main__':`"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
@@ -199,27 +210,42 @@ def collate(videos: Sequence[Video], branches: list[list[tuple[list[int], list[i
 class Sampler:
     """Training batches: step i of seed s is always the same, whatever ran before.
 
-    Every epoch is a new order of all clips. The first `image_steps` steps see one-frame clips only, so
-    that looks can be learned before time comes in. A clip brings `questions` of
-    its questions: first one of each task, then others; one in three, by lot, shows its options.
+    A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only; then all kinds
+    come mixed, but for those that `world.TASKS` does not judge. Every epoch is a new order of its clips. A
+    clip brings `questions` of its questions: first one of each task, then others; one in three, by lot,
+    shows its options.
     """
 
     def __init__(
-        self, clips: list[Clip], reader: Reader, batch_size: int, questions: int, seed: int, image_steps: int = 0
+        self,
+        clips: list[Clip],
+        reader: Reader,
+        batch_size: int,
+        questions: int,
+        seed: int,
+        stages: Sequence[tuple[str, int]] = (),
     ):
         self.clips, self.reader, self.seed = clips, reader, seed
-        self.batch_size, self.questions, self.image_steps = batch_size, questions, image_steps
-        self.images = [i for i, clip in enumerate(clips) if image_steps and clip.kind == "image"]
+        self.batch_size, self.questions = batch_size, questions
+        self.stages: list[tuple[int, list[int]]] = []  # (its first step, the clips it draws from)
+        first = 0
+        for kind, steps in stages:
+            pool = [i for i, clip in enumerate(clips) if clip.kind == kind]
+            if steps:
+                self.stages.append((first, pool))
+            first += steps
+        judged = [i for i, clip in enumerate(clips) if world.TASKS.get(clip.kind, True)]
+        self.stages.append((first, judged or list(range(len(clips)))))
 
     def clip_numbers(self, step: int) -> list[int]:
         """Which clips make up a step."""
-        first = step < self.image_steps and self.images
-        pool = self.images if first else range(len(self.clips))
-        start = (step if first or not self.images else step - self.image_steps) * self.batch_size
+        stage = max(i for i, (first, _) in enumerate(self.stages) if step >= first)
+        first, pool = self.stages[stage]
+        start = (step - first) * self.batch_size
         numbers: list[int] = []
         for i in range(start, start + self.batch_size):
             if not numbers or i % len(pool) == 0:
-                order = np.random.default_rng((self.seed, 2 if first else 0, i // len(pool))).permutation(len(pool))
+                order = np.random.default_rng((self.seed, 2, stage, i // len(pool))).permutation(len(pool))
             numbers.append(pool[int(order[i % len(pool)])])
         return numbers
 

@@ -165,19 +165,23 @@ class Output:
 
 
 class Connector(nn.Module):
-    """From ViT features to LLM tokens: pool each cell, then a SwiGLU projection.
+    """From ViT features to LLM tokens: LayerNorm, pool each cell, a SwiGLU projection, RMSNorm.
 
-    x (K, w², taps·D) → (K, W). Init: normal with std 1/√fan_in; biases zero, but 1 in up_proj, so that the
-    SwiGLU of unnormalised features starts near a linear map and not as a pure product.
+    x (K, w², taps·D) → (K, W). The norms are ours: without them the tokens of a model trained from scratch
+    grow to hundreds of times the size of word embeddings, and the LLM cannot write time into them.
+    Init: normal with std 1/√fan_in; biases zero, but 1 in up_proj, so that the SwiGLU starts near a linear
+    map and not as a pure product.
     """
 
     def __init__(self, config: VLMConfig):
         super().__init__()
         features = len(config.taps) * config.vit.width
+        self.norm_in = nn.LayerNorm(features, eps=config.vit.eps)
         self.pooler = CellPooler(features, config.vit.width, config.vit.heads)
         self.gate_proj = nn.Linear(config.vit.width, config.connector_mlp)
         self.up_proj = nn.Linear(config.vit.width, config.connector_mlp)
         self.down_proj = nn.Linear(config.connector_mlp, config.llm.width, bias=False)
+        self.norm_out = nn.RMSNorm(config.llm.width, eps=config.llm.eps)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
@@ -185,8 +189,8 @@ class Connector(nn.Module):
                     nn.init.constant_(layer.bias, 1.0 if layer is self.up_proj else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = self.pooler(x)  # (K, D)
-        return self.down_proj(F.silu(self.gate_proj(pooled)) * self.up_proj(pooled))
+        pooled = self.pooler(self.norm_in(x))  # (K, D)
+        return self.norm_out(self.down_proj(F.silu(self.gate_proj(pooled)) * self.up_proj(pooled)))
 
 
 class VLM(nn.Module):

@@ -35,7 +35,7 @@ import torch
 
 from stts_mini import checkpoint
 from stts_mini.config import TrainConfig, parse_flags
-from stts_mini.data import Reader, Sampler, fingerprint, load_clips, prepare
+from stts_mini.data import TOKENIZER, Reader, Sampler, fingerprint, load_clips, prepare
 from stts_mini.eval import evaluate, look_up, summarise, table, test_set
 from stts_mini.model import VLM, Batch, Output
 from stts_mini.optim import Muon
@@ -60,9 +60,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_model(config: TrainConfig, device: torch.device) -> VLM:
-    """A fresh model from the config's seed, with the scorer that the config names."""
+    """A fresh model from the config's seed, with the scorer that the config names. Its time stamps start as
+    sines of their times, wavelengths 1 to 300 s: near times look alike, and none is wholly new when seen."""
     torch.manual_seed(config.seed)
     model = VLM(config.model)
+    stamps = model.llm.embed_tokens.weight[TOKENIZER.first_stamp :][: TOKENIZER.num_stamps]
+    frequency = 2 * math.pi * torch.logspace(-2.5, 0, -(-stamps.shape[1] // 2))
+    angle = torch.arange(len(stamps))[:, None] / 10 * frequency
+    with torch.no_grad():
+        stamps.copy_(0.1 * torch.cat([angle.sin(), angle.cos()], dim=1)[:, : stamps.shape[1]])
     if config.scorer != "stts":
         model.scorer = {"cosine": CosineScorer, "random": RandomScorer}[config.scorer](config.model.scorer)
     return model.to(device)
@@ -94,15 +100,17 @@ def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimi
 
 
 def rate_at(step: int, config: TrainConfig) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, then a cosine to zero.
+    """The share of the peak learning rate at a step: linear warm-up, flat to the end of the curriculum, then
+    a cosine to zero.
 
-    >>> config = TrainConfig(steps=100, warmup=10)
-    >>> [round(rate_at(step, config), 2) for step in (0, 9, 10, 55, 99)]
+    >>> config = TrainConfig(steps=120, warmup=10, image_steps=10, brief_steps=10)
+    >>> [round(rate_at(step, config), 2) for step in (0, 9, 20, 70, 119)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """
     if step < config.warmup:
         return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    flat = max(config.warmup, sum(steps for _, steps in config.stages))
+    done = max(step - flat, 0) / max(config.steps - flat, 1)
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -158,7 +166,7 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
     clips = load_clips(index)
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
     reader.preload([clip.video for clip in clips])
-    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed, config.image_steps)
+    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed, config.stages)
 
     model = build_model(config, device)
     optimizers = build_optimizers(model, config)
@@ -183,7 +191,7 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
             batch = sampler(step)
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = group["peak_lr"] * rate_at(step, config)
-            task, sim, right, answers, tokens = forward_backward(model, batch, config, device)
+            task, sim, right, answers, tokens = forward_backward(model, batch, config, device, config.k_at(step))
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             if not math.isfinite(task + sim) or not torch.isfinite(norm):
                 last = f"the last good checkpoint is {out / 'checkpoint.pt'}" if log.saved else "nothing was saved yet"

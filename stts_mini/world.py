@@ -12,7 +12,7 @@ pruning never touches, so that what an answer needs must be chosen, not given.
 Legend: lengths and places in units of the picture's side, y downwards; times in seconds; slots are
 the 3 × 3 parts of the picture, row by row; every object and every panel has slots of its own.
 
-Beside the tasks, every scene describes its objects one by one: dense supervision for training.
+Beside the tasks, every scene has questions about where and when: dense supervision for training.
 
 Kinds: `short` (six tasks), `needle` (long), `image` (one frame, a control). Another long task is one
 more function in `SCENES`: objects with a timeline, and questions that name their evidence.
@@ -41,7 +41,7 @@ COUNTS = ("0", "1", "2", "3")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SHORT_TASKS = ("attribute", "count", "action", "direction", "speed", "order")
 SPLITS = ("train", "val", "test")
-WORLD_VERSION = 1  # part of the data's fingerprint: raise it whenever a scene changes
+WORLD_VERSION = 2  # part of the data's fingerprint: raise it whenever a scene changes
 
 SLOT = 1 / 3
 RADIUS = 0.145  # of an object: 7 pixels of 48
@@ -282,19 +282,26 @@ def _appearance_questions(objects: tuple[Object, ...], asked: str, count: int) -
     return [*questions, Question("count", text, str(count), COUNTS, tuple(seen))]
 
 
-def _descriptions(objects: tuple[Object, ...], timed: bool = False) -> list[Question]:
-    """Dense supervision for training, judged by nobody: all there is to say about each object (shape, row,
-    column; if `timed` also when it enters, what it does, which way, from when on), and a tally of shapes."""
+def _details(objects: tuple[Object, ...], timed: bool = False) -> list[Question]:
+    """Dense supervision for training, judged by nobody: in which row and column each object first stands and
+    last stands; if `timed`, when it enters and when it starts to do something; and a tally of all shapes.
+    One token an answer: a long description gives each of its facts too little of the loss to be learned."""
     seen = tuple((i, o.enter, o.leave) for i, o in enumerate(objects))
     questions = []
+
+    def ask(i: int, task: str, text: str, answer: str) -> None:
+        questions.append(Question(task, text, answer, (answer,), (seen[i],)))
+
     for i, o in enumerate(objects):
-        said = [o.shape, ROWS[int(o.y * 3)], COLUMNS[int(o.x * 3)], *([f"{o.enter:.1f}"] * timed)]
+        ask(i, "row", f"first row of {o.colour} ?", ROWS[int(o.y * 3)])
+        ask(i, "column", f"first column of {o.colour} ?", COLUMNS[int(o.x * 3)])
+        if timed:
+            ask(i, "enter", f"when does {o.colour} enter ?", f"{o.enter:.1f}")
         for event in o.events:
-            heading = (np.sign(event.dx), np.sign(event.dy))
-            ways = [name for name, way in DIRECTIONS.items() if way == heading]  # none if it stays in place
-            said += [ACTIONS[event.kind], *ways, f"{event.start:.1f}"]
-        answer = " ".join(said)
-        questions.append(Question("describe", f"describe the {o.colour} object", answer, (answer,), (seen[i],)))
+            ask(i, "start", f"when does {o.colour} start ?", f"{event.start:.1f}")
+            if np.hypot(event.dx, event.dy) > 0.9 * SLOT:  # a smaller move ends between two slots
+                ask(i, "row", f"last row of {o.colour} ?", ROWS[int((o.y + event.dy) * 3)])
+                ask(i, "column", f"last column of {o.colour} ?", COLUMNS[int((o.x + event.dx) * 3)])
     answer = " ".join(f"{shape} {sum(o.shape == shape for o in objects)}" for shape in SHAPES)
     return [*questions, Question("tally", "tally", answer, (answer,), seen)]
 
@@ -310,16 +317,16 @@ def _short(rng: np.random.Generator) -> Scene:
     moving, still, rest = _place(rng, 3 if action == "move" else 2, 1 if action == "move" else 2)
     enters = rng.permutation([0.5, 0.5, 1.0, 1.0])
     fast = int(rng.integers(2))
-    starts = rng.permutation([1.5, 2.0])
+    starts = rng.permutation([1.5, 2.5])
     objects = []
     for i in range(4):
         slot, direction = moving[i] if i < len(moving) else (still[i - len(moving)], None)
         x, y = _centre(rng, slot)
         start = float(starts[i]) if i < 2 else float(_pick(rng, (1.5, 2.0)))
         if direction is not None:
-            reach = (SLOT if i == fast else 0.35 * SLOT) if i < 2 else _pick(rng, (0.35, 1.0)) * SLOT
+            reach = (SLOT if i == fast else 0.5 * SLOT) if i < 2 else _pick(rng, (0.5, 1.0)) * SLOT
             dx, dy = (reach * part for part in DIRECTIONS[direction])
-            events = (Event("move", start, start + 1.5, dx, dy),)
+            events = (Event("move", start, start + 1.0, dx, dy),)
         else:
             events = (Event(action, start, start + 1.5),) if i == 2 else ()
         objects.append(Object(shapes[i], str(colours[i]), x, y, enter=float(enters[i]), events=events))
@@ -343,11 +350,11 @@ def _short(rng: np.random.Generator) -> Scene:
     entering = tuple((int(i), objects[i].enter, objects[i].enter + 0.5) for i in (early, late))
     text = f"which enters first , {pair[0]} or {pair[1]} ?"
     questions.append(Question("order", text, objects[early].colour, pair, entering))
-    questions += _descriptions(tuple(objects), timed=True)
+    questions += _details(tuple(objects), timed=True)
     return Scene("short", duration, 4.0, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
 
 
-def _shuffled(rng: np.random.Generator, a: str, b: str) -> tuple[str, str]:
+def _shuffled(rng: np.random.Generator, a, b) -> tuple:
     return (a, b) if rng.random() < 0.5 else (b, a)
 
 
@@ -369,7 +376,7 @@ def _needle(rng: np.random.Generator) -> Scene:
         Question("needle", "what colour blinks ?", needle.colour, tuple(COLOURS), seen),
         Question("needle", "what shape blinks ?", needle.shape, SHAPES, seen),
         *(q for q in _appearance_questions(objects, asked, count) if q.evidence[0][0] != 3 and q.task == "attribute"),
-        *_descriptions(objects),
+        *_details(objects),
     ]
     return Scene("needle", duration, 2.0, objects, **_surroundings(rng, rest, 2), questions=tuple(questions))
 
@@ -381,12 +388,54 @@ def _image(rng: np.random.Generator) -> Scene:
     _, still, rest = _place(rng, 0, 4)
     parts = zip(shapes, colours, still, strict=True)
     objects = tuple(Object(shape, str(colour), *_centre(rng, slot)) for shape, colour, slot in parts)
-    questions = tuple(_appearance_questions(objects, asked, count) + _descriptions(objects))
+    questions = tuple(_appearance_questions(objects, asked, count) + _details(objects))
     return Scene("image", 0.0, 4.0, objects, **_surroundings(rng, rest, 2), questions=questions)
 
 
-SCENES = {"short": _short, "needle": _needle, "image": _image}
-TASKS = {"short": SHORT_TASKS, "needle": ("needle",), "image": ("attribute", "count")}  # what each kind is judged by
+def _brief(rng: np.random.Generator) -> Scene:
+    """2.5 s to learn time from, judged by nobody: two objects that move, one that acts, one that stands still,
+    and half of them soon gone again. What is in view once tells its time plainly; what stays does not."""
+    shapes, asked, count = _shapes_with_a_count(rng, 4)
+    colours = list(rng.permutation(list(COLOURS))[:4])
+    moving, still, rest = _place(rng, 2, 2)
+    objects = []
+    for i in range(4):
+        slot, direction = moving[i] if i < 2 else (still[i - 2], None)
+        x, y = _centre(rng, slot)
+        enter = float(_pick(rng, (0.5, 1.0, 1.5) if i != 2 else (0.5, 1.0)))
+        start, events = enter, ()
+        if direction is not None:
+            start = enter + float(_pick(rng, (0.0, 0.5)))
+            events = (Event("move", start, start + 0.5, *(SLOT * part for part in DIRECTIONS[direction])),)
+        elif i == 2:
+            start = enter + 0.5
+            weights = (1 / 2, 1 / 2, 0) if shapes[i] == "circle" else (5 / 18, 5 / 18, 4 / 9)  # a third each in all
+            events = (Event(_pick(rng, ("blink", "grow", "spin"), weights), start, start + 1.0),)
+        leave = float(_pick(rng, (start + (1.0 if events else 0.5), np.inf)))
+        objects.append(Object(shapes[i], str(colours[i]), x, y, enter, leave, events))
+    questions = _appearance_questions(tuple(objects), asked, count) + _details(tuple(objects), timed=True)[:-1]
+    actor = _pick(rng, (0, 2, 2, 2))  # so that all four actions are equally likely
+    text, seen = f"what does the {objects[actor].colour} object do ?", ((actor, 0.5, 2.5),)
+    action = ACTIONS[objects[actor].events[0].kind]
+    questions.append(Question("action", text, action, tuple(ACTIONS.values()), seen))
+    for i, (_, direction) in enumerate(moving):
+        text = f"which way does the {objects[i].colour} object move ?"
+        seen = ((i, objects[i].enter, objects[i].leave),)
+        questions.append(Question("direction", text, direction, tuple(DIRECTIONS), seen))
+    for word, when in (("enters", lambda o: o.enter), ("moves", lambda o: o.events[0].start)):
+        able = objects if word == "enters" else objects[:2]
+        pairs = [(a, b) for i, a in enumerate(able) for b in able[:i] if when(a) != when(b)]
+        if pairs:
+            pair = _shuffled(rng, *_pick(rng, pairs))
+            text = f"which {word} first , {pair[0].colour} or {pair[1].colour} ?"
+            options = (pair[0].colour, pair[1].colour)
+            seen = tuple((objects.index(o), o.enter, o.leave) for o in pair)
+            questions.append(Question("order", text, min(pair, key=when).colour, options, seen))
+    return Scene("brief", 2.5, 4.0, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
+
+
+SCENES = {"short": _short, "needle": _needle, "image": _image, "brief": _brief}
+TASKS = {"short": SHORT_TASKS, "needle": ("needle",), "image": ("attribute", "count"), "brief": ()}  # judged by these
 
 
 def make_scene(split: str, kind: str, seed: int) -> Scene:
@@ -403,7 +452,7 @@ def make_scene(split: str, kind: str, seed: int) -> Scene:
 
 def words() -> list[str]:
     """Every word that a question, an option or an answer can hold, in a fixed order."""
-    spoken = """what which how many does do is are the there way first object objects colour shape move
-        moves blinks faster enters or ? , describe tally""".split()  # noqa: SIM905
+    spoken = """what which how many when does do is are the there way first last row column of object objects
+        colour shape move moves blinks faster enter enters start or ? , tally""".split()  # noqa: SIM905
     named = [*COLOURS, *SHAPES, *ACTIONS.values(), *DIRECTIONS, *ROWS, *COLUMNS, *COUNTS, "4"]
     return list(dict.fromkeys([*spoken, *named]))

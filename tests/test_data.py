@@ -1,7 +1,10 @@
 """Clips on disk, batches in memory: pure, resumable, and true to their files."""
 
 import json
+import multiprocessing
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -117,10 +120,28 @@ def test_a_step_is_a_pure_function_of_seed_and_number(clips):
     assert a.branches != fresh(1)(3).branches and a.branches != fresh()(4).branches
 
 
+def named(kinds):
+    """Clips of these kinds, with nothing in them."""
+    return [Clip(f"{i}.mp4", kind, "train", i, ()) for i, kind in enumerate(kinds)]
+
+
+def test_a_curriculum_shows_its_kinds_in_turn_and_then_all_that_is_judged():
+    clips = named(["short", "brief", "image", "needle", "image", "brief", "image"])
+    kinds = lambda step: {clips[n].kind for n in sampler.clip_numbers(step)}
+    sampler = Sampler(clips, None, 3, 6, 0, stages=(("image", 2), ("brief", 3)))
+    assert [kinds(step) for step in range(5)] == [{"image"}] * 2 + [{"brief"}] * 3
+    assert set.union(*(kinds(step) for step in range(5, 12))) == {"short", "image", "needle"}
+    assert sorted(sampler.clip_numbers(0)) == [2, 4, 6]
+    skipped = Sampler(clips, None, 3, 6, 0, stages=(("image", 0), ("brief", 1)))
+    assert {clips[n].kind for n in skipped.clip_numbers(0)} == {"brief"}
+    only = Sampler(named(["brief", "brief"]), None, 2, 6, 0)
+    assert sorted(only.clip_numbers(7)) == [0, 1]  # nothing else there
+
+
 @settings(max_examples=10)
 @given(st.integers(1, 7), st.integers(0, 3))
 def test_an_epoch_shows_every_clip_once(batch_size, seed):
-    numbers = Sampler(list(range(12)), None, batch_size, 6, seed).clip_numbers
+    numbers = Sampler(named("short" for _ in range(12)), None, batch_size, 6, seed).clip_numbers
     seen = [n for step in range(40) for n in numbers(step)]
     for epoch in range(len(seen) // 12):
         assert sorted(seen[12 * epoch : 12 * epoch + 12]) == list(range(12))
@@ -145,3 +166,16 @@ def test_preload_reads_what_the_reader_reads(clips):
 
 def test_many_jobs_go_to_processes_and_come_back_in_order():
     assert list(data.on_all_cores(abs, range(-70, 0))) == list(range(70, 0, -1))
+
+
+def test_a_script_that_workers_cannot_import_gets_an_answer_and_does_not_hang():
+    script = "from stts_mini.data import on_all_cores; list(on_all_cores(abs, range(70)))"
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "under `if __name__ == '__main__':`" in done.stderr
+
+
+def test_the_processes_end_when_nobody_reads_on():
+    results = data.on_all_cores(abs, range(-70, 0))
+    assert next(results) == 70
+    results.close()
+    assert not multiprocessing.active_children()

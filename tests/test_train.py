@@ -17,6 +17,7 @@ from stts_mini import checkpoint
 from stts_mini import train as training
 from stts_mini.checkpoint import CheckpointError
 from stts_mini.config import PRESETS, TrainConfig, parse_flags
+from stts_mini.data import TOKENIZER
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, forward_backward, rate_at, train
 from tests.tiny import TINY, tiny
 
@@ -172,11 +173,35 @@ def test_every_parameter_is_optimised_once_and_the_scorer_has_its_own_rate(folde
     assert [type(o).__name__ for o in build_optimizers(model, tiny(folder, muon_lr=0.0))] == ["AdamW"]
 
 
-def test_the_rate_warms_up_and_goes_down():
-    config = TrainConfig(steps=50, warmup=5)
+def test_nothing_is_pruned_in_the_curriculum(folder, monkeypatch):
+    seen = []
+    original = training.forward_backward
+
+    def spy(model, batch, config, device, k):
+        seen.append((k, max(batch.num_frames.tolist())))
+        return original(model, batch, config, device, k)
+
+    monkeypatch.setattr(training, "forward_backward", spy)
+    train(tiny(folder, steps=5, image_steps=1, brief_steps=2), False, CPU)
+    assert seen[0] == (0.0, 1) and [k for k, _ in seen] == [0.0, 0.0, 0.0, 0.5, 0.5]
+    assert min(frames for _, frames in seen[1:]) > 1
+
+
+def test_stamps_start_as_sines_of_their_times(folder):
+    model = build_model(tiny(folder), CPU)
+    stamp = lambda text: model.llm.embed_tokens.weight[TOKENIZER.encode(text)[0]]
+    assert torch.allclose(stamp("0.0"), torch.tensor([0.0] * 4 + [0.1] * 4))
+    near, far = (torch.dist(stamp("60.0"), stamp(other)) for other in ("60.1", "63.0"))
+    assert near < 0.6 * far
+    word = model.llm.embed_tokens.weight[TOKENIZER.encode("red")[0]]
+    assert 0.005 < word.std() < 0.05
+
+
+def test_the_rate_warms_up_stays_through_the_curriculum_and_goes_down():
+    config = TrainConfig(steps=50, warmup=5, image_steps=3, brief_steps=7)
     rates = [rate_at(step, config) for step in range(50)]
-    assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0] and rates[5:] == sorted(rates[5:], reverse=True)
-    assert 0 <= rates[-1] < 0.01
+    assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0] and rates[5:11] == [1.0] * 6
+    assert len(set(rates[10:])) == 40 and rates[10:] == sorted(rates[10:], reverse=True) and 0 <= rates[-1] < 0.01
     assert rate_at(0, TrainConfig(warmup=0)) == 1.0
 
 
@@ -235,9 +260,9 @@ def test_files_that_are_no_checkpoint_are_refused(folder, tmp_path):
 
 
 def test_resuming_with_other_settings_is_refused(folder, tmp_path):
-    train(tiny(folder, out=str(tmp_path), steps=2), False, CPU)
+    train(tiny(folder, out=str(tmp_path), steps=3), False, CPU)
     with pytest.raises(CheckpointError, match=r"cannot resume .*: vit_width was 8, is 16"):
-        train(tiny(folder, out=str(tmp_path), steps=2, vit_width=16), True, CPU)
+        train(tiny(folder, out=str(tmp_path), steps=3, vit_width=16), True, CPU)
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         train(tiny(folder, out=str(tmp_path / "new")), True, CPU)
 
@@ -246,8 +271,8 @@ def test_resuming_with_other_settings_is_refused(folder, tmp_path):
 
 
 def test_every_setting_is_a_flag():
-    config, args = parse_flags(["--preset", "smoke", "--k", "0.3", "--no-detach-target", "--steps", "7", "--resume"])
-    assert (config.k, config.detach_target, config.steps, args.resume) == (0.3, False, 7, True)
+    config, args = parse_flags(["--preset", "smoke", "--k", "0.3", "--no-detach-target", "--steps", "9", "--resume"])
+    assert (config.k, config.detach_target, config.steps, args.resume) == (0.3, False, 9, True)
     assert config.train_short == PRESETS["smoke"]["train_short"] and config.model.detach_target is False
     names = {f.name for f in fields(TrainConfig)}
     assert all(set(preset) <= names for preset in PRESETS.values())
@@ -265,10 +290,12 @@ def test_every_setting_is_a_flag():
         (["--speps", "3"], "unrecognized arguments: --speps"),
         (["--step", "3"], "unrecognized arguments: --step"),
         (["--batch-size", "0"], "batch_size = 0: give more than 0"),
-        (["--accumulate", "5"], "batch_size 16 is not a multiple of accumulate 5"),
+        (["--accumulate", "5"], "batch_size 12 is not a multiple of accumulate 5"),
         (["--scorer", "oracle"], "know stts, cosine and random"),
         (["--preset", "tpu"], "invalid choice: 'tpu'"),
         (["--train-short", "0", "--train-needle", "0", "--train-image", "0"], "no training clips at all"),
+        (["--train-brief", "0"], "train_brief = 0 clips for them: give --train-brief, or --brief-steps 0"),
+        (["--steps", "3", "--image-steps", "2", "--brief-steps", "1"], "steps = 3 end within the curriculum of 3"),
         (["--lr", "nan"], "lr = nan"),
     ],
 )

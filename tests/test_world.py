@@ -37,7 +37,7 @@ def test_every_task_is_asked_and_every_answer_is_an_option(kind):
         texts = [q.text for q in scene.questions]
         assert len(set(texts)) == len(texts)
         for q in scene.questions:
-            told = q.task in ("describe", "tally")  # training only: nothing to choose from
+            told = q.task in ("row", "column", "enter", "start", "tally")  # training only: nothing to choose from
             assert q.answer in q.options and len(set(q.options)) == len(q.options) and (len(q.options) == 1) == told
 
 
@@ -70,16 +70,28 @@ def test_attribute_questions_name_one_object():
                 assert sum(o.shape == q.text.split()[2] for o in scene.objects) == int(q.answer)
 
 
-def test_descriptions_tell_what_the_scene_holds():
-    thing = Object("cross", "red", 0.5, 0.9, enter=0.5, events=(Event("move", 1.5, 3.0, dx=-0.3),))
-    other = Object("cross", "blue", 0.1, 0.1, enter=1.0, events=(Event("spin", 2.0, 3.5),))
-    told = [(q.text, q.answer) for q in world._descriptions((thing, other), timed=True)]
-    assert told == [
-        ("describe the red object", "cross bottom centre 0.5 moves left 1.5"),
-        ("describe the blue object", "cross top left 1.0 spins 2.0"),
-        ("tally", "circle 0 square 0 triangle 0 cross 2"),
-    ]
-    assert world._descriptions((other,))[0].answer == "cross top left spins 2.0"
+def test_details_tell_where_and_when():
+    mover = Object("cross", "red", 0.5, 0.9, enter=0.5, events=(Event("move", 1.5, 2.5, dx=-1 / 3),))
+    short = Object("cross", "green", 0.9, 0.5, enter=0.5, events=(Event("move", 2.5, 3.5, dy=-1 / 6),))
+    still = Object("circle", "blue", 0.1, 0.1, enter=1.0)
+    told = {(q.task, q.text, q.answer) for q in world._details((mover, short, still), timed=True)}
+    assert told == {
+        ("row", "first row of red ?", "bottom"),
+        ("column", "first column of red ?", "centre"),
+        ("enter", "when does red enter ?", "0.5"),
+        ("start", "when does red start ?", "1.5"),
+        ("row", "last row of red ?", "bottom"),
+        ("column", "last column of red ?", "left"),
+        ("row", "first row of green ?", "middle"),
+        ("column", "first column of green ?", "right"),
+        ("enter", "when does green enter ?", "0.5"),
+        ("start", "when does green start ?", "2.5"),
+        ("row", "first row of blue ?", "top"),
+        ("column", "first column of blue ?", "left"),
+        ("enter", "when does blue enter ?", "1.0"),
+        ("tally", "tally", "circle 1 square 0 triangle 0 cross 2"),
+    }
+    assert all(q.task != "enter" for q in world._details((still,)))
 
 
 def test_nothing_that_is_asked_about_stands_in_frame_0():
