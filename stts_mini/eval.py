@@ -216,8 +216,8 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
 
 
 def test_set(data: str | Path, size: int, clips: int, split: str = "test") -> list[Clip]:
-    """`clips` held-out clips of each kind, written first if need be."""
-    return load_clips(prepare(data, split, dict.fromkeys(world.SCENES, clips), size))
+    """`clips` held-out clips of each kind that is judged, written first if need be."""
+    return load_clips(prepare(data, split, {kind: clips for kind, tasks in world.TASKS.items() if tasks}, size))
 
 
 def parse_k(text: str) -> float:

@@ -8,7 +8,7 @@ import torch
 
 from stts_mini import eval as evaluation
 from stts_mini import world
-from stts_mini.data import QA, TOKENIZER, Clip, Reader, load_clips, prepare
+from stts_mini.data import QA, TOKENIZER, Clip, Reader
 from stts_mini.eval import Result, evaluate, look_up, option_likelihoods, pick_questions, table
 from stts_mini.model import Encoded, Output
 from stts_mini.train import build_model
@@ -27,8 +27,12 @@ def ask(task, question, answer, options=("red", "blue")):
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
     config = tiny(folder)
-    counts = dict.fromkeys(world.SCENES, 3)
-    return build_model(config, torch.device("cpu")), load_clips(prepare(config.data, "test", counts, 48))
+    return build_model(config, torch.device("cpu")), evaluation.test_set(config.data, 48, 3)
+
+
+def test_a_test_set_holds_what_is_judged_and_nothing_else(setup):
+    kinds = [clip.kind for clip in setup[1]]
+    assert kinds == ["short"] * 3 + ["needle"] * 3 + ["image"] * 3
 
 
 def test_likelihoods_sum_over_an_options_tokens_without_its_end():
