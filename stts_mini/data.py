@@ -210,10 +210,11 @@ def collate(videos: Sequence[Video], branches: list[list[tuple[list[int], list[i
 class Sampler:
     """Training batches: step i of seed s is always the same, whatever ran before.
 
-    A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only; then all kinds
-    come mixed, but for those that `world.TASKS` does not judge. Every epoch is a new order of its clips. A
-    clip brings `questions` of its questions: first one of each task, then others; one in three, by lot,
-    shows its options.
+    A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only; then come all
+    kinds, but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is
+    padding. Every epoch is a new order; what does not fill a batch waits for another epoch. A clip brings
+    `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
+    options.
     """
 
     def __init__(
@@ -227,27 +228,32 @@ class Sampler:
     ):
         self.clips, self.reader, self.seed = clips, reader, seed
         self.batch_size, self.questions = batch_size, questions
-        self.stages: list[tuple[int, list[int]]] = []  # (its first step, the clips it draws from)
+        pools: dict[str, list[int]] = {}
+        for i, clip in enumerate(clips):
+            pools.setdefault(clip.kind, []).append(i)
+        self.stages: list[tuple[int, list[list[int]]]] = []  # (its first step, the pools it draws from)
         first = 0
         for kind, steps in stages:
-            pool = [i for i, clip in enumerate(clips) if clip.kind == kind]
             if steps:
-                self.stages.append((first, pool))
+                self.stages.append((first, [pools[kind]]))
             first += steps
-        judged = [i for i, clip in enumerate(clips) if world.TASKS.get(clip.kind, True)]
-        self.stages.append((first, judged or list(range(len(clips)))))
+        judged = [pool for kind, pool in pools.items() if world.TASKS.get(kind, True)]
+        self.stages.append((first, judged or list(pools.values())))
 
     def clip_numbers(self, step: int) -> list[int]:
         """Which clips make up a step."""
         stage = max(i for i, (first, _) in enumerate(self.stages) if step >= first)
-        first, pool = self.stages[stage]
-        start = (step - first) * self.batch_size
-        numbers: list[int] = []
-        for i in range(start, start + self.batch_size):
-            if not numbers or i % len(pool) == 0:
-                order = np.random.default_rng((self.seed, 2, stage, i // len(pool))).permutation(len(pool))
-            numbers.append(pool[int(order[i % len(pool)])])
-        return numbers
+        first, pools = self.stages[stage]
+        per_epoch = sum(max(len(pool) // self.batch_size, 1) for pool in pools)
+        epoch, place = divmod(step - first, per_epoch)
+        rng = np.random.default_rng((self.seed, 2, stage, epoch))
+        batches = []
+        for pool in pools:
+            order = rng.permutation(np.resize(pool, max(len(pool), self.batch_size)))
+            batches += np.split(order, range(self.batch_size, len(order), self.batch_size))[
+                : len(order) // self.batch_size
+            ]
+        return batches[rng.permutation(per_epoch)[place]].tolist()
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 1, step))

@@ -14,8 +14,9 @@ the 3 × 3 parts of the picture, row by row; every object and every panel has sl
 
 Beside the tasks, every scene has questions about where and when: dense supervision for training.
 
-Kinds: `short` (six tasks), `needle` (long), `image` (one frame, a control). Another long task is one
-more function in `SCENES`: objects with a timeline, and questions that name their evidence.
+Kinds: `short` (six tasks), `needle` (long), `image` (one frame, a control), `brief` (to learn time from).
+Another long task is one more function in `SCENES`: objects with a timeline, and questions that name their
+evidence.
 
 What this file does not do: write files (`data.py`), know about patches or tokens.
 """
@@ -41,7 +42,7 @@ COUNTS = ("0", "1", "2", "3")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SHORT_TASKS = ("attribute", "count", "action", "direction", "speed", "order")
 SPLITS = ("train", "val", "test")
-WORLD_VERSION = 2  # part of the data's fingerprint: raise it whenever a scene changes
+WORLD_VERSION = 3  # part of the data's fingerprint: raise it whenever a scene changes
 
 SLOT = 1 / 3
 RADIUS = 0.145  # of an object: 7 pixels of 48
@@ -284,7 +285,7 @@ def _appearance_questions(objects: tuple[Object, ...], asked: str, count: int) -
 
 def _details(objects: tuple[Object, ...], timed: bool = False) -> list[Question]:
     """Dense supervision for training, judged by nobody: in which row and column each object first stands and
-    last stands; if `timed`, when it enters and when it starts to do something; and a tally of all shapes.
+    last stands; if `timed`, when it enters and when it starts to do something; if not, a tally of all shapes.
     One token an answer: a long description gives each of its facts too little of the loss to be learned."""
     seen = tuple((i, o.enter, o.leave) for i, o in enumerate(objects))
     questions = []
@@ -302,8 +303,10 @@ def _details(objects: tuple[Object, ...], timed: bool = False) -> list[Question]
             if np.hypot(event.dx, event.dy) > 0.9 * SLOT:  # a smaller move ends between two slots
                 ask(i, "row", f"last row of {o.colour} ?", ROWS[int((o.y + event.dy) * 3)])
                 ask(i, "column", f"last column of {o.colour} ?", COLUMNS[int((o.x + event.dx) * 3)])
-    answer = " ".join(f"{shape} {sum(o.shape == shape for o in objects)}" for shape in SHAPES)
-    return [*questions, Question("tally", "tally", answer, (answer,), seen)]
+    if not timed:
+        answer = " ".join(f"{shape} {sum(o.shape == shape for o in objects)}" for shape in SHAPES)
+        questions.append(Question("tally", "tally", answer, (answer,), seen))
+    return questions
 
 
 def _short(rng: np.random.Generator) -> Scene:
@@ -413,7 +416,7 @@ def _brief(rng: np.random.Generator) -> Scene:
             events = (Event(_pick(rng, ("blink", "grow", "spin"), weights), start, start + 1.0),)
         leave = float(_pick(rng, (start + (1.0 if events else 0.5), np.inf)))
         objects.append(Object(shapes[i], str(colours[i]), x, y, enter, leave, events))
-    questions = _appearance_questions(tuple(objects), asked, count) + _details(tuple(objects), timed=True)[:-1]
+    questions = _appearance_questions(tuple(objects), asked, count) + _details(tuple(objects), timed=True)
     actor = _pick(rng, (0, 2, 2, 2))  # so that all four actions are equally likely
     text, seen = f"what does the {objects[actor].colour} object do ?", ((actor, 0.5, 2.5),)
     action = ACTIONS[objects[actor].events[0].kind]
