@@ -111,7 +111,7 @@ class TrainConfig:
             if steps and not self.train_counts[kind]:
                 flags = f"give --train-{kind}, or --{kind}-steps 0"
                 raise ValueError(f"{kind}_steps = {steps}, and train_{kind} = 0 clips for them: {flags}")
-        if self.steps <= (taught := sum(steps for _, steps in self.stages)):
+        if self.steps <= (taught := self.curriculum_steps):
             remedy = "give more --steps, or fewer --image-steps and --brief-steps"
             raise ValueError(f"steps = {self.steps} end within the curriculum of {taught} unpruned steps: {remedy}")
         _ = self.model  # sizes that do not fit each other are refused here, before anything starts
@@ -143,9 +143,14 @@ class TrainConfig:
         """The curriculum before the clips come mixed: (kind, steps)."""
         return ("image", self.image_steps), ("brief", self.brief_steps)
 
+    @property
+    def curriculum_steps(self) -> int:
+        """Steps before the clips come mixed."""
+        return sum(steps for _, steps in self.stages)
+
     def k_at(self, step: int) -> float:
         """k at a step: 0 in the curriculum, for STTS starts from an unpruned model (paper §4)."""
-        return self.k if step >= self.image_steps + self.brief_steps else 0.0
+        return self.k if step >= self.curriculum_steps else 0.0
 
 
 PRESETS: dict[str, dict] = {

@@ -214,7 +214,7 @@ class Sampler:
     kinds, but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is
     padding. Every epoch is a new order; what does not fill a batch waits for another epoch. A clip brings
     `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
-    options.
+    options. Raises KeyError for a stage whose kind has no clip.
     """
 
     def __init__(
@@ -250,9 +250,8 @@ class Sampler:
         batches = []
         for pool in pools:
             order = rng.permutation(np.resize(pool, max(len(pool), self.batch_size)))
-            batches += np.split(order, range(self.batch_size, len(order), self.batch_size))[
-                : len(order) // self.batch_size
-            ]
+            full = len(order) // self.batch_size * self.batch_size
+            batches += list(order[:full].reshape(-1, self.batch_size))
         return batches[rng.permutation(per_epoch)[place]].tolist()
 
     def __call__(self, step: int) -> Batch:

@@ -189,6 +189,7 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
     ]
 
     def row(name: str, of: list[str]) -> str:
+        """One line: the means over the tasks `of`."""
         low, high = result.interval(of)
         generated = [result.mean(of, "generated")] if result.correct["generated"] else []
         chance = np.mean([np.mean(result.chance[t]) for t in of])

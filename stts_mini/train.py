@@ -109,7 +109,7 @@ def rate_at(step: int, config: TrainConfig) -> float:
     """
     if step < config.warmup:
         return (step + 1) / config.warmup
-    flat = max(config.warmup, sum(steps for _, steps in config.stages))
+    flat = max(config.warmup, config.curriculum_steps)
     done = max(step - flat, 0) / max(config.steps - flat, 1)
     return 0.5 * (1 + math.cos(math.pi * done))
 
@@ -289,6 +289,7 @@ def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: t
     by side on the same batches, after one pair of warm-up."""
 
     def timed(batch: Batch, k: float) -> float:
+        """Seconds of a forward and backward pass."""
         if device.type == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
@@ -319,7 +320,8 @@ def finish(config: TrainConfig, model: VLM, device: torch.device) -> dict:
     print(table(result, blind, look_up(train_clips, clips)))
     summary = dict(fingerprint=fingerprint(clips), **summarise(result))
     if config.k > 0 and not config.blind:
-        sampler = Sampler(train_clips, reader, config.batch_size, config.questions, config.seed)
+        videos = [clip for clip in train_clips if clip.kind != "image"] or train_clips  # an image is never pruned
+        sampler = Sampler(videos, reader, config.batch_size, config.questions, config.seed)
         summary["step_time_ratio"] = ratio = step_time_ratio(model, sampler, config, device)
         print(f"time of a training step at k = {config.k} over the unpruned model's: {ratio:.2f} (median of 5 pairs)")
     if not config.blind:

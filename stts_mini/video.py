@@ -170,6 +170,7 @@ def _decode(path: Path, wanted: list[Fraction], size: int | None):
     with container:
 
         def decoded():
+            """Good frames in order; counts what is broken."""
             nonlocal skipped
             for packet in _packets(container, stream):
                 if packet is None:

@@ -134,6 +134,9 @@ def test_a_curriculum_shows_its_kinds_in_turn_and_then_all_that_is_judged():
     assert sorted(sampler.clip_numbers(0)) == [2, 4, 6]
     skipped = Sampler(clips, None, 3, 6, 0, stages=(("image", 0), ("brief", 1)))
     assert {clips[n].kind for n in skipped.clip_numbers(0)} == {"brief"}
+    late = Sampler(named(["image"] * 3 + ["short"] * 6), None, 3, 6, 0, stages=(("image", 1),))
+    epoch = [n for step in (1, 2, 3) for n in late.clip_numbers(step)]
+    assert sorted(epoch) == list(range(9))  # the mixed clips' first epoch starts where the curriculum ends
     only = Sampler(named(["brief", "brief"]), None, 2, 6, 0)
     assert sorted(only.clip_numbers(7)) == [0, 1]  # nothing else there
 
