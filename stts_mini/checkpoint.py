@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class CheckpointError(ValueError):
 def save(path: str | os.PathLike, model: VLM, **rest: Any) -> None:
     """Write the model and `rest` (tensors and plain Python values only) to `path`, all or nothing."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     state = {"format": FORMAT, "model_config": dataclasses.asdict(model.config), "model": model.state_dict(), **rest}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,8 @@ def save(path: str | os.PathLike, model: VLM, **rest: Any) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         kept = f"; the last good one is still there: {path}" if path.exists() else ""
         raise CheckpointError(f"could not write {path} ({error}){kept}") from error
 
@@ -51,7 +52,7 @@ def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[st
         raise CheckpointError(f"no checkpoint at {path}: `python -m stts_mini.train` makes one")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is not a checkpoint of this project, or is damaged ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -60,10 +61,13 @@ def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[st
 
 
 def model_config(state: dict[str, Any]) -> VLMConfig:
-    """The model's config from a loaded checkpoint."""
-    parts = dict(state["model_config"])
-    vit, llm = ViTConfig(**parts.pop("vit")), LLMConfig(**parts.pop("llm"))
-    return VLMConfig(vit=vit, llm=llm, **{**parts, "taps": tuple(parts["taps"])})
+    """The model's config from a loaded checkpoint. Raises CheckpointError for one of another version."""
+    try:
+        parts = dict(state["model_config"])
+        vit, llm = ViTConfig(**parts.pop("vit")), LLMConfig(**parts.pop("llm"))
+        return VLMConfig(vit=vit, llm=llm, **{**parts, "taps": tuple(parts["taps"])})
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint was written by another version of this code ({error})") from error
 
 
 def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> None:

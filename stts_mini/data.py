@@ -31,12 +31,14 @@ import numpy as np
 import torch
 
 from stts_mini import world
-from stts_mini.model import Batch
 from stts_mini.progress import Progress
+from stts_mini.sequence import Batch
 from stts_mini.tokenizer import ANSWER, OPTION, QUESTION, Tokenizer
 from stts_mini.video import Video, read_video, write_video
 
 TOKENIZER = Tokenizer(world.words())
+# names the world and its words: a checkpoint of another world must not be used by mistake
+WORLD_ID = f"world {world.WORLD_VERSION}, words {hashlib.sha256(' '.join(world.words()).encode()).hexdigest()[:8]}"
 SHOWN_OPTIONS = 4  # at most so many options are shown with a question
 
 
@@ -87,7 +89,8 @@ def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
         yield from map(function, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=_ignore_interrupt)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ProcessPoolExecutor(min(cores, 32), mp_context=context, initializer=_ignore_interrupt)
     try:
         yield from pool.map(function, jobs, chunksize=16)
     except BrokenProcessPool as error:
@@ -99,16 +102,21 @@ def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
+def index_file(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
+    """Where the JSON lines of these clips are, or will be."""
+    name = "-".join(f"{kind}{count}" for kind, count in counts.items())
+    return Path(root) / f"world-v{world.WORLD_VERSION}-{size}px" / f"{split}-{name}.jsonl"
+
+
 def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
     """Make sure that a split of the toy world is on disk; returns its JSON-lines file.
 
     counts: clips of each kind, e.g. {"short": 3000, "image": 400}. A clip is a pure function of
     (split, kind, seed, size), so what an interrupted or smaller run has written is used again.
     """
-    folder = Path(root) / f"world-v{world.WORLD_VERSION}-{size}px"
-    name = "-".join(f"{kind}{count}" for kind, count in counts.items())
-    index = folder / f"{split}-{name}.jsonl"
-    if index.exists():
+    index = index_file(root, split, counts, size)
+    folder = index.parent
+    if index.exists() and all(clip.video.exists() for clip in load_clips(index)):
         return index
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(str(folder), split, kind, seed, size) for kind, count in counts.items() for seed in range(count)]
@@ -117,7 +125,7 @@ def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: i
         lines.append(json.dumps(line))
         progress.update(len(lines))
     progress.close()
-    partial = index.with_name(index.name + ".partial")
+    partial = index.with_name(f"{index.name}.{os.getpid()}.partial")
     partial.write_text("\n".join(lines) + "\n")
     os.replace(partial, index)
     return index
@@ -138,7 +146,8 @@ def load_clips(index: str | os.PathLike) -> list[Clip]:
 
 def fingerprint(clips: Sequence[Clip]) -> str:
     """12 hex digits that change with any clip, question or answer; printed beside every result."""
-    text = repr([(c.split, c.kind, c.seed, c.qa) for c in clips]) + f" world {world.WORLD_VERSION}"
+    folders = sorted({c.video.parent.name for c in clips})  # world version and size
+    text = repr([(c.split, c.kind, c.seed, c.qa) for c in clips]) + f" {WORLD_ID} {folders}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

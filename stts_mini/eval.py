@@ -27,11 +27,23 @@ import numpy as np
 import torch
 
 from stts_mini import checkpoint, world
-from stts_mini.data import TOKENIZER, Clip, Reader, collate, fingerprint, load_clips, prepare, prompt_ids, shown_options
+from stts_mini.data import (
+    TOKENIZER,
+    WORLD_ID,
+    Clip,
+    Reader,
+    collate,
+    fingerprint,
+    index_file,
+    load_clips,
+    prepare,
+    prompt_ids,
+    shown_options,
+)
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
 from stts_mini.progress import Progress
-from stts_mini.scorer import CosineScorer, RandomScorer
+from stts_mini.scorer import SCORERS
 
 OPTION_SEED = 20  # of the order in which options are shown: the same for every model and every k
 
@@ -42,7 +54,8 @@ class Result:
 
     correct    {scoring: {task: [(clip number, 0 or 1)]}} for the scorings "choice" and "generated"
     chance     {task: [1 / shown options]}
-    kept, cells  vision tokens kept and before pruning, summed over all clips
+    kept, cells  vision tokens kept and before pruning, summed over the videos (an image loses none)
+    rows         packed rows, and ⌈Σ/N⌉, the fewest that could hold the kept tokens, summed over batches
     evidence   (pixels in kept cells, all pixels) that answers depend on
     """
 
@@ -52,6 +65,7 @@ class Result:
     chance: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     kept: int = 0
     cells: int = 0
+    rows: tuple[int, int] = (0, 0)
     evidence: tuple[int, int] = (0, 0)
 
     def accuracy(self, task: str, scoring: str = "choice") -> float:
@@ -118,7 +132,8 @@ def evaluate(
         likelihood = iter(option_likelihoods(output).tolist())
         if generate:
             open_ended = [[(prompt_ids(qa.question), []) for qa, _ in own] for own in asked]
-            answers = model.generate(collate(videos, open_ended).to(device), k, encode=encode)
+            same = lambda *_, encoded=output.encoded: encoded  # the same selection answers both scorings
+            answers = model.generate(collate(videos, open_ended).to(device), k, encode=same)
         for b, n in enumerate(numbers):
             for i, (qa, shown) in enumerate(asked[b]):
                 task = qa.task if clips[n].kind in ("short", qa.task) else f"{clips[n].kind}/{qa.task}"
@@ -145,16 +160,20 @@ def option_likelihoods(output) -> torch.Tensor:
 
 
 def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos: Sequence) -> None:
-    """Add a batch's kept cells and kept evidence to the result."""
-    result.kept += int(encoded.kept.sum())
+    """Add a batch's kept cells, rows and kept evidence to the result."""
     if encoded.keep is None:
         return
+    if encoded.packed is not None:
+        rows = len(encoded.packed.frame), encoded.packed.least_rows
+        result.rows = (result.rows[0] + rows[0], result.rows[1] + rows[1])
     keep = encoded.keep.cpu().numpy()
     C = keep.shape[2]
     side = round(C**0.5)
     for b, (clip, video) in enumerate(zip(clips, videos, strict=True)):
         T, size = video.frames.shape[:2]
-        result.cells += T * C
+        if T > 1:
+            result.kept += int(encoded.kept[b].sum())
+            result.cells += T * C
         scene = world.make_scene(clip.split, clip.kind, clip.seed)
         questions = tuple(q for q in scene.questions if q.task in world.TASKS[clip.kind])
         pixels = world.evidence(scene, questions, np.array(video.times), size)
@@ -210,8 +229,9 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
     rows += [row(t, [t]) for t in tasks if t not in short]
     if result.cells:
         rows.append(
-            f"vision tokens kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%), "
-            f"evidence kept: {100 * result.evidence[0] / max(result.evidence[1], 1):.1f}%"
+            f"vision tokens of videos kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%),"
+            f" evidence kept: {100 * result.evidence[0] / max(result.evidence[1], 1):.1f}%, packed rows:"
+            f" {result.rows[0]} (at least {result.rows[1]})"
         )
     return "\n".join(rows)
 
@@ -237,9 +257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     parser.add_argument("checkpoint", nargs="?", default="runs/cpu/checkpoint.pt", help="what to evaluate")
-    parser.add_argument("--k", type=parse_k, default=0.5, help="share of cells to remove")
+    parser.add_argument("--k", type=parse_k, default=None, help="share of cells to remove; as in training if not given")
     parser.add_argument("--max-frames", type=int, default=None, help="frames of a clip; as in training if not given")
-    parser.add_argument("--scorer", choices=("stts", "cosine", "random"), default="stts", help="who scores the cells")
+    parser.add_argument("--scorer", choices=tuple(SCORERS), default=None, help="another scorer than in training")
     parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
@@ -248,8 +268,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -257,35 +279,61 @@ def run(args: argparse.Namespace) -> dict:
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, state = checkpoint.load_model(args.checkpoint, device)
+    check_world(state, args.checkpoint)
     train = state["train_config"]
-    frames = args.max_frames or train["max_frames"]
+    frames = train["max_frames"] if args.max_frames is None else args.max_frames
+    k = train["k"] if args.k is None else args.k
     if args.clips < 1 or frames < 1:
         raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
+    if k >= 0.8 and frames < 32:
+        print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
     size = model.config.vit.image_size
     clips = test_set(args.data, size, args.clips, args.split)
     reader = Reader(frames, size, train["fps"])
-    if args.scorer != "stts":
-        model.scorer = {"cosine": CosineScorer, "random": RandomScorer}[args.scorer](model.config.scorer)
-    print(f"{args.checkpoint} (step {state['step']}), scorer {args.scorer}, k = {args.k}, up to {frames} frames")
-    print(f"{args.split} set {fingerprint(clips)}: {args.clips} clips of each kind, seed {args.seed}")
-    result = evaluate(model, clips, reader, args.k)
-    blind = evaluate(model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind")
-    print(table(result, blind, None))
+    scorer = args.scorer or train["scorer"]
+    model.scorer = model.scorer if scorer == train["scorer"] else SCORERS[scorer](model.config.scorer).to(device)
+    blind = model.encode_blind
+    name = "blind" if train["blind"] else f"scorer {scorer} (trained: {train['scorer']}), k = {k}"
+    print(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames")
+    print(
+        f"{args.split} set {fingerprint(clips)}: {args.clips} clips of each kind, seed of this evaluation {args.seed}"
+    )
+    result = evaluate(model, clips, reader, k, blind if train["blind"] else None)
+    without = evaluate(model, clips, reader, 0.0, blind, generate=False, name="blind")
+    asked = index_file(args.data, "train", {kind: train[f"train_{kind}"] for kind in world.TASKS}, size)
+    lookup = look_up(load_clips(asked), clips) if asked.exists() else None
+    print(table(result, without, lookup))
     summary = dict(
-        checkpoint=str(args.checkpoint), step=state["step"], scorer=args.scorer, k=args.k, max_frames=frames,
-        fingerprint=fingerprint(clips), torch=torch.__version__, **summarise(result),
+        checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
+        split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__, train_config=train,
+        **summarise(result, without, lookup),
     )  # fmt: skip
     if args.json:
         Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 
-def summarise(result: Result) -> dict:
-    """The numbers of a result as plain values."""
+def check_world(state: dict, path: str | Path) -> None:
+    """Raises CheckpointError for a model that was trained in another world, or with other words."""
+    if state.get("world") != WORLD_ID:
+        raise checkpoint.CheckpointError(
+            f"{path} was trained in {state.get('world', 'an older world')}; this code has {WORLD_ID}: train anew, or"
+            " take the code that it was trained with"
+        )
+
+
+def summarise(result: Result, blind: Result | None = None, lookup: dict[str, float] | None = None) -> dict:
+    """The numbers of a result, and of what it is compared with, as plain values."""
     tasks = list(result.correct["choice"])
+    short = [t for t in world.SHORT_TASKS if t in tasks]
     summary = {scoring: {t: result.accuracy(t, scoring) for t in of} for scoring, of in result.correct.items()}
     summary["interval"] = {t: result.interval([t]) for t in tasks}
-    return dict(**summary, kept=result.kept, cells=result.cells, evidence=list(result.evidence))
+    if short:
+        summary["short"], summary["short_interval"] = result.mean(short), result.interval(short)
+    summary["chance"] = {t: float(np.mean(result.chance[t])) for t in tasks}
+    summary["blind"] = {t: blind.accuracy(t) for t in tasks} if blind else None
+    rest = dict(kept=result.kept, cells=result.cells, rows=list(result.rows), evidence=list(result.evidence))
+    return dict(**summary, look_up=lookup, **rest)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ class LLMConfig:
     tied: bool = True
 
     def __post_init__(self):
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
+        for name in ("vocab_size", "width", "depth", "heads", "kv_heads", "mlp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"LLM {name} = {getattr(self, name)}: give at least 1")
+        if self.heads % self.kv_heads:
             raise ValueError(f"LLM heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"LLM head_dim {self.head_dim} is not even: rotary positions turn pairs of channels")
@@ -110,8 +113,8 @@ class Attention(nn.Module):
         group = c.heads // c.kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         # cuDNN's attention has given wrong results under masks: keep to kernels that are right
-        on_gpu = q.is_cuda and mask is not None
-        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if on_gpu else nullcontext():
+        masked_on_cuda = q.is_cuda and mask is not None
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if masked_on_cuda else nullcontext():
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
 

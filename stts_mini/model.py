@@ -3,28 +3,26 @@
     frames → ViT blocks 0..l → score → block l+1 with the key bias → select → pack
            → ViT blocks l+2.. under the block mask → unpack → connect → LLM → answer
 
-`VLM.encode_video` is that line, step by step; `VLM.forward` lays out the LLM's sequence and takes the
-losses; `VLM.generate` answers.
+`VLM.encode_video` is that line, step by step; `VLM.forward` takes the losses of what is then asked, over the
+LLM's sequence (`sequence.py`); `VLM.generate` answers.
 
 Legend
     B videos · T frames of the longest, num_frames (B,) of each · g×g = N patches · w×w patches in a
     cell, C cells · D ViT width · W LLM width · F real frames of the batch · K kept cells of the batch
-    L length of a sequence · Q questions on one video: each is a *branch* after the shared prefix
+    L length of a sequence · A answer tokens · R questions of a batch
 
-Sequence of one video (paper Table 6 counts it so): for each frame its time stamp as text, a frame-start
-token, its kept cells, a frame-end token; then the branches. Every branch starts at the position after
-the prefix and sees the prefix and itself. Cells and frame markers see each other in both directions.
+Where we differ from the paper: only kept cells go through the connector, which has norms of its own;
+padding frames are never computed; a video with nothing to remove is exactly the unpruned model (no bias,
+no L_sim).
 
-Where we differ from the paper: only kept cells go through the connector; padding frames are never
-computed; a video with nothing to remove is exactly the unpruned model (no bias, no L_sim).
-
-What this file does not do: read files (`data.py`), optimise (`train.py`), judge (`eval.py`).
+What this file does not do: lay out sequences (`sequence.py`), read files (`data.py`), optimise (`train.py`),
+judge (`eval.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +31,8 @@ from torch import Tensor, nn
 from stts_mini.llm import LLM, KVCache, LLMConfig
 from stts_mini.packing import Packed, block_mask, check_k, frame_counts, num_removed, pack, select
 from stts_mini.scorer import (
+    SCORERS,
     CellPooler,
-    Scorer,
     ScorerConfig,
     attention_bias,
     cell_major,
@@ -42,10 +40,9 @@ from stts_mini.scorer import (
     similarity_loss,
     temporal_target,
 )
-from stts_mini.tokenizer import END, FRAME_END, FRAME_START, PAD
+from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
+from stts_mini.tokenizer import END
 from stts_mini.vit import ViT, ViTConfig
-
-CELL = -1  # stands in a sequence of ids where a kept cell's token goes
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,7 @@ class VLMConfig:
 
     score_after  l: cells are scored after this block (0-based) and pruned after the next one
     w            side of a cell in patches
+    scored_by    "stts", or a baseline: "cosine" or "random" (see `scorer.SCORERS`)
     taps         the blocks whose outputs the connector reads, counted from the end: −1 is the last
     bias         "log": S = log s (the paper); "rescaled": as in the public code; "none": no injection
     detach_target  whether L_sim's target is cut off from the gradient
@@ -64,6 +62,7 @@ class VLMConfig:
     llm: LLMConfig = field(default_factory=LLMConfig)
     w: int = 2
     score_after: int = 0
+    scored_by: str = "stts"
     scorer_heads: int = 4
     scorer_mlp: int = 256
     connector_mlp: int = 256
@@ -83,6 +82,8 @@ class VLMConfig:
                 raise ValueError(f"tap {tap} is not among the packed blocks −{self.num_packed}..−1")
         if not self.taps or self.bias not in ("log", "rescaled", "none"):
             raise ValueError(f"taps {self.taps}, bias {self.bias!r}: give a block, and log, rescaled or none")
+        if self.scored_by not in SCORERS:
+            raise ValueError(f"scored_by {self.scored_by!r}: know {', '.join(SCORERS)}")
 
     @property
     def num_packed(self) -> int:
@@ -98,26 +99,6 @@ class VLMConfig:
     def scorer(self) -> ScorerConfig:
         """The scorer's own sizes."""
         return ScorerConfig(self.vit.width, self.w, self.scorer_heads, self.scorer_mlp)
-
-
-@dataclass
-class Batch:
-    """Videos and what is asked about them.
-
-    frames      (B, T, 3, H, W) uint8, or floats in [−1, 1]; padding frames may hold anything
-    num_frames  (B,) int, on the CPU
-    stamps      for each video, for each frame, the token ids of its time stamp
-    branches    for each video, for each question, (prompt ids, answer ids); the end token is added
-    """
-
-    frames: Tensor
-    num_frames: Tensor
-    stamps: list[list[list[int]]]
-    branches: list[list[tuple[list[int], list[int]]]]
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its frames on `device`."""
-        return replace(self, frames=self.frames.to(device, non_blocking=True))
 
 
 @dataclass
@@ -201,7 +182,7 @@ class VLM(nn.Module):
         self.config = config
         self.vit = ViT(config.vit)
         self.vit.post_layernorm = nn.Identity()  # the connector taps hidden states before it
-        self.scorer: nn.Module = Scorer(config.scorer)
+        self.scorer: nn.Module = SCORERS[config.scored_by](config.scorer)
         self.connector = Connector(config)
         self.llm = LLM(config.llm)
 
@@ -230,23 +211,26 @@ class VLM(nn.Module):
         counts = torch.tensor(frame_counts(num_frames, B, T))  # (B,), on the CPU
         real = torch.arange(T) < counts[:, None]  # (B, T)
         prunable = torch.tensor([num_removed(k, cfg.cells, n) > 0 for n in counts.tolist()])
-        own_frame = real.nonzero(as_tuple=True)  # (F,) videos, (F,) times: the real frames in order
+        own_frame = real.nonzero().to(frames.device).unbind(1)  # (F,) videos, (F,) times: the real frames in order
 
-        x = self.vit.embed(normalise(frames[own_frame]))  # (F, N, D): padding is never computed
+        frames = normalise(frames[own_frame], self.vit.position_embedding.dtype)
+        x = self.vit.embed(frames)  # (F, N, D): padding is never computed
         x = cell_major(x, w)
         for block in self.vit.blocks[: l + 1]:
             x = block(x)
 
         scores, keep, sim_loss, key_bias = None, real[..., None].expand(B, T, cfg.cells), 0.0, None
         if prunable.any():
-            scorer = scorer or self.scorer
+            scorer = self.scorer if scorer is None else scorer
             grid = x.new_zeros(B, T, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             scores = scorer(grid, counts)
+            if scores.shape != (B, T, cfg.cells):
+                raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {(B, T, cfg.cells)}")
             keep = select(scores, k, counts)
             if getattr(scorer, "injects_bias", False):
-                some = prunable.nonzero().squeeze(1)
+                some = prunable.nonzero().squeeze(1).to(x.device)
                 target = temporal_target(grid[some], w)
-                sim_loss = similarity_loss(scores[some], target, counts[some], cfg.detach_target)
+                sim_loss = similarity_loss(scores[some], target, counts[prunable], cfg.detach_target)
                 if cfg.bias != "none":
                     bias = attention_bias(scores, w, counts, rescale=cfg.bias == "rescaled")  # (B, T, N)
                     key_bias = (bias * prunable[:, None, None].to(bias))[own_frame]  # (F, N)
@@ -275,36 +259,25 @@ class VLM(nn.Module):
 
     def forward(self, batch: Batch, k: float = 0.5, encode: Callable[..., Encoded] | None = None) -> Output:
         """Losses and logits of a batch; `encode` instead of `encode_video` for another encoder."""
+        check_prompts(batch.branches)
         encoded = (encode or self.encode_video)(batch.frames, batch.num_frames, k)
-        device = encoded.tokens.device
-        prefixes = prefix_ids(batch.stamps, encoded)
-        branches = [[(prompt, [*answer, END]) for prompt, answer in video] for video in batch.branches]
-        layout = Layout.build(prefixes, [[p + a[:-1] for p, a in video] for video in branches], device)
-        hidden = self.llm(self.embed(layout.ids, encoded.tokens), layout.positions, layout.mask)
+        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown)
+        layout = Layout.build(prefixes, batch.branches, encoded.tokens.device)
+        hidden = self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask)
 
-        row, column, target, branch = [], [], [], []  # where each answer token is predicted
-        for b, video in enumerate(branches):
-            at = len(prefixes[b])
-            for prompt, answer in video:
-                number = branch[-1] + 1 if branch else 0
-                row += [b] * len(answer)
-                column += range(at + len(prompt) - 1, at + len(prompt) - 1 + len(answer))
-                target += answer
-                branch += [number] * len(answer)
-                at += len(prompt) + len(answer) - 1
-        index = torch.tensor([row, column, target, branch], device=device)
-        row, column, targets, branch = index
+        row, column, targets, branch = layout.answers
         logits = self.llm.logits(hidden[row, column])  # (A, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets, reduction="none")  # (A,)
-        num_branches = sum(map(len, branches))
+        num_branches = sum(map(len, batch.branches))
         lengths = torch.bincount(branch, minlength=num_branches)
         task_loss = (losses / lengths[branch]).sum() / num_branches
-        tokens = int((layout.segment >= 0).sum()) if device.type == "cpu" else layout.segment.numel()
-        return Output(task_loss, encoded.sim_loss, logits, targets, branch, layout.ids.shape[1], tokens, encoded)
+        return Output(
+            task_loss, encoded.sim_loss, logits, targets, branch, layout.ids.shape[1], layout.tokens, encoded
+        )  # fmt: skip
 
-    def embed(self, ids: Tensor, cells: Tensor) -> Tensor:
-        """ids (B, L), CELL where the next row of cells (K, W) goes → (B, L, W)."""
+    def fill_cells(self, ids: Tensor, cells: Tensor) -> Tensor:
+        """ids (B, L), CELL where the next row of cells (K, W) goes → embeddings (B, L, W)."""
         x = self.llm.embed(ids.clamp(min=0))
         return x.masked_scatter((ids == CELL)[..., None], cells.to(x.dtype))
 
@@ -316,84 +289,24 @@ class VLM(nn.Module):
 
         The prefix is computed once for each video; its keys and values serve all of its questions.
         """
+        check_prompts(batch.branches)
         encoded = (encode or self.encode_video)(batch.frames, batch.num_frames, k)
         device = encoded.tokens.device
-        prefixes = prefix_ids(batch.stamps, encoded)
-        prompts = [prompt for video in batch.branches for prompt, _ in video]
+        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown)
         owner = torch.tensor([b for b, video in enumerate(batch.branches) for _ in video], device=device)  # (R,)
         layout = Layout.build(prefixes, [[] for _ in prefixes], device)
         cache, lengths = KVCache(), torch.tensor([len(p) for p in prefixes], device=device)
         if layout.ids.shape[1]:
-            self.llm(self.embed(layout.ids, encoded.tokens), layout.positions, layout.mask, cache)
+            self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask, cache)
             cache = cache.rows(owner)
-        # the prompts, padded on the left so that the last column is every prompt's last token
-        P, L = layout.ids.shape[1], max(map(len, prompts))
-        ids = torch.tensor([[PAD] * (L - len(p)) + p for p in prompts], device=device)  # (R, L)
-        start = torch.tensor([L - len(p) for p in prompts], device=device)[:, None]  # (R, 1)
-        at = torch.arange(L, device=device)
-        positions = lengths[owner, None] + (at - start).clamp(min=0)
-        real = at >= start  # (R, L)
-        causal = (at[:, None] >= at) & (real[:, None, :] | (at[:, None] == at))  # (R, L, L): padding sees itself
-        seen = (torch.arange(P, device=device) < lengths[owner, None])[:, None, :].expand(-1, L, -1)
-        mask = torch.cat([seen, causal], dim=2)[:, None]  # (R, 1, L, P + L)
-        flat = self.llm.generate(self.llm.embed(ids), positions, mask, cache, max_new_tokens, stop=END)
+        prompts = [prompt for video in batch.branches for prompt, _ in video]
+        asked = Prompts.build(prompts, lengths[owner], layout.ids.shape[1])
+        x = self.llm.embed(asked.ids)
+        flat = self.llm.generate(x, asked.positions, asked.mask, cache, max_new_tokens, stop=END)
         answers = iter(flat)
         return [[next(answers) for _ in video] for video in batch.branches]
 
 
-def normalise(frames: Tensor) -> Tensor:
-    """uint8 pixels to [−1, 1], as SigLIP takes them; floats pass."""
-    return frames if frames.is_floating_point() else frames.float() / 127.5 - 1
-
-
-def prefix_ids(stamps: list[list[list[int]]], encoded: Encoded) -> list[list[int]]:
-    """For each video: stamp, frame start, CELL × kept, frame end, for every shown frame, in time order."""
-    prefixes = []
-    for video, kept, shown in zip(stamps, encoded.kept.tolist(), encoded.shown.tolist(), strict=True):
-        ids: list[int] = []
-        for t, stamp in enumerate(video):
-            if shown[t]:
-                ids += [*stamp, FRAME_START, *[CELL] * kept[t], FRAME_END]
-        prefixes.append(ids)
-    return prefixes
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Sequences of a batch, padded on the right, and who sees whom.
-
-    ids        (B, L), CELL for a kept cell's place, PAD for padding
-    positions  (B, L): contiguous in the prefix; every branch goes on from the prefix's end
-    segment    (B, L): 0 prefix, 1.. branches, −1 padding
-    mask       (B, 1, L, L) bool, True = may attend
-    """
-
-    ids: Tensor
-    positions: Tensor
-    segment: Tensor
-    mask: Tensor
-
-    @staticmethod
-    def build(prefixes: list[list[int]], branches: list[list[list[int]]], device: torch.device) -> Layout:
-        """Lay out one row for each video: its prefix, then its branches one after another."""
-        rows = []
-        for prefix, own in zip(prefixes, branches, strict=True):
-            ids, positions, segment = list(prefix), list(range(len(prefix))), [0] * len(prefix)
-            for number, branch in enumerate(own, start=1):
-                ids += branch
-                positions += range(len(prefix), len(prefix) + len(branch))
-                segment += [number] * len(branch)
-            rows.append((ids, positions, segment))
-        L = max(len(ids) for ids, _, _ in rows)
-        padded = [
-            [part + [fill] * (L - len(part)) for part, fill in zip(row, (PAD, 0, -1), strict=True)] for row in rows
-        ]
-        ids, positions, segment = torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), 3, L).unbind(1)
-        query, key = segment[:, :, None], segment[:, None, :]
-        at = torch.arange(L, device=device)
-        causal = at[:, None] >= at
-        # padding (−1) sees the padding before it, so that no query sees nothing; nobody else sees it
-        mask = causal & ((query == key) | ((key == 0) & (query > 0)))  # (B, L, L)
-        vision = (segment == 0) & ((ids == CELL) | (ids == FRAME_START) | (ids == FRAME_END))
-        mask |= vision[:, :, None] & vision[:, None, :]
-        return Layout(ids, positions, segment, mask[:, None])
+def normalise(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 pixels to [−1, 1], as SigLIP takes them; floats are taken as they are. In `dtype`."""
+    return frames.to(dtype) if frames.is_floating_point() else (frames.float() / 127.5 - 1).to(dtype)

@@ -57,6 +57,16 @@ def num_removed(k: float, cells: int, frames: int) -> int:
     return min(math.floor(Fraction(str(float(k))) * cells * frames), cells * (frames - 1))
 
 
+def scaled_frames(max_frames: int, k: float) -> int:
+    """Test-time scaling: ceil(F/(1−k)) frames have about as many kept cells as F unpruned ones (paper §4).
+
+    >>> scaled_frames(64, 0.3), scaled_frames(64, 0.4), scaled_frames(64, 0.5), scaled_frames(70, 0.3)
+    (92, 107, 128, 100)
+    """
+    check_k(k)
+    return math.ceil(max_frames / (1 - Fraction(str(float(k)))))
+
+
 def frame_counts(num_frames: Tensor | None, B: int, T: int) -> list[int]:
     """`num_frames` (B,) as checked Python ints; None says that all T frames of all B are real.
 
@@ -66,8 +76,8 @@ def frame_counts(num_frames: Tensor | None, B: int, T: int) -> list[int]:
     if num_frames is None:
         return [T] * B
     counts = torch.as_tensor(num_frames).tolist()
-    if len(counts) != B or not all(1 <= n <= T for n in counts):
-        raise ValueError(f"num_frames = {counts}: give {B} numbers from 1 to {T}, one for each video")
+    if len(counts) != B or not all(isinstance(n, int) and 1 <= n <= T for n in counts):
+        raise ValueError(f"num_frames = {counts}: give {B} whole numbers from 1 to {T}, one for each video")
     return counts
 
 
@@ -155,6 +165,15 @@ class Packed:
     frame: Tensor
     slot: Tensor
 
+    @property
+    def least_rows(self) -> int:
+        """⌈Σ/N⌉: no packing needs fewer rows than this; F' is what first-fit descending took.
+
+        >>> pack(torch.zeros(3, 5, 1), torch.arange(5).expand(3, 5) < 3).least_rows     # 9 tokens, rows of 5
+        2
+        """
+        return -(-len(self.slot) // self.frame.shape[1])
+
     def unpack(self, y: Tensor) -> Tensor:
         """The kept tokens of any y (F', N, ·), frame by frame in their order: (kept, ·)."""
         if y.shape[:2] != self.frame.shape:
@@ -181,14 +200,14 @@ def pack(x: Tensor, keep: Tensor) -> Packed:
         got = f"x {tuple(x.shape)}, keep {keep.dtype} {tuple(keep.shape)}"
         raise ValueError(f"{got}: give x (F, N, D) and a bool keep (F, N)")
     F, N, D = x.shape
-    on_cpu = keep.cpu()  # the one wait for the device: indices are made here and sent back
+    on_cpu = keep.cpu()  # the one wait for the device: indices are made here and sent back in one piece
     lengths = on_cpu.sum(1)
     row, offset, num_rows = first_fit_descending(lengths, N)
     start = row * N + offset - (lengths.cumsum(0) - lengths)  # of a frame's first kept token, less its rank
     frame = torch.arange(F).repeat_interleave(lengths)  # (kept,)
     slot = start[frame] + torch.arange(len(frame))  # (kept,)
     source = on_cpu.flatten().nonzero().squeeze(1)  # (kept,)
-    frame, slot, source = frame.to(x.device), slot.to(x.device), source.to(x.device)
+    frame, slot, source = torch.stack([frame, slot, source]).to(x.device)
     rows = x.new_zeros(num_rows * N, D).index_copy(0, slot, x.flatten(0, 1)[source])
     frames = torch.full((num_rows * N,), -1, device=x.device).index_copy(0, slot, frame)
     return Packed(rows.view(num_rows, N, D), frames.view(num_rows, N), slot)

@@ -1,9 +1,12 @@
-"""A progress bar: one line that is redrawn on a terminal, a line now and then elsewhere."""
+"""What a run says of itself: a progress bar, one line that is redrawn on a terminal, a line now and then
+elsewhere; and a log of its steps as a table in a file."""
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
+from pathlib import Path
 
 
 def clock(seconds: float) -> str:
@@ -49,3 +52,36 @@ class Progress:
         if self.live and self.width:
             sys.stderr.write("\n")
             sys.stderr.flush()
+
+
+class Log:
+    """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line."""
+
+    NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds")
+
+    def __init__(self, path: Path, start: int):
+        self.path, self.rows, self.tokens, self.saved = path, [], 0, start > 0
+        self.loss = self.accuracy = None
+        old = list(csv.reader(path.read_text().splitlines()))[1:] if start and path.exists() else []
+        old = [row for row in old if len(row) == len(self.NAMES)]  # the last one may have been cut off
+        with path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
+            csv.writer(file).writerows([self.NAMES, *(row for row in old if int(row[0]) < start)])
+
+    def add(self, step: int, task: float, sim: float, accuracy: float, norm: float, tokens: int, seconds: float):
+        """One training step."""
+        self.tokens += tokens
+        self.rows.append(
+            (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}")
+        )
+        mix = lambda old, new: new if old is None else 0.9 * old + 0.1 * new
+        self.loss, self.accuracy = mix(self.loss, task + sim), mix(self.accuracy, accuracy)
+
+    def text(self) -> str:
+        """For the progress line."""
+        return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}%"
+
+    def flush(self) -> None:
+        """Append the rows since the last call."""
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows(self.rows)
+        self.rows, self.saved = [], True

@@ -96,7 +96,7 @@ class Scorer(nn.Module):
     returns     (B, T, C) in (0, 1), float32 or better, also under autocast
     Raises ValueError for a grid that w does not divide. Paper §3.2.
 
-    Init: the MLP truncated normal with std 1/√fan_in, biases zero; the pooler likewise.
+    Init: the MLP normal with std 1/√fan_in, truncated at two of them, biases zero; the pooler likewise.
     """
 
     injects_bias = True  # STTS alone: its log-scores enter the attention of block l+1
@@ -109,7 +109,8 @@ class Scorer(nn.Module):
         self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
+                std = layer.in_features**-0.5
+                nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
@@ -117,13 +118,13 @@ class Scorer(nn.Module):
         cell_side(N, self.config.w)
         pooled = self.pooler(x.unflatten(2, (-1, self.config.w**2)))  # (B, T, C, D)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 has too few distinct scores
-            pooled = pooled.to(self.mlp[0].weight.dtype)
+            pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
             previous = torch.cat([torch.zeros_like(pooled[:, :1]), pooled[:, :-1]], dim=1)
             h = torch.cat([previous, pooled], dim=-1)  # (B, T, C, 2D)
-            h = F.silu(self.mlp[0](h))
-            h = F.silu(self.mlp[1](h))
-            scores = self.mlp[2](h).squeeze(-1).sigmoid()  # (B, T, C)
-        return scores * real_frames(num_frames, T, scores)
+            for i, layer in enumerate(self.mlp):
+                h = F.linear(F.silu(h) if i else h, layer.weight.to(h.dtype), layer.bias.to(h.dtype))
+            scores = h.squeeze(-1).sigmoid()  # (B, T, C)
+        return torch.where(real_frames(num_frames, T, scores) > 0, scores, 0)
 
 
 def real_frames(num_frames: Tensor | None, T: int, like: Tensor) -> Tensor:
@@ -193,12 +194,13 @@ def attention_bias(
     else:
         bias = scores.clamp(min=eps).log()
     time = torch.arange(scores.shape[1], device=scores.device)[:, None]
-    counts = (real_frames(num_frames, scores.shape[1], scores) > 0) & (time > 0)
-    return torch.where(counts, bias, 0).repeat_interleave(w * w, dim=-1)
+    biased = (real_frames(num_frames, scores.shape[1], scores) > 0) & (time > 0)
+    return torch.where(biased, bias, 0).repeat_interleave(w * w, dim=-1)
 
 
 class RandomScorer(nn.Module):
-    """Baseline: uniform random scores (from torch's generator, so seeded with everything else)."""
+    """Baseline: uniform random scores, from torch's CPU generator: the same on every device, and resumed
+    with everything else."""
 
     injects_bias = False
 
@@ -208,7 +210,7 @@ class RandomScorer(nn.Module):
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         B, T, N, _ = x.shape
-        return torch.rand(B, T, N // self.config.w**2, device=x.device)
+        return torch.rand(B, T, N // self.config.w**2).to(x.device)
 
 
 class CosineScorer(nn.Module):
@@ -223,3 +225,6 @@ class CosineScorer(nn.Module):
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         change = temporal_target(x, self.config.w)  # (B, T−1, C)
         return F.pad(change, (0, 0, 1, 0), value=1.0)  # frame 0 has no frame before it
+
+
+SCORERS = {"stts": Scorer, "cosine": CosineScorer, "random": RandomScorer}  # yours is one more line

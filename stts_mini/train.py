@@ -17,8 +17,8 @@ What this file does not do: define settings (`config.py`), make batches (`data.p
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -33,16 +33,20 @@ from pathlib import Path
 
 import torch
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 from stts_mini import checkpoint
-from stts_mini.config import TrainConfig, parse_flags
-from stts_mini.data import TOKENIZER, Reader, Sampler, fingerprint, load_clips, prepare
-from stts_mini.eval import evaluate, look_up, summarise, table, test_set
-from stts_mini.model import VLM, Batch, Output
+from stts_mini.config import TrainConfig, describe, parse_flags
+from stts_mini.data import TOKENIZER, WORLD_ID, Reader, Sampler, fingerprint, load_clips, prepare
+from stts_mini.eval import check_world, evaluate, look_up, summarise, table, test_set
+from stts_mini.model import VLM, Output
 from stts_mini.optim import Muon
-from stts_mini.packing import num_removed
 from stts_mini.picture import draw_clips
-from stts_mini.progress import Progress, clock
-from stts_mini.scorer import CosineScorer, RandomScorer
+from stts_mini.progress import Log, Progress, clock
+from stts_mini.sequence import Batch
 
 
 class TrainError(RuntimeError):
@@ -60,7 +64,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_model(config: TrainConfig, device: torch.device) -> VLM:
-    """A fresh model from the config's seed, with the scorer that the config names. Its time stamps start as
+    """A fresh model from the config's seed. Its time stamps start as
     sines of their times, wavelengths 1 to 300 s: near times look alike, and none is wholly new when seen."""
     torch.manual_seed(config.seed)
     model = VLM(config.model)
@@ -69,8 +73,6 @@ def build_model(config: TrainConfig, device: torch.device) -> VLM:
     angle = torch.arange(len(stamps))[:, None] / 10 * frequency
     with torch.no_grad():
         stamps.copy_(0.1 * torch.cat([angle.sin(), angle.cos()], dim=1)[:, : stamps.shape[1]])
-    if config.scorer != "stts":
-        model.scorer = {"cosine": CosineScorer, "random": RandomScorer}[config.scorer](config.model.scorer)
     return model.to(device)
 
 
@@ -133,7 +135,7 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
 
 def forward_backward(model: VLM, batch: Batch, config: TrainConfig, device: torch.device, k: float | None = None):
     """Gradients of one batch, in `accumulate` parts. Returns mean L_task, mean L_sim, answers right,
-    answers, tokens, the last part's encoding."""
+    answers, tokens. (A part counts the same as any other, however many questions or videos it has.)"""
     k = config.k if k is None else k
     encode = model.encode_blind if config.blind else None
     task = sim = 0.0
@@ -161,6 +163,8 @@ def answers_right(output: Output) -> torch.Tensor:
 def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
     """The training loop. Writes checkpoint.pt, config.json and log.csv into config.out."""
     out = Path(config.out)
+    if not resume:
+        keep_old_run(out)
     out.mkdir(parents=True, exist_ok=True)
     index = prepare(config.data, "train", config.train_counts, config.image_size)
     clips = load_clips(index)
@@ -180,7 +184,7 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
     def save(step: int) -> None:
         checkpoint.save(
             out / "checkpoint.pt", model, step=step, train_config=dataclasses.asdict(config),
-            optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(),
+            optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), world=WORLD_ID,
         )  # fmt: skip
 
     log = Log(out / "log.csv", start)
@@ -207,8 +211,8 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
             log.add(step, task, sim, right / answers, float(norm), tokens, seconds)
             progress.update(step + 1, f"{log.text()} tokens/s {log.tokens / seconds:.0f}")
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps or interrupt.asked:
+                log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
                 save(step + 1)
-                log.flush()
             if interrupt.asked:
                 progress.close()
                 print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
@@ -217,11 +221,20 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
     return model.eval()
 
 
+def keep_old_run(out: Path) -> None:
+    """A finished or broken-off run in `out` is moved aside, to out.1, out.2, …; nothing is overwritten."""
+    if (out / "checkpoint.pt").exists():
+        aside = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.{n}")).exists())
+        out.rename(aside)
+        print(f"the run in {out} was moved to {aside} (--resume would have gone on with it)")
+
+
 def restore(
     path: Path, model: VLM, optimizers: list[torch.optim.Optimizer], config: TrainConfig, device: torch.device
 ) -> int:
     """Load a run's last checkpoint into model and optimisers; returns the step to go on with."""
-    state = checkpoint.load(path, device)
+    state = checkpoint.load(path)  # on the CPU: load_state_dict moves what belongs elsewhere
+    check_world(state, path)
     then, now = state["train_config"], dataclasses.asdict(config)
     free = {"out", "data", "device", "compile", "cache_gb", "save_every", "accumulate", "test_clips"}
     changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if now[name] != then.get(name)]
@@ -231,7 +244,7 @@ def restore(
     checkpoint.load_weights(model, state, path)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    torch.set_rng_state(state["rng"].cpu())
+    torch.set_rng_state(state["rng"])
     print(f"resumed {path} at step {state['step']} of {config.steps}")
     return state["step"]
 
@@ -252,41 +265,9 @@ class Interrupt:
         signal.signal(signal.SIGINT, self.before)
 
 
-class Log:
-    """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line."""
-
-    NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds")
-
-    def __init__(self, path: Path, start: int):
-        self.path, self.rows, self.tokens, self.saved = path, [], 0, start > 0
-        self.loss = self.accuracy = None
-        old = list(csv.reader(path.read_text().splitlines()))[1:] if start and path.exists() else []
-        with path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
-            csv.writer(file).writerows([self.NAMES, *(row for row in old if int(row[0]) < start)])
-
-    def add(self, step: int, task: float, sim: float, accuracy: float, norm: float, tokens: int, seconds: float):
-        """One training step."""
-        self.tokens += tokens
-        self.rows.append(
-            (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}")
-        )
-        mix = lambda old, new: new if old is None else 0.9 * old + 0.1 * new
-        self.loss, self.accuracy = mix(self.loss, task + sim), mix(self.accuracy, accuracy)
-
-    def text(self) -> str:
-        """For the progress line."""
-        return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}%"
-
-    def flush(self) -> None:
-        """Append the rows since the last call."""
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows(self.rows)
-        self.rows, self.saved = [], True
-
-
 def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:
-    """Time of a training step (forward and backward) at k over that at 0: the median of ratios taken side
-    by side on the same batches, after one pair of warm-up."""
+    """Time of forward and backward at k over that at 0: the median of ratios taken side by side on the same
+    batches, in turns the one first and the other, after one pair of warm-up."""
 
     def timed(batch: Batch, k: float) -> float:
         """Seconds of a forward and backward pass."""
@@ -301,7 +282,11 @@ def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: t
     ratios = []
     for i in range(pairs + 1):
         batch = sampler(i)
-        ratios.append(timed(batch, config.k) / timed(batch, 0.0))
+        if i % 2:
+            unpruned, pruned = timed(batch, 0.0), timed(batch, config.k)
+        else:
+            pruned, unpruned = timed(batch, config.k), timed(batch, 0.0)
+        ratios.append(pruned / unpruned)
     model.zero_grad()
     return statistics.median(ratios[1:])
 
@@ -317,13 +302,19 @@ def finish(config: TrainConfig, model: VLM, device: torch.device) -> dict:
     result = evaluate(model, clips, reader, config.k, encode)
     blind = evaluate(model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind")
     print(f"\ntest set {fingerprint(clips)}, k = {config.k}, up to {config.max_frames} frames, 1 seed ({config.seed})")
-    print(table(result, blind, look_up(train_clips, clips)))
-    summary = dict(fingerprint=fingerprint(clips), **summarise(result))
+    lookup = look_up(train_clips, clips)
+    print(table(result, blind, lookup))
+    summary = dict(
+        fingerprint=fingerprint(clips), k=config.k, max_frames=config.max_frames, seed=config.seed,
+        torch=torch.__version__, **summarise(result, blind, lookup),
+    )  # fmt: skip
     if config.k > 0 and not config.blind:
         videos = [clip for clip in train_clips if clip.kind != "image"] or train_clips  # an image is never pruned
         sampler = Sampler(videos, reader, config.batch_size, config.questions, config.seed)
         summary["step_time_ratio"] = ratio = step_time_ratio(model, sampler, config, device)
-        print(f"time of a training step at k = {config.k} over the unpruned model's: {ratio:.2f} (median of 5 pairs)")
+        print(
+            f"forward and backward on videos, time at k = {config.k} over the unpruned: {ratio:.2f} (median of 5 pairs)"
+        )
     if not config.blind:
         paths = draw_clips(model, clips, reader, config.k, out)
         print("pruned clips to look at: " + ", ".join(str(path) for path in paths))
@@ -331,33 +322,10 @@ def finish(config: TrainConfig, model: VLM, device: torch.device) -> dict:
     return summary
 
 
-def describe(config: TrainConfig, device: torch.device) -> str:
-    """Parameters, tokens of a step and estimated memory of a run, as text."""
-    with torch.device("meta"):
-        model = VLM(config.model)
-    count = lambda module: sum(p.numel() for p in module.parameters())
-    parts = ", ".join(f"{name} {count(part) / 1e6:.2f} M" for name, part in model.named_children())
-    m, T, B = config.model, config.max_frames, config.batch_size // config.accumulate
-    kept = m.cells * T - num_removed(config.k, m.cells, T)
-    row = kept + 3 * T + config.questions * 14  # stamps, two markers; a question is about 14 tokens
-    patches, kept_patches = B * T * m.vit.num_patches, B * kept * m.w**2
-    # floats that a block keeps for the backward pass, per token: 11·D + 3·mlp (ViT), 16·W + 4·mlp (LLM)
-    dense = m.score_after + 2
-    floats = (patches * dense + kept_patches * m.num_packed) * (11 * m.vit.width + 3 * m.vit.mlp)
-    floats += B * row * m.llm.depth * (16 * m.llm.width + 4 * m.llm.mlp)
-    activations = floats * (2 if device.type == "cuda" else 4)
-    fixed = count(model) * 16  # weights, gradients, at most two moments, 4 bytes each
-    clips = min(sum(config.train_counts.values()) * T * 3 * config.image_size**2 / 1e9, config.cache_gb)
-    lines = [
-        f"parameters: {count(model) / 1e6:.2f} M ({parts})",
-        f"ViT: {dense} of {m.vit.depth} blocks dense ({100 * dense / m.vit.depth:.0f}%), {m.num_packed} packed;"
-        f" {m.cells} cells of {m.w}×{m.w} patches in a frame",
-        f"a step: {config.batch_size} clips of up to {T} frames; of a full clip's {m.cells * T} vision tokens {kept}"
-        f" are kept; at most about {config.batch_size * row} LLM tokens",
-        f"memory, estimated: {(activations + fixed) / 1e9 + clips + 0.5:.1f} GB (activations {activations / 1e9:.1f},"
-        f" weights and optimiser {fixed / 1e9:.2f}, decoded clips {clips:.1f}, PyTorch 0.5)",
-    ]
-    return "\n".join(lines)
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -374,11 +342,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         began = time.monotonic()
         model = train(config, args.resume, device)
         finish(config, model, device)
-        print(f"all done in {clock(time.monotonic() - began)}; checkpoint: {Path(config.out) / 'checkpoint.pt'}")
-    except (ValueError, OSError, TrainError) as error:
+        peak = "" if resource is None else f", peak memory {peak_memory():.1f} GB"
+        print(f"all done in {clock(time.monotonic() - began)}{peak}; checkpoint: {Path(config.out) / 'checkpoint.pt'}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"python -m stts_mini.train: error: the device is out of memory: give --accumulate 2 or more ({error})"
+        )
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"python -m stts_mini.train: error: {error}")
     except KeyboardInterrupt:
         print("\nInterrupted; finished clips and checkpoints are kept.", file=sys.stderr)
+        sys.stdout.flush()
         os._exit(130)
 
 

@@ -60,7 +60,7 @@ def sample_times(duration: float | Fraction, max_frames: int, fps: float = 2.0) 
     >>> [float(t) for t in sample_times(60, max_frames=4)]
     [0.0, 20.0, 40.0, 60.0]
     """
-    if max_frames < 1 or not fps > 0 or not duration >= 0:
+    if max_frames < 1 or not 0 < fps < math.inf or not 0 <= duration < math.inf:
         raise ValueError(f"max_frames {max_frames}, fps {fps}, duration {duration}: give ≥ 1, > 0 and ≥ 0")
     duration, step = Fraction(duration), 1 / Fraction(str(fps))
     count = math.floor(duration / step) + 1
@@ -74,13 +74,15 @@ def read_video(path: str | os.PathLike, max_frames: int, fps: float = 2.0, size:
     """Decode the frames shown at `sample_times`; T ≤ max_frames.
 
     size: resize every frame to size × size pixels (bicubic, aspect ratio not kept, as SigLIP does);
-    None: keep the size of the first frame shown. Rotation metadata is applied. A frame shown at two
-    times comes twice. Broken packets are skipped and counted; if the first or last frame is broken,
-    the clip begins or ends with the first or last good one.
+    None: keep the size of the first frame shown. Rotation metadata is applied; pixels are taken as stored,
+    whatever their own aspect ratio. A frame shown at two times comes twice. Broken packets are skipped and
+    counted; if the first or last frame is broken, the clip begins or ends with the first or last good one.
     Raises VideoError: no such file, a directory, no permission, not a video, no video stream, no
     frame that can be decoded.
     """
     path = Path(path)
+    if size is not None and size < 1:
+        raise ValueError(f"size = {size}: give at least 1 pixel, or None to keep the size")
     _check_file(path)
     first, last = _packet_span(path)
     while True:
@@ -100,6 +102,8 @@ def _check_file(path: Path) -> None:
         raise VideoError(f"no such file: {path}")
     if not os.access(path, os.R_OK):
         raise VideoError(f"no permission to read {path}")
+    if not path.is_file():
+        raise VideoError(f"{path} is not a regular file: copy the video into one")
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes)")
 
@@ -120,6 +124,9 @@ def _open(path: Path):
         cut = "" if {"audio", "subtitle", "video"} & set(kinds) else ", or it is cut off before its index"
         raise VideoError(f"{path} has no video stream ({held}){cut}")
     stream = streams[0]
+    if stream.codec_context is None or not stream.time_base:
+        container.close()
+        raise VideoError(f"{path} has a video stream in an unknown codec, or without a clock: re-encode it")
     stream.thread_type = "AUTO"
     return container, stream
 
@@ -144,7 +151,7 @@ def _packet_span(path: Path) -> tuple[Fraction, Fraction]:
     with container:
         first = last = None
         for packet in _packets(container, stream):
-            if packet is None or packet.size == 0 or packet.is_discard:
+            if packet is None or packet.size == 0 or packet.is_discard or not packet.time_base:
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
@@ -152,7 +159,7 @@ def _packet_span(path: Path) -> tuple[Fraction, Fraction]:
                 first = time if first is None else min(first, time)
                 last = time if last is None else max(last, time)
     if first is None:
-        raise VideoError(f"{path} has a video stream but no frame with a time stamp")
+        raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it, say into MP4")
     return first, last
 
 
@@ -189,7 +196,7 @@ def _decode(path: Path, wanted: list[Fraction], size: int | None):
             shown.append((shown[-1][0] if repeated else _to_rgb(convert, latest, size, shape), latest_time))
 
         for frame in decoded():
-            if frame.pts is None or frame.is_corrupt:
+            if frame.pts is None or not frame.time_base or frame.is_corrupt:
                 skipped += 1
                 continue
             time = frame.pts * Fraction(frame.time_base)
@@ -229,10 +236,12 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, c
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}: give uint8 (T, H, W, 3) with T ≥ 1")
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps = {fps}: give more than 0")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
         raise ValueError(f"frames are {frames.shape[1]}×{frames.shape[2]} pixels: H.264 needs an even height and width")
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with av.open(f"file:{partial}", "w", format="mp4") as container:
             options = {"crf": str(crf), "preset": "veryfast"}

@@ -10,7 +10,8 @@ pruning never touches, so that what an answer needs must be chosen, not given.
     evidence(scene, questions, times, size)  (T, H, W) bool: the pixels that the answers depend on
 
 Legend: lengths and places in units of the picture's side, y downwards; times in seconds; slots are
-the 3 × 3 parts of the picture, row by row; every object and every panel has slots of its own.
+the 3 × 3 parts of the picture, row by row; every object and every panel has slots of its own (what
+grows or spins reaches a little beyond them).
 
 Beside the tasks, every scene has questions about where and when: dense supervision for training.
 
@@ -23,6 +24,7 @@ What this file does not do: write files (`data.py`), know about patches or token
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,11 +44,13 @@ COUNTS = ("0", "1", "2", "3")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SHORT_TASKS = ("attribute", "count", "action", "direction", "speed", "order")
 SPLITS = ("train", "val", "test")
-WORLD_VERSION = 3  # part of the data's fingerprint: raise it whenever a scene changes
+WORLD_VERSION = 4  # part of the data's fingerprint: raise it whenever a scene changes
 
 SLOT = 1 / 3
 RADIUS = 0.145  # of an object: 7 pixels of 48
-BLINK = 0.5  # seconds off, seconds on
+SLOW = 0.65  # how far the slower of two moves goes while the faster goes a slot
+BLINK = 0.5  # seconds dim, seconds bright
+DIM = 0.4  # opacity meanwhile
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,8 @@ class Scene:
 
 
 def _track(thing: Object, times: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Visible (bool), centre x, y, size (1 = normal) and angle of an object at each time: (T,) each."""
-    visible = (times >= thing.enter) & (times < thing.leave)
+    """Opacity (0 = not in view), centre x, y, size (1 = normal) and angle of an object: (T,) each."""
+    opacity = ((times >= thing.enter) & (times < thing.leave)).astype(float)
     x, y = np.full(len(times), thing.x), np.full(len(times), thing.y)
     size, angle = np.ones(len(times)), np.zeros(len(times))
     for event in thing.events:
@@ -127,22 +131,23 @@ def _track(thing: Object, times: np.ndarray) -> tuple[np.ndarray, ...]:
         if event.kind == "move":
             x, y = x + done * event.dx, y + done * event.dy
         elif event.kind == "blink":
-            visible &= ~(during & ((times - event.start) // BLINK % 2 == 0))
+            opacity[during & ((times - event.start) // BLINK % 2 == 0)] *= DIM
         elif event.kind == "grow":
             size = np.where(during, 1.4, size)
         elif event.kind == "spin":
             angle = angle + np.pi / 2 * np.clip(times - event.start, 0, event.end - event.start)
-    return visible, x, y, size, angle
+    return opacity, x, y, size, angle
 
 
-def _silhouette(thing: Object, times: np.ndarray, size: int) -> tuple[tuple[slice, ...], np.ndarray]:
+def _silhouette(thing: Object, times: np.ndarray, size: int) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray]:
     """How much of every pixel an object covers, 0 to 1, from its signed distance: the box of the picture
-    that it ever touches, (all times, rows, columns), and its cover there, (T, rows, columns)."""
+    that it ever touches, (all times, rows, columns), its cover there, (T, rows, columns), and its opacity,
+    (T, 1, 1)."""
     track = _track(thing, times)
     reach = RADIUS * track[3].max() * 1.5 + 1 / size
     ends = [(int(max((a.min() - reach) * size, 0)), int((a.max() + reach) * size) + 1) for a in track[1:3]]
     columns, rows = (slice(low, min(high, size)) for low, high in ends)
-    visible, x, y, scale, angle = (a[:, None, None] for a in track)
+    opacity, x, y, scale, angle = (a[:, None, None] for a in track)
     grid = (np.arange(size) + 0.5) / size
     dx, dy = grid[None, None, columns] - x, grid[None, rows, None] - y  # (T, 1, W), (T, H, 1)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -157,7 +162,7 @@ def _silhouette(thing: Object, times: np.ndarray, size: int) -> tuple[tuple[slic
     else:  # cross: two bars
         a, b = abs(u), abs(v)
         distance = np.minimum(np.maximum(a, b - 0.65 * r), np.maximum(b, a - 0.65 * r)) - 0.3 * r
-    return (slice(None), rows, columns), np.clip(0.5 - distance * size, 0, 1) * visible
+    return (slice(None), rows, columns), np.clip(0.5 - distance * size, 0, 1), opacity
 
 
 def _background(scene: Scene, times: np.ndarray, size: int) -> np.ndarray:
@@ -203,8 +208,8 @@ def render(scene: Scene, times: np.ndarray, size: int) -> np.ndarray:
         side = round(SLOT * size)
         frames[:, top : top + side, left : left + side] = _panel(panel, times, side)
     for thing in scene.objects:
-        box, cover = _silhouette(thing, times, size)
-        frames[box] += cover[..., None] * (np.array(COLOURS[thing.colour], float) - frames[box])
+        box, cover, opacity = _silhouette(thing, times, size)
+        frames[box] += (cover * opacity)[..., None] * (np.array(COLOURS[thing.colour], float) - frames[box])
     return frames.clip(0, 255).round().astype(np.uint8)
 
 
@@ -214,8 +219,8 @@ def evidence(scene: Scene, questions: tuple[Question, ...], times: np.ndarray, s
     mask = np.zeros((len(times), size, size), bool)
     for index, start, end in {part for question in questions for part in question.evidence}:
         during = (times >= start) & (times <= end) & (times > 0)
-        box, cover = _silhouette(scene.objects[index], times, size)
-        mask[box] |= (cover > 0.5) & during[:, None, None]
+        box, cover, opacity = _silhouette(scene.objects[index], times, size)
+        mask[box] |= (cover > 0.5) & (opacity > 0) & during[:, None, None]
     return mask
 
 
@@ -300,7 +305,7 @@ def _details(objects: tuple[Object, ...], timed: bool = False) -> list[Question]
             ask(i, "enter", f"when does {o.colour} enter ?", f"{o.enter:.1f}")
         for event in o.events:
             ask(i, "start", f"when does {o.colour} start ?", f"{event.start:.1f}")
-            if np.hypot(event.dx, event.dy) > 0.9 * SLOT:  # a smaller move ends between two slots
+            if np.hypot(event.dx, event.dy) > 0.6 * SLOT:  # a smaller one ends between two slots, or in the same
                 ask(i, "row", f"last row of {o.colour} ?", ROWS[int((o.y + event.dy) * 3)])
                 ask(i, "column", f"last column of {o.colour} ?", COLUMNS[int((o.x + event.dx) * 3)])
     if not timed:
@@ -309,52 +314,79 @@ def _details(objects: tuple[Object, ...], timed: bool = False) -> list[Question]
     return questions
 
 
-def _short(rng: np.random.Generator) -> Scene:
-    """3.5 to 4 s: two objects that move, one that acts, one that stands still. Six tasks."""
-    duration = float(_pick(rng, (3.5, 4.0)))
+def _happening_questions(rng: np.random.Generator, objects: list[Object]) -> list[Question]:
+    """Action, direction, speed and order, of two objects that move (the first two) and one that acts."""
+    during = [(i, o.events[0].start - 0.5, o.events[0].end) for i, o in enumerate(objects[:3])]
+    actor = _pick(rng, (0, 2, 2, 2))  # so that all four actions are equally likely
+    text, action = f"what does the {objects[actor].colour} object do ?", ACTIONS[objects[actor].events[0].kind]
+    questions = [Question("action", text, action, tuple(ACTIONS.values()), (during[actor],))]
+    for i, o in enumerate(objects[:2]):
+        (direction,) = (name for name, (dx, dy) in DIRECTIONS.items() if dx * o.events[0].dx + dy * o.events[0].dy > 0)
+        text = f"which way does the {o.colour} object move ?"
+        questions.append(Question("direction", text, direction, tuple(DIRECTIONS), (during[i],)))
+    pair = _shuffled(rng, *objects[:2])
+    fast = max(pair, key=lambda o: abs(o.events[0].dx + o.events[0].dy))
+    text, options = "which moves {} , {} or {} ?", (pair[0].colour, pair[1].colour)
+    questions.append(Question("speed", text.format("faster", *options), fast.colour, options, tuple(during[:2])))
+    if (starts := [o.events[0].start for o in pair])[0] != starts[1]:
+        first = pair[int(np.argmin(starts))].colour
+        questions.append(Question("order", text.format("first", *options), first, options, tuple(during[:2])))
+    pairs = [(i, j) for i, a in enumerate(objects) for j, b in enumerate(objects) if a.enter < b.enter]
+    if pairs:
+        pair = _pick(rng, pairs)
+        options = _shuffled(rng, *(objects[i].colour for i in pair))
+        text, first = "which enters first , {} or {} ?".format(*options), objects[pair[0]].colour
+        seen = tuple((int(i), objects[i].enter, objects[i].enter + 0.5) for i in pair)
+        questions.append(Question("order", text, first, options, seen))
+    return questions
+
+
+def _moving_scene(rng: np.random.Generator, kind: str, duration: float, timeline: Callable) -> Scene:
+    """Two objects that move, one of them not as far in the same time, one that blinks, grows or spins, and one
+    that stands still. timeline(i) gives object i's (enter, start, length of its event, leave)."""
     shapes, asked, count = _shapes_with_a_count(rng, 4)
     colours = list(rng.permutation(list(COLOURS))[:4])
-    # A circle cannot be seen to spin: these weights keep the four actions equally likely all the same.
-    weights = (1 / 3, 1 / 3, 1 / 3, 0) if shapes[2] == "circle" else (2 / 9, 2 / 9, 2 / 9, 1 / 3)
-    action = _pick(rng, tuple(ACTIONS), weights)
-    moving, still, rest = _place(rng, 3 if action == "move" else 2, 1 if action == "move" else 2)
-    enters = rng.permutation([0.5, 0.5, 1.0, 1.0])
-    fast = int(rng.integers(2))
-    starts = rng.permutation([1.5, 2.5])
-    objects = []
+    moving, still, rest = _place(rng, 2, 2)
+    fast, objects = int(rng.integers(2)), []
+    # A circle cannot be seen to spin: these weights keep the three actions equally likely all the same.
+    weights = (1 / 2, 1 / 2, 0) if shapes[2] == "circle" else (5 / 18, 5 / 18, 4 / 9)
+    action = _pick(rng, ("blink", "grow", "spin"), weights)
     for i in range(4):
-        slot, direction = moving[i] if i < len(moving) else (still[i - len(moving)], None)
+        enter, start, length, leave = (float(t) for t in timeline(i))
+        slot, direction = moving[i] if i < 2 else (still[i - 2], None)
         x, y = _centre(rng, slot)
-        start = float(starts[i]) if i < 2 else float(_pick(rng, (1.5, 2.0)))
+        events = (Event(action, start, start + length),) if i == 2 else ()
         if direction is not None:
-            reach = (SLOT if i == fast else 0.5 * SLOT) if i < 2 else _pick(rng, (0.5, 1.0)) * SLOT
-            dx, dy = (reach * part for part in DIRECTIONS[direction])
-            events = (Event("move", start, start + 1.0, dx, dy),)
-        else:
-            events = (Event(action, start, start + 1.5),) if i == 2 else ()
-        objects.append(Object(shapes[i], str(colours[i]), x, y, enter=float(enters[i]), events=events))
-
-    a, b = objects[0], objects[1]
-    during = [(i, o.events[0].start - 0.5, o.events[0].end) if o.events else None for i, o in enumerate(objects)]
-    questions = _appearance_questions(tuple(objects), asked, count)
-    text = f"what does the {objects[2].colour} object do ?"
-    questions.append(Question("action", text, ACTIONS[action], tuple(ACTIONS.values()), (during[2],)))
-    for i, (_, direction) in enumerate(moving):
-        text = f"which way does the {objects[i].colour} object move ?"
-        questions.append(Question("direction", text, direction, tuple(DIRECTIONS), (during[i],)))
-    pair = _shuffled(rng, a.colour, b.colour)
-    text = f"which moves faster , {pair[0]} or {pair[1]} ?"
-    questions.append(Question("speed", text, objects[fast].colour, pair, (during[0], during[1])))
-    text = f"which moves first , {pair[0]} or {pair[1]} ?"
-    first = 0 if starts[0] < starts[1] else 1
-    questions.append(Question("order", text, objects[first].colour, pair, (during[0], during[1])))
-    early, late = (_pick(rng, np.flatnonzero(enters == t)) for t in (0.5, 1.0))
-    pair = _shuffled(rng, objects[early].colour, objects[late].colour)
-    entering = tuple((int(i), objects[i].enter, objects[i].enter + 0.5) for i in (early, late))
-    text = f"which enters first , {pair[0]} or {pair[1]} ?"
-    questions.append(Question("order", text, objects[early].colour, pair, entering))
+            reach = SLOT if i == fast else SLOW * SLOT
+            events = (Event("move", start, start + length, *(reach * part for part in DIRECTIONS[direction])),)
+        objects.append(Object(shapes[i], str(colours[i]), x, y, enter, leave, events))
+    questions = _appearance_questions(tuple(objects), asked, count) + _happening_questions(rng, objects)
     questions += _details(tuple(objects), timed=True)
-    return Scene("short", duration, 4.0, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
+    return Scene(kind, duration, 4.0, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
+
+
+def _short(rng: np.random.Generator) -> Scene:
+    """3.5 to 4 s, six tasks. Everything that enters stays."""
+    enters, starts = rng.permutation([0.5, 0.5, 1.0, 1.0]), rng.permutation([1.5, 2.5])
+
+    def timeline(i: int) -> tuple:
+        """Movers move one after the other; the third acts in between."""
+        return enters[i], starts[i] if i < 2 else _pick(rng, (1.5, 2.0)), 1.0 if i < 2 else 1.5, np.inf
+
+    return _moving_scene(rng, "short", float(_pick(rng, (3.5, 4.0))), timeline)
+
+
+def _brief(rng: np.random.Generator) -> Scene:
+    """2.5 s to learn time from, judged by nobody: half of the objects are soon gone again. What is in view once
+    tells its time plainly; what stays does not."""
+
+    def timeline(i: int) -> tuple:
+        """Each on its own."""
+        enter = _pick(rng, (0.5, 1.0, 1.5) if i != 2 else (0.5, 1.0))
+        start = enter + (0.5 if i == 2 else _pick(rng, (0.0, 0.5)))
+        return enter, start, 0.5 if i < 2 else 1.0, _pick(rng, (start + (0.5 if i == 3 else 1.0), np.inf))
+
+    return _moving_scene(rng, "brief", 2.5, timeline)
 
 
 def _shuffled(rng: np.random.Generator, a, b) -> tuple:
@@ -376,8 +408,8 @@ def _needle(rng: np.random.Generator) -> Scene:
     )
     needle, seen = objects[3], ((3, start, start + length),)
     questions = [
-        Question("needle", "what colour blinks ?", needle.colour, tuple(COLOURS), seen),
-        Question("needle", "what shape blinks ?", needle.shape, SHAPES, seen),
+        Question("needle", "what colour flashes ?", needle.colour, tuple(COLOURS), seen),
+        Question("needle", "what shape flashes ?", needle.shape, SHAPES, seen),
         *(q for q in _appearance_questions(objects, asked, count) if q.evidence[0][0] != 3 and q.task == "attribute"),
         *_details(objects),
     ]
@@ -393,48 +425,6 @@ def _image(rng: np.random.Generator) -> Scene:
     objects = tuple(Object(shape, str(colour), *_centre(rng, slot)) for shape, colour, slot in parts)
     questions = tuple(_appearance_questions(objects, asked, count) + _details(objects))
     return Scene("image", 0.0, 4.0, objects, **_surroundings(rng, rest, 2), questions=questions)
-
-
-def _brief(rng: np.random.Generator) -> Scene:
-    """2.5 s to learn time from, judged by nobody: two objects that move, one that acts, one that stands still,
-    and half of them soon gone again. What is in view once tells its time plainly; what stays does not."""
-    shapes, asked, count = _shapes_with_a_count(rng, 4)
-    colours = list(rng.permutation(list(COLOURS))[:4])
-    moving, still, rest = _place(rng, 2, 2)
-    objects = []
-    for i in range(4):
-        slot, direction = moving[i] if i < 2 else (still[i - 2], None)
-        x, y = _centre(rng, slot)
-        enter = float(_pick(rng, (0.5, 1.0, 1.5) if i != 2 else (0.5, 1.0)))
-        start, events = enter, ()
-        if direction is not None:
-            start = enter + float(_pick(rng, (0.0, 0.5)))
-            events = (Event("move", start, start + 0.5, *(SLOT * part for part in DIRECTIONS[direction])),)
-        elif i == 2:
-            start = enter + 0.5
-            weights = (1 / 2, 1 / 2, 0) if shapes[i] == "circle" else (5 / 18, 5 / 18, 4 / 9)  # a third each in all
-            events = (Event(_pick(rng, ("blink", "grow", "spin"), weights), start, start + 1.0),)
-        leave = float(_pick(rng, (start + (1.0 if events else 0.5), np.inf)))
-        objects.append(Object(shapes[i], str(colours[i]), x, y, enter, leave, events))
-    questions = _appearance_questions(tuple(objects), asked, count) + _details(tuple(objects), timed=True)
-    actor = _pick(rng, (0, 2, 2, 2))  # so that all four actions are equally likely
-    text, seen = f"what does the {objects[actor].colour} object do ?", ((actor, 0.5, 2.5),)
-    action = ACTIONS[objects[actor].events[0].kind]
-    questions.append(Question("action", text, action, tuple(ACTIONS.values()), seen))
-    for i, (_, direction) in enumerate(moving):
-        text = f"which way does the {objects[i].colour} object move ?"
-        seen = ((i, objects[i].enter, objects[i].leave),)
-        questions.append(Question("direction", text, direction, tuple(DIRECTIONS), seen))
-    for word, when in (("enters", lambda o: o.enter), ("moves", lambda o: o.events[0].start)):
-        able = objects if word == "enters" else objects[:2]
-        pairs = [(a, b) for i, a in enumerate(able) for b in able[:i] if when(a) != when(b)]
-        if pairs:
-            pair = _shuffled(rng, *_pick(rng, pairs))
-            text = f"which {word} first , {pair[0].colour} or {pair[1].colour} ?"
-            options = (pair[0].colour, pair[1].colour)
-            seen = tuple((objects.index(o), o.enter, o.leave) for o in pair)
-            questions.append(Question("order", text, min(pair, key=when).colour, options, seen))
-    return Scene("brief", 2.5, 4.0, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
 
 
 SCENES = {"short": _short, "needle": _needle, "image": _image, "brief": _brief}
@@ -456,6 +446,6 @@ def make_scene(split: str, kind: str, seed: int) -> Scene:
 def words() -> list[str]:
     """Every word that a question, an option or an answer can hold, in a fixed order."""
     spoken = """what which how many when does do is are the there way first last row column of object objects
-        colour shape move moves blinks faster enter enters start or ? , tally""".split()  # noqa: SIM905
+        colour shape move moves flashes faster enter enters start or ? , tally""".split()  # noqa: SIM905
     named = [*COLOURS, *SHAPES, *ACTIONS.values(), *DIRECTIONS, *ROWS, *COLUMNS, *COUNTS, "4"]
     return list(dict.fromkeys([*spoken, *named]))

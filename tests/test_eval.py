@@ -126,7 +126,7 @@ def test_kept_cells_and_evidence_are_counted(setup):
     blind = evaluate(model, short, Reader(4, 48), 0.0, model.encode_blind, generate=False)
     assert blind.kept == blind.cells == 0
     text = table(half, blind, dict.fromkeys(world.SHORT_TASKS, 0.25))
-    assert "vision tokens kept: 54 of 108 (50.0%)" in text and "short (mean)" in text
+    assert "vision tokens of videos kept: 54 of 108 (50.0%)" in text and "short (mean)" in text
 
 
 def test_evidence_is_weighed_by_pixels_in_kept_cells(setup):

@@ -1,15 +1,18 @@
 """The whole method against a slow, obvious reference; who sees whom; where the gradient comes from."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stts_mini.llm import LLMConfig
-from stts_mini.model import CELL, VLM, Batch, Encoded, Layout, VLMConfig, normalise, prefix_ids
+from stts_mini.model import VLM, VLMConfig, normalise
 from stts_mini.packing import num_removed
-from stts_mini.scorer import CosineScorer, RandomScorer, attention_bias, cell_major, temporal_target
-from stts_mini.tokenizer import END, FRAME_END, FRAME_START
+from stts_mini.scorer import CosineScorer, RandomScorer, Scorer, attention_bias, cell_major, temporal_target
+from stts_mini.sequence import CELL, Batch
+from stts_mini.tokenizer import END
 from stts_mini.vit import ViTConfig
 
 LLM_SMALL = LLMConfig(vocab_size=40, width=8, depth=2, heads=2, kv_heads=1, head_dim=4, mlp=12)
@@ -41,6 +44,30 @@ def batch_of(model, frames, questions=2, seed=0):
     return Batch(x, num_frames, stamps, branches)
 
 
+def connect(connector, cell):
+    """The connector, written out: LayerNorm, attention pooling, SwiGLU, RMSNorm; cell (w², taps·D) → (W,)."""
+    width = connector.gate_proj.in_features
+    c = (cell - cell.mean(-1, keepdim=True)) / (cell.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    c = c * connector.norm_in.weight + connector.norm_in.bias
+    pool, heads = connector.pooler, connector.pooler.heads
+    q = pool.q_proj(c.mean(0)).view(heads, -1)
+    key, value = pool.k_proj(c).view(len(c), heads, -1), pool.v_proj(c).view(len(c), heads, -1)
+    weights = (torch.einsum("hd,nhd->hn", q, key) / (width / heads) ** 0.5).softmax(-1)
+    pooled = pool.out_proj(torch.einsum("hn,nhd->hd", weights, value).flatten())
+    gate = connector.gate_proj(pooled)
+    token = connector.down_proj(gate * gate.sigmoid() * connector.up_proj(pooled))
+    return token / (token.square().mean() + 1e-6).sqrt() * connector.norm_out.weight
+
+
+def bias_of(scores, rescale):
+    """S of one frame's cells (C,)."""
+    if not rescale:
+        return [s.clamp(min=1e-4).log() for s in scores]
+    low, high, floor = min(scores), max(scores), math.exp(-2)
+    span = high - low if (high - low).item() > 0.01 else 0.01
+    return [(floor + (1 - floor) * (s - low) / span).log() for s in scores]
+
+
 def reference(model, frames, num_frames, k):
     """STTS with loops, no padding, no packing: every frame's kept tokens alone, the bias written out."""
     cfg, w = model.config, model.config.w
@@ -60,8 +87,9 @@ def reference(model, frames, num_frames, k):
             order = sorted((float(scores[t, c].detach()), t, c) for t in range(1, T) for c in range(cells))
             removed = {(t, c) for _, t, c in order[:budget]}
             for t in range(1, T):
+                S = bias_of(scores[t], cfg.bias == "rescaled")
                 for n in range(cfg.vit.num_patches):
-                    bias[t, n] = scores[t, n // (w * w)].clamp(min=1e-4).log()
+                    bias[t, n] = S[n // (w * w)]
         for t in range(T):
             block, x = blocks[cfg.score_after + 1], xs[t][None]
             h = block.layer_norm1(x)
@@ -80,7 +108,7 @@ def reference(model, frames, num_frames, k):
                 features[i - cfg.vit.depth] = x[0]
             for i, c in enumerate(kept):
                 cell = torch.cat([features[tap][i * w * w : (i + 1) * w * w] for tap in cfg.taps], -1)
-                tokens.append(model.connector(cell))
+                tokens.append(connect(model.connector, cell))
                 places.append((b, t, c))
     return torch.stack(tokens), torch.tensor(places)
 
@@ -89,11 +117,18 @@ ragged = st.lists(st.integers(1, 4), min_size=1, max_size=3)
 
 
 @settings(max_examples=25)
-@given(ragged, st.sampled_from([0.0, 0.2, 0.5, 0.75, 0.9, 0.99]), st.sampled_from([(1, 3), (2, 2), (3, 1), (2, 1)]))
-@example([1, 4, 2], 0.9, (2, 2))
-@example([1, 1], 0.5, (2, 2))
-def test_encode_video_is_the_reference_in_values_and_gradients(frames, k, grid):
-    model = build(*grid)
+@given(
+    ragged,
+    st.sampled_from([0.0, 0.2, 0.5, 0.75, 0.9, 0.99]),
+    st.sampled_from([(1, 3), (2, 2), (3, 1), (2, 1)]),
+    st.sampled_from([dict(), dict(depth=6, score_after=2), dict(depth=5, score_after=1, taps=(-1,))]),
+    st.sampled_from(["log", "rescaled"]),
+)
+@example([1, 4, 2], 0.9, (2, 2), {}, "log")
+@example([1, 1], 0.5, (2, 2), {}, "log")
+@example([3, 2], 0.5, (2, 2), dict(depth=6, score_after=2), "rescaled")
+def test_encode_video_is_the_reference_in_values_and_gradients(frames, k, grid, depths, bias):
+    model = build(*grid, **depths, bias=bias)
     x, num_frames = clips(model, frames)
     weight, results = None, []
     for way in ("fast", "slow"):
@@ -178,6 +213,8 @@ def test_a_video_with_nothing_to_remove_is_unpruned_beside_one_that_is_pruned():
     x, num_frames = clips(model, [2, 4])
     mixed, alone = model.encode_video(x, num_frames, 0.1), model.encode_video(x[:1, :2], k=0.0)
     assert mixed.kept.sum(1).tolist() == [8, 15]
+    pruned_alone = model.encode_video(x[1:], k=0.1)
+    torch.testing.assert_close(mixed.sim_loss, pruned_alone.sim_loss, rtol=1e-10, atol=1e-10)  # of that one only
     torch.testing.assert_close(mixed.tokens[mixed.place[:, 0] == 0], alone.tokens, rtol=1e-10, atol=1e-10)
 
 
@@ -254,6 +291,53 @@ def test_other_scorers_prune_as_many_and_inject_nothing(kind):
     assert encoded.keep[:, 0].all()
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_detach_switch_reaches_the_target(detach):
+    """With the scorer's input cut off, only an attached target leads back to the frames."""
+    model = build(detach_target=detach)
+    x = clips(model, [3])[0].requires_grad_()
+
+    class Blindfold:
+        injects_bias = True
+
+        def __call__(self, tokens, frames):
+            return model.scorer(tokens.detach(), frames)
+
+    sim = model.encode_video(x, k=0.5, scorer=Blindfold()).sim_loss
+    grad = torch.autograd.grad(sim, x, materialize_grads=True)[0]
+    assert (grad.abs().sum() > 0) == (not detach)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16), (1, 4, 4), (2, 3, 4), (1, 3)])
+def test_a_scorer_of_the_wrong_shape_is_refused(shape):
+    model = build()
+    x, num_frames = clips(model, [3])
+    with pytest.raises(ValueError, match=r"give \(B, T, C\) = \(1, 3, 4\)"):
+        model.encode_video(x, num_frames, 0.5, scorer=lambda tokens, frames: torch.rand(shape))
+
+
+@pytest.mark.parametrize("name, kind", [("stts", Scorer), ("cosine", CosineScorer), ("random", RandomScorer)])
+def test_a_model_has_the_scorer_that_its_config_names(name, kind):
+    assert type(build(scored_by=name).scorer) is kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pixels_come_in_the_models_own_precision(dtype):
+    model = build().to(dtype)
+    frames = torch.randint(256, (1, 2, 3, 8, 8), dtype=torch.uint8)
+    encoded = model.encode_video(frames, k=0.5)
+    assert encoded.tokens.dtype == dtype and encoded.tokens.isfinite().all()
+    assert encoded.scores.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_the_cells_stand_in_their_places():
+    model = build()
+    cells = torch.randn(2, 8, dtype=torch.float64)
+    ids = torch.tensor([[7, CELL, 8], [CELL, 9, 9]])
+    x = model.fill_cells(ids, cells)
+    assert torch.equal(x[ids == CELL], cells) and torch.equal(x[0, 0], model.llm.embed_tokens.weight[7])
+
+
 def test_an_oracle_can_be_any_function():
     model = build()
     x, num_frames = clips(model, [3])
@@ -270,25 +354,6 @@ def test_uint8_frames_are_scaled_to_one():
 
 
 # ---------------------------------------------------------------------------------- the LLM's side
-
-
-def test_the_sequence_is_stamp_start_cells_end_for_every_frame():
-    shown = torch.tensor([[True, True, True], [True, False, False]])
-    encoded = Encoded(torch.zeros(0, 8), torch.tensor([[2, 0, 1], [4, 0, 0]]), shown, torch.zeros(0, 3))
-    prefixes = prefix_ids([[[20, 21], [22], [23]], [[24]]], encoded)
-    S, E = FRAME_START, FRAME_END
-    assert prefixes == [[20, 21, S, CELL, CELL, E, 22, S, E, 23, S, CELL, E], [24, S, CELL, CELL, CELL, CELL, E]]
-
-
-def test_layout_written_out():
-    S, E = FRAME_START, FRAME_END
-    layout = Layout.build([[20, S, CELL, E], []], [[[7, 8], [9]], [[7]]], torch.device("cpu"))
-    assert layout.ids.tolist() == [[20, S, CELL, E, 7, 8, 9], [7, 0, 0, 0, 0, 0, 0]]
-    assert layout.positions.tolist() == [[0, 1, 2, 3, 4, 5, 4], [0] * 7]
-    assert layout.segment.tolist() == [[0, 0, 0, 0, 1, 1, 2], [1] + [-1] * 6]
-    sees = ["1000000", "1111000", "1111000", "1111000", "1111100", "1111110", "1111001"]
-    assert ["".join(map(str, row)) for row in layout.mask[0, 0].int().tolist()] == sees
-    assert layout.mask[1, 0].any(1).all() and not layout.mask[1, 0, 0, 1:].any()  # nobody sees nothing, or padding
 
 
 @settings(max_examples=20)
@@ -322,7 +387,8 @@ def test_the_loss_is_the_mean_over_answers_of_the_mean_over_their_tokens():
 def test_generate_with_the_cache_is_recomputing_everything(frames, k, seed):
     model = build(seed=seed)
     batch = batch_of(model, frames)
-    batch.branches = [[([4, 10, 6], []), ([4, 6], []), ([4, 10, 11, 12, 6], [])] for _ in frames]
+    prompts = ([4, 10, 6], [4, 6], [4, 10, 11, 12, 6])
+    batch.branches = [[(prompt, [13, 14]) for prompt in prompts] for _ in frames]  # its answers are not looked at
     answers = model.generate(batch, k, max_new_tokens=5)
     for b, video in enumerate(batch.branches):
         for q, (prompt, _) in enumerate(video):
@@ -345,6 +411,7 @@ def test_blind_sees_nothing_of_the_video():
     batch.stamps = [[[25]] * 3, [[26]] * 2]
     other = model(batch, 0.0, model.encode_blind)
     assert torch.equal(one.logits, other.logits)
+    assert one.tokens == 2 * one.length  # no padding: both videos are only their questions
     assert one.length == 2 * (3 + 2)  # two questions of three tokens, two answer tokens each predicted from before
     assert model.generate(batch, 0.0, 3, model.encode_blind)
 
@@ -361,6 +428,7 @@ def test_blind_sees_nothing_of_the_video():
         (dict(taps=(0,)), "not among the packed blocks"),
         (dict(taps=()), "give a block"),
         (dict(bias="sum"), "log, rescaled or none"),
+        (dict(scored_by="mine"), "know stts, cosine, random"),
     ],
 )
 def test_configs_that_cannot_be_are_refused(options, message):

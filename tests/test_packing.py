@@ -2,7 +2,7 @@
 
 import math
 import sys
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from itertools import pairwise
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stts_mini.packing import block_mask, first_fit_descending, num_removed, pack, select
+from stts_mini.packing import block_mask, first_fit_descending, num_removed, pack, scaled_frames, select
 from stts_mini.vit import Block, ViTConfig
 
 ks = st.one_of(st.integers(0, 99).map(lambda n: n / 100), st.floats(0, 1, exclude_max=True, allow_subnormal=False))
@@ -79,6 +79,16 @@ def test_select_ties_go_by_place_and_bfloat16_is_compared_in_float32():
     assert torch.equal(select(scores, 0.4), select(scores.float(), 0.4))
 
 
+def test_nan_counts_as_the_highest_score():
+    scores = torch.tensor([[[0.1, 0.2], [math.nan, 0.9], [0.3, math.nan]]])
+    assert select(scores, 0.5).int().tolist() == [[[1, 1], [0, 0], [0, 1]]]  # 0.3, 0.9, then the first NaN
+
+
+@pytest.mark.parametrize("F, k", [(64, 0.3), (64, 0.5), (16, 0.9), (90, 0.1), (7, 0.0)])
+def test_scaled_frames_are_taken_in_decimal(F, k):
+    assert scaled_frames(F, k) == int((Decimal(F) / (1 - Decimal(str(k)))).to_integral_value(ROUND_CEILING))
+
+
 @pytest.mark.parametrize("k, hint", [(50, "did you mean 0.5"), (1, "blind"), (-0.1, "not in"), (math.nan, "not in")])
 def test_select_refuses_k(k, hint):
     with pytest.raises(ValueError, match=hint):
@@ -90,8 +100,9 @@ def test_select_refuses_shapes():
         select(torch.zeros(1, 2, 4, dtype=torch.long), 0.5)
     with pytest.raises(ValueError, match="from 1 to 2"):
         select(torch.rand(1, 2, 4), 0.5, torch.tensor([3]))
-    with pytest.raises(ValueError, match="give 1 numbers"):
-        select(torch.rand(1, 2, 4), 0.5, torch.tensor([2, 2]))
+    for wrong in (torch.tensor([2, 2]), torch.tensor([1.5]), torch.tensor([0])):
+        with pytest.raises(ValueError, match="give 1 whole numbers"):
+            select(torch.rand(1, 2, 4), 0.5, wrong)
 
 
 # ------------------------------------------------------------------------------------- first fit
@@ -217,6 +228,7 @@ def test_pack_keeps_a_frame_together_in_order_and_nothing_else(case):
     packed = pack(x, keep)
     assert packed.x.shape == (packed.frame.shape[0], N, 3) and packed.frame.shape[1] == N
     assert packed.frame.shape[0] == first_fit_descending(keep.sum(1), N)[2] <= F
+    assert packed.frame.shape[0] >= math.ceil(int(keep.sum()) / N)
     for f in range(F):
         where = (packed.frame == f).nonzero()
         assert len(where) == keep[f].sum()

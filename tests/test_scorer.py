@@ -187,3 +187,27 @@ def test_scores_stay_fine_grained_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         scores = scorer(torch.randn(1, 60, 36, 8))
     assert scores.dtype == torch.float32 and len(scores.unique()) > 500
+
+
+def test_a_half_precision_model_scores_in_float32():
+    scorer = Scorer(ScorerConfig(width=8, heads=2, mlp=16)).bfloat16()
+    assert scorer(torch.randn(1, 60, 36, 8).bfloat16()).unique().numel() > 500
+
+
+def test_random_scores_differ_and_padding_scores_nothing():
+    scores = RandomScorer(ScorerConfig(width=4, w=2))(torch.randn(2, 30, 16, 4))
+    assert scores.unique().numel() > 200 and scores.min() >= 0 and scores.max() < 1
+    x = torch.randn(1, 3, 16, 4)
+    x[0, 2] = math.inf
+    assert (Scorer(ScorerConfig(width=4, heads=2, mlp=8))(x, torch.tensor([2]))[0, 2] == 0).all()
+
+
+def test_weights_start_as_documented():
+    torch.manual_seed(0)
+    scorer = Scorer(ScorerConfig(width=64, mlp=256))
+    for name, p in scorer.state_dict().items():
+        if p.ndim == 1:
+            assert (p == 0).all()
+        else:
+            spread = p * p.shape[1] ** 0.5
+            assert spread.abs().max() <= 2 and abs(float(spread.std()) - 0.88) < 0.08, name  # cut off at two

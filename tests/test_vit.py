@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stts_mini.vit import ViT, ViTConfig, attend, from_siglip
+from stts_mini.vit import ViT, ViTConfig, add_bias_channels, attend, from_siglip, sines
 
 SMALL = ViTConfig(image_size=8, patch_size=2, width=8, depth=2, heads=2, mlp=12)
 
@@ -47,6 +47,20 @@ def test_attention_is_the_equation(F, heads, N, d, with_bias, with_mask):
     wanted = [q, k, v] + ([bias] if with_bias else [])
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), wanted) for y in (fast, slow)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", [2, 7, 16, 72])
+@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-12), (torch.bfloat16, 2e-4), (torch.float16, 2e-4)])
+def test_the_bias_survives_half_precision_and_padding(d, dtype, error):
+    """q·k grows by √d·S: exactly, but for what two numbers of the type cannot hold; any width that is asked for."""
+    q, k, v = (torch.zeros(2, 3, 5, d, dtype=dtype) for _ in range(3))
+    S = torch.rand(2, 5, dtype=torch.float64).mul(1e-4 - 1).add(1).log()
+    for pad_to in (1, 8):
+        wide_q, wide_k, wide_v = add_bias_channels(q, k, v, S, pad_to)
+        assert wide_q.shape == wide_k.shape == wide_v.shape and wide_q.shape[-1] % pad_to == 0
+        assert wide_v.shape[-1] <= d + 2 + pad_to and (wide_v == 0).all()
+        logits = (wide_q.double() @ wide_k.double().mT) / d**0.5
+        assert (logits - S[:, None, None, :]).abs().max() < error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -103,3 +117,45 @@ def test_siglip_names_become_ours():
     renamed = from_siglip(theirs)
     assert len(renamed) == 3 and set(renamed) <= ours
     assert renamed["patch_embedding.weight"].shape == (8, 12)
+
+
+def test_a_block_and_the_whole_written_out():
+    vit = model().double()
+    x = torch.randn(2, 16, 8, dtype=torch.float64)
+
+    def norm(x, layer):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+        return x * layer.weight + layer.bias
+
+    def by_hand(x, block):
+        h, a = norm(x, block.layer_norm1), block.attention
+        q, k, v = (p(h).view(2, 16, 2, 4).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj))
+        y = softmax_attention(q, k, v, torch.zeros(2, 16), torch.ones(2, 1, 16, 16).bool())
+        x = x + a.out_proj(y.transpose(1, 2).flatten(2))
+        h = block.mlp.fc1(norm(x, block.layer_norm2))
+        h = 0.5 * h * (1 + (math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)).tanh())  # tanh-GELU
+        return x + block.mlp.fc2(h)
+
+    torch.testing.assert_close(vit.blocks[0](x), by_hand(x, vit.blocks[0]), rtol=1e-9, atol=1e-9)
+    frames = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected = norm(by_hand(by_hand(vit.embed(frames), vit.blocks[0]), vit.blocks[1]), vit.post_layernorm)
+    torch.testing.assert_close(vit(frames), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_positions_start_as_sines_that_all_differ():
+    for g, D in ((6, 64), (27, 1152), (4, 10)):
+        positions = sines(g, D)
+        assert positions.shape == (g * g, D) and positions.abs().max() <= 1
+        assert (positions.amax(0) - positions.amin(0)).min() > 0.05  # no channel is dead
+        assert torch.cdist(positions, positions).fill_diagonal_(9).min() > 0.3
+
+
+def test_weights_start_as_documented():
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(width=64, depth=2))
+    for name, p in vit.state_dict().items():
+        if name.endswith("bias"):
+            assert (p == 0).all()
+        elif p.ndim == 2 and name != "position_embedding":
+            gain = 0.01 if "out_proj" in name or "fc2" in name else 3.0 if name == "patch_embedding.weight" else 1.0
+            assert abs(float(p.std()) * p.shape[1] ** 0.5 / gain - 1) < 0.05, name

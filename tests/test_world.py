@@ -1,6 +1,7 @@
 """The toy world: pure, balanced, true to its ground truth, and unguessable from text."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,44 @@ def test_details_tell_where_and_when():
     assert untimed == [("row", "top"), ("column", "left"), ("tally", "circle 1 square 0 triangle 0 cross 0")]
 
 
+def answer_oracle(scene, text):
+    """The answer, worked out from the objects alone."""
+    named = {o.colour: o for o in scene.objects}
+    words = text.removesuffix(" ?").replace(" ,", "").split()
+    moves = {c: o.events[0] for c, o in named.items() if o.events and o.events[0].kind == "move"}
+    if text.startswith("what does the"):
+        return world.ACTIONS[named[words[3]].events[0].kind]
+    if text.startswith("which way"):
+        event = moves[words[4]]
+        return {(1, 0): "right", (-1, 0): "left", (0, 1): "down", (0, -1): "up"}[np.sign(event.dx), np.sign(event.dy)]
+    pair = words[-3], words[-1]
+    if text.startswith("which moves faster"):
+        speed = {c: np.hypot(moves[c].dx, moves[c].dy) / (moves[c].end - moves[c].start) for c in pair}
+        assert max(speed.values()) > 1.4 * min(speed.values())
+        return max(speed, key=speed.get)
+    when = {c: moves[c].start if text.startswith("which moves first") else named[c].enter for c in pair}
+    assert len(set(when.values())) == 2
+    return min(when, key=when.get)
+
+
+@pytest.mark.parametrize("kind", ["short", "brief"])
+def test_answers_to_what_happens_are_true(kind):
+    asked = Counter()
+    for scene in SCENES[kind]:
+        for q in scene.questions:
+            if q.task in ("action", "direction", "speed", "order"):
+                assert q.answer == answer_oracle(scene, q.text), (scene, q)
+                asked[q.task] += 1
+    assert min(asked.values()) >= 300 and len(asked) == 4
+
+
+def test_needles_flash_where_they_say():
+    for scene in SCENES["needle"]:
+        flashes = [o for o in scene.objects if o.leave < np.inf]
+        told = {q.text.split()[1]: q.answer for q in scene.questions if "flashes" in q.text}
+        assert len(flashes) == 1 and told == {"colour": flashes[0].colour, "shape": flashes[0].shape}
+
+
 def test_nothing_that_is_asked_about_stands_in_frame_0():
     for kind in ("short", "needle"):
         for scene in SCENES[kind]:
@@ -134,6 +173,8 @@ def test_events_do_what_they_say():
     np.testing.assert_allclose([centre(m) for m in moving], [(0.5, 0.5), (0.625, 0.4375), (0.75, 0.375)], atol=0.01)
     blinking = red_pixels(one_object(Event("blink", 1.0, 2.5)), [0.5, 1.0, 1.5, 2.0, 2.5])
     assert [bool(m.any()) for m in blinking] == [True, False, True, False, True]
+    dim = render(one_object(Event("blink", 1.0, 2.5)), np.array([0.5, 1.0]), 96)[:, 48, 48].astype(int)
+    assert dim[1, 0] - dim[1, 1] > 40 and dim[0, 0] - dim[0, 1] > 150  # still there, and still red
     growing = red_pixels(one_object(Event("grow", 1.0, 2.0)), [0.5, 1.5, 2.5]).sum((1, 2))
     assert growing[1] > 1.7 * growing[0] and growing[0] == growing[2]
     spinning = red_pixels(one_object(Event("spin", 1.0, 2.0)), [0.5, 1.5, 2.0])
@@ -148,12 +189,22 @@ def test_shapes_look_different():
             assert a == b or (areas[a] ^ areas[b]).sum() > 60, (a, b)
 
 
-def test_panels_change_and_the_rest_does_not():
-    scene = next(s for s in SCENES["short"] if s.pan == (0.0, 0.0) and all(p.kind == "flicker" for p in s.panels))
-    before, after = render(scene, np.array([0.0, 0.25]), 48).astype(int)
-    changed = np.abs(before - after).max(-1) > 20
-    slots = {(y // 16) * 3 + x // 16 for y, x in np.argwhere(changed)}
-    assert slots == {p.slot for p in scene.panels}
+@pytest.mark.parametrize("kind", ["flicker", "ripple", "drift"])
+def test_panels_change_and_the_rest_does_not(kind):
+    assert all(len(s.panels) == 2 for s in SCENES["short"])
+    scene = next(s for s in SCENES["short"] if s.pan == (0.0, 0.0) and all(p.kind == kind for p in s.panels))
+    for before, after in ((0.0, 0.5), (2.0, 3.0)):
+        before, after = render(replace(scene, objects=()), np.array([before, after]), 48).astype(int)
+        changed = np.abs(before - after).max(-1) > 20
+        slots = {(y // 16) * 3 + x // 16 for y, x in np.argwhere(changed)}
+        assert slots == {p.slot for p in scene.panels}
+
+
+def test_a_background_pans_as_fast_as_it_says():
+    scene = Scene("short", 4.0, 4.0, (), (), (0.02, -0.03), 5)
+    before, after = render(scene, np.array([0.0, 2.0]), 200).astype(int)[..., 0]
+    assert np.abs(before - after).mean() > 2
+    assert np.abs(before[:-12, 8:] - after[12:, :-8]).max() <= 1  # 2 s: 8 pixels to the left, 12 down
 
 
 def test_evidence_is_where_the_answer_is():
@@ -162,6 +213,12 @@ def test_evidence_is_where_the_answer_is():
     q = next(q for q in scene.questions if q.text.startswith("what shape"))
     mask = evidence(scene, (q,), times, 48)
     assert not mask[0].any() and mask[-1].any()
+    blinker = one_object(Event("blink", 0.0, 2.0))
+    asked = (world.Question("action", "?", "", ("",), ((0, 0.0, 4.0),)),)
+    areas = evidence(blinker, asked, np.array([0.0, 0.5, 1.0, 1.5]), 48).sum((1, 2))
+    assert areas[0] == 0 and areas[1] == areas[2] == areas[3] > 0  # frame 0 is given; a dim object is evidence too
+    gone = evidence(one_object(enter=1.0, leave=2.0), asked, np.array([0.0, 0.5, 1.0, 2.0]), 48).any((1, 2))
+    assert gone.tolist() == [False, False, True, False]
     frames = render(scene, times, 48)[mask].astype(int)
     (index, enter, _), *rest = q.evidence
     assert not rest and not mask[times < enter].any()

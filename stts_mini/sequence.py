@@ -1,0 +1,153 @@
+"""What the LLM reads: the sequence of a video and its questions, and who sees whom in it.
+
+    12.0 <frame> cell cell … </frame>  12.5 <frame> cell … </frame>  …    the prefix, once
+    <question> what … <answer> red <end>                                  a branch, for every question
+
+Stamps and markers of every frame survive pruning (paper Table 6 counts it so). Every branch starts at the
+position after the prefix, and sees the prefix and itself. Attention is causal, except that cells and frame
+markers of one video see each other in both directions.
+
+Legend: B videos · L length of a row · A answer tokens to predict · CELL stands in a row of ids where a kept
+cell's token goes.
+
+What this file does not do: encode (`model.py`), make questions (`data.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stts_mini.tokenizer import END, FRAME_END, FRAME_START, PAD
+
+CELL = -1
+Branches = list[list[tuple[list[int], list[int]]]]
+
+
+@dataclass
+class Batch:
+    """Videos and what is asked about them.
+
+    frames      (B, T, 3, H, W) uint8, or floats in [−1, 1]; padding frames may hold anything
+    num_frames  (B,) int, on the CPU
+    stamps      for each video, for each frame, the token ids of its time stamp
+    branches    for each video, for each question, (prompt ids, answer ids); the end token is added
+    """
+
+    frames: Tensor
+    num_frames: Tensor
+    stamps: list[list[list[int]]]
+    branches: Branches
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its frames on `device`."""
+        return replace(self, frames=self.frames.to(device))
+
+
+def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor) -> list[list[int]]:
+    """For each video: stamp, frame start, CELL × kept, frame end, for every shown frame, in time order.
+
+    stamps (B lists, one stamp a frame), kept (B, T) int: cells of each frame, shown (B, T) bool.
+    Raises ValueError for a video with more or fewer stamps than shown frames, and for no video of them.
+
+    >>> prefix_ids([[[20], [21]]], torch.tensor([[2, 0]]), torch.ones(1, 2).bool()) == [
+    ...     [20, FRAME_START, CELL, CELL, FRAME_END, 21, FRAME_START, FRAME_END]]
+    True
+    """
+    prefixes = []
+    for b, (video, counts, seen) in enumerate(zip(stamps, kept.tolist(), shown.tolist(), strict=True)):
+        if any(seen) and len(video) != sum(seen):
+            raise ValueError(f"video {b} has {len(video)} time stamps and {sum(seen)} frames: give one a frame")
+        ids: list[int] = []
+        for stamp, count, there in zip(video, counts, seen, strict=False):
+            if there:
+                ids += [*stamp, FRAME_START, *[CELL] * count, FRAME_END]
+        prefixes.append(ids)
+    return prefixes
+
+
+def check_prompts(branches: Branches) -> None:
+    """Raise ValueError for a batch without a question, or a question without a prompt."""
+    if not any(branches):
+        raise ValueError("a batch without any question: give each video at least one (prompt ids, answer ids)")
+    for b, video in enumerate(branches):
+        for q, (prompt, _) in enumerate(video):
+            if not prompt:
+                raise ValueError(
+                    f"video {b}, question {q} has an empty prompt: give at least one token to answer after"
+                )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of a batch, padded on the right, who sees whom, and where each answer token is predicted.
+
+    ids        (B, L), CELL for a kept cell's place, PAD for padding
+    positions  (B, L): contiguous in the prefix; every branch goes on from the prefix's end
+    segment    (B, L): 0 prefix, 1.. branches, −1 padding
+    mask       (B, 1, L, L) bool, True = may attend
+    answers    (4, A): row, column of the token before, the token itself, the question's running number
+    tokens     how many of the B·L are no padding
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segment: Tensor
+    mask: Tensor
+    answers: Tensor
+    tokens: int
+
+    @staticmethod
+    def build(prefixes: list[list[int]], branches: Branches, device: torch.device) -> Layout:
+        """One row for each video: its prefix, then its branches, prompt + answer + end, one after another.
+        The end is predicted, and never read."""
+        rows, answers, number = [], [], 0
+        for b, (prefix, own) in enumerate(zip(prefixes, branches, strict=True)):
+            ids, positions, segment = list(prefix), list(range(len(prefix))), [0] * len(prefix)
+            for branch, (prompt, answer) in enumerate(own, start=1):
+                before = len(ids) + len(prompt) - 1  # the column that predicts the answer's first token
+                answers += [(b, before + i, token, number) for i, token in enumerate([*answer, END])]
+                ids += [*prompt, *answer]
+                positions += range(len(prefix), len(prefix) + len(prompt) + len(answer))
+                segment += [branch] * (len(prompt) + len(answer))
+                number += 1
+            rows.append((ids, positions, segment))
+        L = max(len(ids) for ids, _, _ in rows)
+        padded = [
+            [part + [fill] * (L - len(part)) for part, fill in zip(row, (PAD, 0, -1), strict=True)] for row in rows
+        ]
+        ids, positions, segment = torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), 3, L).unbind(1)
+        query, key = segment[:, :, None], segment[:, None, :]
+        at = torch.arange(L, device=device)
+        causal = at[:, None] >= at
+        # padding (−1) sees the padding before it, so that no query sees nothing; nobody else sees it
+        mask = causal & ((query == key) | ((key == 0) & (query > 0)))  # (B, L, L)
+        vision = (segment == 0) & ((ids == CELL) | (ids == FRAME_START) | (ids == FRAME_END))
+        mask |= vision[:, :, None] & vision[:, None, :]
+        index = torch.tensor(answers, dtype=torch.long, device=device).view(-1, 4).T
+        return Layout(ids, positions, segment, mask[:, None], index, sum(len(ids) for ids, _, _ in rows))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """R prompts after their cached prefixes, padded on the left so that the last column is every prompt's
+    last token: ids (R, L), positions (R, L), mask (R, 1, L, P + L) over prefix and prompt."""
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+
+    @staticmethod
+    def build(prompts: list[list[int]], prefix_lengths: Tensor, P: int) -> Prompts:
+        """prefix_lengths (R,): how many of the P cached places are each prompt's own prefix."""
+        device, L = prefix_lengths.device, max(map(len, prompts))
+        ids = torch.tensor([[PAD] * (L - len(p)) + p for p in prompts], device=device)  # (R, L)
+        start = torch.tensor([L - len(p) for p in prompts], device=device)[:, None]  # (R, 1)
+        at = torch.arange(L, device=device)
+        positions = prefix_lengths[:, None] + (at - start).clamp(min=0)
+        real = at >= start  # (R, L)
+        causal = (at[:, None] >= at) & (real[:, None, :] | (at[:, None] == at))  # (R, L, L): padding sees itself
+        seen = (torch.arange(P, device=device) < prefix_lengths[:, None])[:, None, :].expand(-1, L, -1)
+        return Prompts(ids, positions, torch.cat([seen, causal], dim=2)[:, None])

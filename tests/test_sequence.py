@@ -1,0 +1,74 @@
+"""The rows that the LLM reads, written out."""
+
+import pytest
+import torch
+
+from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
+from stts_mini.tokenizer import END, FRAME_END, FRAME_START
+
+S, E = FRAME_START, FRAME_END
+
+
+def test_a_prefix_is_stamp_start_cells_end_for_every_frame():
+    shown = torch.tensor([[True, True, True], [True, False, False]])
+    kept = torch.tensor([[2, 0, 1], [4, 0, 0]])
+    prefixes = prefix_ids([[[20, 21], [22], [23]], [[24]]], kept, shown)
+    assert prefixes == [[20, 21, S, CELL, CELL, E, 22, S, E, 23, S, CELL, E], [24, S, CELL, CELL, CELL, CELL, E]]
+    assert prefix_ids([[[20], [21]]], torch.zeros(1, 2).long(), torch.zeros(1, 2).bool()) == [[]]  # blind
+
+
+@pytest.mark.parametrize("stamps", [[[20]], [[20], [21], [22]], []])
+def test_a_frame_without_a_stamp_or_a_stamp_without_a_frame_is_refused(stamps):
+    with pytest.raises(ValueError, match=f"video 0 has {len(stamps)} time stamps and 2 frames"):
+        prefix_ids([stamps], torch.ones(1, 2).long(), torch.ones(1, 2).bool())
+
+
+def test_questions_without_a_prompt_are_refused():
+    check_prompts([[([4], [])], []])
+    with pytest.raises(ValueError, match="without any question"):
+        check_prompts([[], []])
+    with pytest.raises(ValueError, match="video 1, question 1 has an empty prompt"):
+        check_prompts([[([4], [])], [([4], [5]), ([], [5])]])
+
+
+def test_layout_written_out():
+    """Two frames, the first without a cell, then a branch 7 8 → 9 and a branch 5 → nothing but the end; and a
+    video without any prefix."""
+    prefixes = [[20, S, E, 21, S, CELL, E], []]
+    layout = Layout.build(prefixes, [[([7, 8], [9]), ([5], [])], [([7], [6])]], torch.device("cpu"))
+    assert layout.ids.tolist() == [[20, S, E, 21, S, CELL, E, 7, 8, 9, 5], [7, 6, *[0] * 9]]
+    assert layout.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 7], [0, 1, *[0] * 9]]
+    assert layout.segment.tolist() == [[0] * 7 + [1, 1, 1, 2], [1, 1] + [-1] * 9]
+    sees = [
+        "10000000000",
+        "11101110000",  # a marker sees what is before it, and cells and markers after it, but no later stamp
+        "11101110000",
+        "11110000000",  # a stamp is text: it sees what is before it
+        "11111110000",
+        "11111110000",
+        "11111110000",
+        "11111111000",
+        "11111111100",
+        "11111111110",
+        "11111110001",  # the second branch does not see the first
+    ]
+    assert ["".join(map(str, row)) for row in layout.mask[0, 0].int().tolist()] == sees
+    assert layout.mask[1, 0].any(1).all() and not layout.mask[1, 0, :2, 2:].any()  # nobody sees nothing, or padding
+    row, column, token, number = layout.answers.tolist()
+    assert list(zip(row, column, strict=True)) == [(0, 8), (0, 9), (0, 10), (1, 0), (1, 1)]
+    assert token == [9, END, END, 6, END] and number == [0, 0, 1, 2, 2]
+    assert layout.tokens == 11 + 2
+
+
+def test_prompts_end_in_the_last_column():
+    prompts = Prompts.build([[7, 8, 9], [5]], torch.tensor([2, 1]), P=2)
+    assert prompts.ids.tolist() == [[7, 8, 9], [0, 0, 5]]
+    assert prompts.positions.tolist() == [[2, 3, 4], [1, 1, 1]]
+    sees = [["11100", "11110", "11111"], ["10100", "10010", "10001"]]
+    assert [["".join(map(str, r)) for r in m[0].int().tolist()] for m in prompts.mask] == sees
+
+
+def test_a_batch_moves_with_its_frames():
+    batch = Batch(torch.zeros(1, 1, 3, 2, 2), torch.tensor([1]), [[[20]]], [[([4], [5])]])
+    moved = batch.to("meta")
+    assert moved.frames.is_meta and moved.num_frames is batch.num_frames and moved.branches is batch.branches
