@@ -47,7 +47,7 @@ class TrainConfig:
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
-    steps: int = setting(1350, "training steps")
+    steps: int = setting(1400, "training steps")
     batch_size: int = setting(12, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
     questions: int = setting(10, "questions asked about each clip")

@@ -107,8 +107,8 @@ def select(scores: Tensor, k: float, num_frames: Tensor | None = None) -> Tensor
     safe = ((time == 0) | ~real).repeat_interleave(C, dim=1)  # (B, T·C)
 
     flat = scores.detach().to(torch.promote_types(scores.dtype, torch.float32)).flatten(1)
-    order = flat.argsort(dim=1, stable=True)  # lowest first, ties by place
-    order = order.gather(1, safe.gather(1, order).long().argsort(dim=1, stable=True))  # the safe cells last
+    order = flat.argsort(stable=True)  # lowest first, ties by place
+    order = order.gather(1, safe.gather(1, order).long().argsort(stable=True))  # the safe cells last
     budget = torch.tensor([num_removed(k, C, n) for n in counts], device=scores.device)
     goes = torch.arange(T * C, device=scores.device) < budget[:, None]
     removed = torch.zeros_like(safe).scatter(1, order, goes)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.grading import GRADED, put_in_place
 
@@ -14,6 +14,8 @@ collect_ignore = ["wrong"]  # modules that are wrong on purpose: see test_gradin
 common = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.register_profile("default", max_examples=40, **common)
 settings.register_profile("thorough", max_examples=400, **common)
+fast = dict(derandomize=True, phases=[Phase.explicit, Phase.generate])  # a mutant needs no small counter-example
+settings.register_profile("mutants", max_examples=25, **common, **fast)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.manual_seed(0)
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig, normalise
-from stts_mini.packing import num_removed
+from stts_mini.packing import Packed, block_mask, num_removed, pack, select
 from stts_mini.scorer import CosineScorer, RandomScorer, Scorer, attention_bias, cell_major, temporal_target
 from stts_mini.sequence import CELL, Batch
 from stts_mini.tokenizer import END
-from stts_mini.vit import ViTConfig
+from stts_mini.vit import ViTConfig, add_bias_channels
 
 LLM_SMALL = LLMConfig(vocab_size=40, width=8, depth=2, heads=2, kv_heads=1, head_dim=4, mlp=12)
 
@@ -447,3 +448,65 @@ def test_k_that_cannot_be_is_refused_whatever_the_batch(k, message):
         model.encode_video(clips(model, [1])[0], k=k)
     with pytest.raises(ValueError, match=r"give \(B, T, 3, H, W\)"):
         model.encode_video(torch.zeros(2, 3, 8, 8))
+
+
+# ------------------------------------------------------------------------------ ways that must not matter
+
+
+def test_the_order_of_the_rows_does_not_matter(monkeypatch):
+    """Bins shuffled: the same kept cells, the same losses, the same logits."""
+    model = build()
+    batch = batch_of(model, [4, 3, 4])
+    expected = model(batch, 0.5)
+    seen = []
+
+    def shuffled(x, keep):
+        packed = pack(x, keep)
+        order = torch.randperm(len(packed.x), generator=torch.Generator().manual_seed(3))
+        N = packed.frame.shape[1]
+        slot = order.argsort()[packed.slot // N] * N + packed.slot % N
+        seen.append(not torch.equal(slot, packed.slot))
+        return Packed(packed.x[order], packed.frame[order], slot)
+
+    monkeypatch.setattr("stts_mini.model.pack", shuffled)
+    output = model(batch, 0.5)
+    assert seen == [True] and torch.equal(output.encoded.keep, expected.encoded.keep)
+    torch.testing.assert_close(output.logits, expected.logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(output.task_loss, expected.task_loss, rtol=1e-10, atol=1e-10)
+
+
+def test_channels_as_a_gpu_wants_them_give_the_same(monkeypatch):
+    """The width that CUDA's kernels ask for, on the CPU: values and gradients."""
+    model = build()
+    batch, results = batch_of(model, [4, 3]), []
+    for pad_to in (1, 8):
+        wide = lambda q, k, v, bias, pad_to=pad_to: add_bias_channels(q, k, v, bias, pad_to)
+        monkeypatch.setattr(
+            "stts_mini.vit.add_bias_channels", lambda q, k, v, bias, pad_to, wide=wide: wide(q, k, v, bias)
+        )
+        output = model(batch, 0.5)
+        grads = torch.autograd.grad(output.task_loss, list(model.parameters()), materialize_grads=True)
+        results.append([output.logits, *grads])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_the_number_of_waits_for_the_device_does_not_grow_with_the_frames():
+    """`pack` and `select` ask the device for values a fixed number of times, whatever F is."""
+
+    class Count(TorchFunctionMode):
+        waits = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            name = getattr(func, "__name__", "")
+            self.waits += name in ("item", "tolist", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for F in (4, 400):
+        x, keep = torch.randn(F, 9, 2), torch.rand(F, 9) < 0.5
+        with Count() as mode:
+            block_mask(pack(x, keep).frame)
+            select(torch.rand(2, F, 9), 0.5, torch.tensor([F, F - 1]))
+        counts.append(mode.waits)
+    assert counts[0] == counts[1] > 0

@@ -89,10 +89,26 @@ def test_scaled_frames_are_taken_in_decimal(F, k):
     assert scaled_frames(F, k) == int((Decimal(F) / (1 - Decimal(str(k)))).to_integral_value(ROUND_CEILING))
 
 
-@pytest.mark.parametrize("k, hint", [(50, "did you mean 0.5"), (1, "blind"), (-0.1, "not in"), (math.nan, "not in")])
-def test_select_refuses_k(k, hint):
-    with pytest.raises(ValueError, match=hint):
+BLIND = "; to see no video at all, evaluate or train blind"
+
+
+@pytest.mark.parametrize(
+    "k, hint",
+    [(50, "; did you mean 0.5?"), (99.5, "; did you mean 0.995?"), (1.5, "; did you mean 0.015?"), (1, BLIND),
+     (100, BLIND), (101, ""), (100.5, ""), (-0.1, ""), (math.nan, "")],
+)  # fmt: skip
+def test_a_k_that_cannot_be_is_refused(k, hint):
+    with pytest.raises(ValueError) as caught:
         select(torch.rand(1, 2, 4), k)
+    assert str(caught.value) == f"k = {k} is not in [0, 1): k is the share of cells to remove{hint}"
+
+
+def test_everything_is_made_where_the_input_lies():
+    """On the device without memory: whatever is made elsewhere fails to meet it."""
+    scores = torch.empty(2, 4, 9, device="meta")
+    assert select(scores, 0.5, torch.tensor([4, 3])).is_meta
+    packed = pack(torch.empty(3, 5, 2, device="meta"), torch.rand(3, 5) < 0.5)
+    assert packed.x.is_meta and packed.frame.is_meta and packed.slot.is_meta and block_mask(packed.frame).is_meta
 
 
 def test_select_refuses_shapes():
@@ -259,7 +275,8 @@ def test_pack_nothing_at_all_gives_zero_rows():
 
 
 def test_pack_refuses_shapes():
-    with pytest.raises(ValueError, match=r"give x \(F, N, D\)"):
+    shapes = r"x \(4, 9, 3\), keep torch.bool \(4, 8\): give x \(F, N, D\)"
+    with pytest.raises(ValueError, match=shapes):
         pack(torch.randn(4, 9, 3), torch.ones(4, 8, dtype=torch.bool))
     packed = pack(torch.randn(4, 9, 3), torch.ones(4, 9, dtype=torch.bool))
     with pytest.raises(ValueError, match="the rows are"):
