@@ -90,7 +90,7 @@ def add_bias_channels(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, pad_to:
     S = key_bias * (math.sqrt(d) / c)
     parts = [S.to(k.dtype)]
     if k.dtype in (torch.bfloat16, torch.float16):
-        parts.append((S - parts[0].to(S.dtype)).to(k.dtype))
+        parts.append((S - parts[0]).to(k.dtype))
     spare = -(d + len(parts)) % pad_to
     extra = torch.stack(parts, dim=-1)[:, None].expand(*k.shape[:3], len(parts))  # (F, heads, N, 1 or 2)
     q = F.pad(torch.cat([q, q.new_full((), c).expand_as(extra)], dim=-1), (0, spare))

@@ -211,3 +211,25 @@ def test_weights_start_as_documented():
         else:
             spread = p * p.shape[1] ** 0.5
             assert spread.abs().max() <= 2 and abs(float(spread.std()) - 0.88) < 0.08, name  # cut off at two
+
+
+def test_any_number_of_dims_may_come_first():
+    x = torch.randn(2, 3, 2, 36, 4)
+    for w in (2, 3):
+        assert torch.equal(cell_major(x, w)[1, 2, 0], cell_major(x[1, 2, 0], w))
+
+
+def test_half_precision_targets_and_devices():
+    x = torch.randn(1, 3, 16, 4)
+    assert temporal_target(x.bfloat16(), 2).dtype == torch.float32
+    config = ScorerConfig(width=4, w=2)
+    assert RandomScorer(config)(x.to("meta")).is_meta
+    assert attention_bias(torch.empty(1, 3, 4, device="meta"), 2).is_meta
+    assert (CosineScorer(config)(x)[:, 0] == 1).all()  # frame 0 has nothing before it: the largest change
+
+
+def test_the_target_is_detached_unless_it_is_asked_for():
+    target = torch.rand(1, 2, 4, requires_grad=True)
+    scores = torch.rand(1, 3, 4, requires_grad=True)
+    similarity_loss(scores, target).backward()
+    assert target.grad is None and scores.grad is not None

@@ -72,3 +72,23 @@ def test_a_batch_moves_with_its_frames():
     batch = Batch(torch.zeros(1, 1, 3, 2, 2), torch.tensor([1]), [[[20]]], [[([4], [5])]])
     moved = batch.to("meta")
     assert moved.frames.is_meta and moved.num_frames is batch.num_frames and moved.branches is batch.branches
+
+
+def test_everything_is_made_where_it_is_wanted():
+    layout = Layout.build([[20, S, CELL, E]], [[([7], [8])]], torch.device("meta"))
+    assert layout.ids.is_meta and layout.positions.is_meta and layout.mask.is_meta and layout.answers.is_meta
+    prompts = Prompts.build([[7, 8], [5]], torch.tensor([2, 1], device="meta"), P=2)
+    assert prompts.ids.is_meta and prompts.positions.is_meta and prompts.mask.is_meta
+
+
+def test_rows_without_anything_are_whole_numbers_too():
+    layout = Layout.build([[], []], [[], []], torch.device("cpu"))
+    assert layout.ids.shape == (2, 0) and layout.answers.shape == (4, 0) and layout.tokens == 0
+    assert layout.ids.dtype == layout.answers.dtype == torch.long
+
+
+def test_lists_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="shorter|longer"):
+        prefix_ids([[[20]]], torch.ones(2, 1).long(), torch.ones(2, 1).bool())
+    with pytest.raises(ValueError, match="shorter|longer"):
+        Layout.build([[20], [21]], [[]], torch.device("cpu"))

@@ -58,6 +58,7 @@ def test_the_bias_survives_half_precision_and_padding(d, dtype, error):
     for pad_to in (1, 8):
         wide_q, wide_k, wide_v = add_bias_channels(q, k, v, S, pad_to)
         assert wide_q.shape == wide_k.shape == wide_v.shape and wide_q.shape[-1] % pad_to == 0
+        assert d**0.5 / 1.5 < float(wide_q[0, 0, 0, d]) < 1.5 * d**0.5 and math.log2(wide_q[0, 0, 0, d]) % 1 == 0
         assert wide_v.shape[-1] <= d + 2 + pad_to and (wide_v == 0).all()
         logits = (wide_q.double() @ wide_k.double().mT) / d**0.5
         assert (logits - S[:, None, None, :]).abs().max() < error
@@ -113,9 +114,10 @@ def test_siglip_names_become_ours():
         "vision_model.embeddings.position_embedding.weight": torch.zeros(16, 8),
         "vision_model.encoder.layers.0.self_attn.q_proj.weight": torch.zeros(8, 8),
         "vision_model.head.probe": torch.zeros(1),
+        "vision_model.post_layernorm.weight": torch.zeros(8),
     }
     renamed = from_siglip(theirs)
-    assert len(renamed) == 3 and set(renamed) <= ours
+    assert len(renamed) == 4 and set(renamed) <= ours
     assert renamed["patch_embedding.weight"].shape == (8, 12)
 
 
@@ -159,3 +161,10 @@ def test_weights_start_as_documented():
         elif p.ndim == 2 and name != "position_embedding":
             gain = 0.01 if "out_proj" in name or "fc2" in name else 3.0 if name == "patch_embedding.weight" else 1.0
             assert abs(float(p.std()) * p.shape[1] ** 0.5 / gain - 1) < 0.05, name
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4, 8])
+def test_any_patch_size_takes_all_its_pixels(patch):
+    vit = ViT(ViTConfig(image_size=8, patch_size=patch, width=8, depth=1, heads=2, mlp=12))
+    assert vit.patch_embedding.in_features == 3 * patch**2
+    assert vit(torch.zeros(1, 3, 8, 8)).shape == (1, (8 // patch) ** 2, 8)
