@@ -66,6 +66,8 @@ def test_cell_pooler_is_plain_cross_attention():
 def test_scorer_is_a_loop_over_cells(shape):
     B, T, w, side = shape
     scorer = Scorer(ScorerConfig(width=4, w=w, heads=2, mlp=6)).double()
+    for p in scorer.parameters():
+        torch.nn.init.normal_(p, std=0.5)  # biases too
     x = video(B, T, w, side)
     scores = scorer(x)
     assert scores.shape == (B, T, side * side) and ((scores > 0) & (scores < 1)).all()
@@ -224,7 +226,8 @@ def test_half_precision_targets_and_devices():
     assert temporal_target(x.bfloat16(), 2).dtype == torch.float32
     config = ScorerConfig(width=4, w=2)
     assert RandomScorer(config)(x.to("meta")).is_meta
-    assert attention_bias(torch.empty(1, 3, 4, device="meta"), 2).is_meta
+    for counts in (None, torch.tensor([2])):
+        assert attention_bias(torch.empty(1, 3, 4, device="meta"), 2, counts).is_meta
     assert (CosineScorer(config)(x)[:, 0] == 1).all()  # frame 0 has nothing before it: the largest change
 
 

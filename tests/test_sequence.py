@@ -88,7 +88,7 @@ def test_rows_without_anything_are_whole_numbers_too():
 
 
 def test_lists_of_different_length_are_refused():
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         prefix_ids([[[20]]], torch.ones(2, 1).long(), torch.ones(2, 1).bool())
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         Layout.build([[20], [21]], [[]], torch.device("cpu"))

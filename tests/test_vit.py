@@ -152,6 +152,17 @@ def test_positions_start_as_sines_that_all_differ():
         assert torch.cdist(positions, positions).fill_diagonal_(9).min() > 0.3
 
 
+def test_the_wavelengths_of_positions_go_from_4_to_32_patches():
+    g, D = 9, 16  # channels: 4 sines and 4 cosines of the row, then of the column
+    positions = sines(g, D).view(g, g, D)
+    for n, channel in enumerate((0, 3)):
+        wavelength = (4, 32)[n]
+        angle = 2 * math.pi * torch.arange(g) / wavelength
+        torch.testing.assert_close(positions[:, 5, channel], angle.sin(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(positions[:, 5, channel + 4], angle.cos(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(positions[5, :, channel + 8], angle.sin(), rtol=0, atol=1e-5)
+
+
 def test_weights_start_as_documented():
     torch.manual_seed(0)
     vit = ViT(ViTConfig(width=64, depth=2))
