@@ -433,6 +433,7 @@ def test_blind_sees_nothing_of_the_video():
     ],
 )
 def test_configs_that_cannot_be_are_refused(options, message):
+    options = dict(options)  # the parameter itself stays as it is: tests may run twice in one process
     patches = options.pop("patches", None)
     with pytest.raises(ValueError, match=message):
         if patches:
