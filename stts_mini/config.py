@@ -87,16 +87,14 @@ class TrainConfig:
 
     def __post_init__(self):
         check_k(self.k)
-        least = dict.fromkeys(("train_short", "train_needle", "train_image", "train_brief", "image_steps",
-                               "brief_steps", "warmup", "sim_weight", "muon_lr", "scorer_lr_ratio",
-                               "vision_lr_ratio", "cache_gb", "seed", "score_after"), 0)  # fmt: skip
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and f.name != "k":
-                if f.name in least and not 0 <= value < math.inf:
-                    raise ValueError(f"{f.name} = {value}: give 0 or more")
-                if f.name not in least and not 0 < value < math.inf:
-                    raise ValueError(f"{f.name} = {value}: give more than 0")
+        may_be_0 = set(
+            """k train_short train_needle train_image train_brief image_steps brief_steps warmup sim_weight
+            muon_lr scorer_lr_ratio vision_lr_ratio cache_gb seed score_after""".split()
+        )  # noqa: SIM905
+        numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
+        for name, value in numbers.items():
+            if not 0 <= value < math.inf or (value == 0 and name not in may_be_0):
+                raise ValueError(f"{name} = {value}: give {'0 or more' if name in may_be_0 else 'more than 0'}")
         if self.scorer not in SCORERS:
             raise ValueError(f"scorer = {self.scorer!r}: know {', '.join(SCORERS)}")
         if self.image_size % 2:

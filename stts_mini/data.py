@@ -66,11 +66,15 @@ class Clip:
 # --------------------------------------------------------------------------------------- on disk
 
 
+def _file_name(split: str, kind: str, seed: int) -> str:
+    return f"{split}-{kind}-{seed:06d}.mp4"
+
+
 def _make_clip(job: tuple[str, str, str, int, int]) -> dict:
     """Write one clip's MP4 unless it is there, and return its JSON line. Runs in worker processes."""
     folder, split, kind, seed, size = job
     scene = world.make_scene(split, kind, seed)
-    name = f"{split}-{kind}-{seed:06d}.mp4"
+    name = _file_name(split, kind, seed)
     path = Path(folder) / name
     if not path.exists():
         write_video(path, world.render(scene, scene.times, size), fps=scene.fps)
@@ -112,12 +116,15 @@ def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: i
     """Make sure that a split of the toy world is on disk; returns its JSON-lines file.
 
     counts: clips of each kind, e.g. {"short": 3000, "image": 400}. A clip is a pure function of
-    (split, kind, seed, size), so what an interrupted or smaller run has written is used again.
+    (split, kind, seed, size), so what an interrupted or smaller run has written is used again, and what was
+    deleted is written anew.
     """
     index = index_file(root, split, counts, size)
     folder = index.parent
-    if index.exists() and all(clip.video.exists() for clip in load_clips(index)):
-        return index
+    if index.exists():
+        there = set(os.listdir(folder))
+        if all(_file_name(split, kind, seed) in there for kind, count in counts.items() for seed in range(count)):
+            return index
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(str(folder), split, kind, seed, size) for kind, count in counts.items() for seed in range(count)]
     progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []

@@ -290,10 +290,11 @@ def run(args: argparse.Namespace) -> dict:
     size = model.config.vit.image_size
     clips = test_set(args.data, size, args.clips, args.split)
     reader = Reader(frames, size, train["fps"])
-    scorer = args.scorer or train["scorer"]
-    model.scorer = model.scorer if scorer == train["scorer"] else SCORERS[scorer](model.config.scorer).to(device)
+    trained, scorer = model.config.scored_by, args.scorer or model.config.scored_by
+    if scorer != trained:
+        model.scorer = SCORERS[scorer](model.config.scorer).to(device)
     blind = model.encode_blind
-    name = "blind" if train["blind"] else f"scorer {scorer} (trained: {train['scorer']}), k = {k}"
+    name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}), k = {k}"
     print(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames")
     print(
         f"{args.split} set {fingerprint(clips)}: {args.clips} clips of each kind, seed of this evaluation {args.seed}"

@@ -50,7 +50,7 @@ def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor) -> li
     """For each video: stamp, frame start, CELL × kept, frame end, for every shown frame, in time order.
 
     stamps (B lists, one stamp a frame), kept (B, T) int: cells of each frame, shown (B, T) bool.
-    Raises ValueError for a video with more or fewer stamps than shown frames, and for no video of them.
+    Raises ValueError for a video with more or fewer stamps than shown frames (none shown: blind, no prefix).
 
     >>> prefix_ids([[[20], [21]]], torch.tensor([[2, 0]]), torch.ones(1, 2).bool()) == [
     ...     [20, FRAME_START, CELL, CELL, FRAME_END, 21, FRAME_START, FRAME_END]]

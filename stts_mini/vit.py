@@ -82,7 +82,7 @@ def add_bias_channels(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, pad_to:
     """q, k, v (F, heads, N, d) with channels more, such that q·k grows by √d · key_bias (F, N).
 
     The query's constant c is a power of two near √d. In half precision S comes as a sum, what the type can
-    hold and what was lost, which keeps its error at 1e-4 and less. `pad_to`: the width becomes a multiple
+    hold and what was lost, which keeps its error below 2e-4. `pad_to`: the width becomes a multiple
     (CUDA's fast kernels want 8).
     """
     d = q.shape[-1]

@@ -16,8 +16,8 @@ grows or spins reaches a little beyond them).
 Beside the tasks, every scene has questions about where and when: dense supervision for training.
 
 Kinds: `short` (six tasks), `needle` (long), `image` (one frame, a control), `brief` (to learn time from).
-Another long task is one more function in `SCENES`: objects with a timeline, and questions that name their
-evidence.
+Another long task is one more function in `SCENES` (objects with a timeline, and questions that name their
+evidence), its name in `TASKS`, its words in `words`, and a number of clips in `config.py`.
 
 What this file does not do: write files (`data.py`), know about patches or tokens.
 """

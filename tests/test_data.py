@@ -69,6 +69,15 @@ def test_prepare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     assert prepare(tmp_path, "val", {"image": 5}, 48) == index
 
 
+def test_a_deleted_clip_is_written_anew(tmp_path):
+    index = prepare(tmp_path, "val", {"image": 2}, 48)
+    clips = load_clips(index)
+    before = clips[1].video.read_bytes()
+    clips[1].video.unlink()
+    assert prepare(tmp_path, "val", {"image": 2}, 48) == index
+    assert clips[1].video.read_bytes() == before
+
+
 def test_a_bad_line_is_named(prepared, tmp_path):
     lines = prepared.read_text().splitlines()
     for bad in ("{", "[]", json.dumps({"video": "x.mp4"})):

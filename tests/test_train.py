@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from stts_mini import checkpoint
+from stts_mini import eval as evaluation
 from stts_mini import train as training
 from stts_mini.checkpoint import CheckpointError
 from stts_mini.config import PRESETS, TrainConfig, parse_flags
 from stts_mini.data import TOKENIZER
+from stts_mini.progress import Log
+from stts_mini.scorer import SCORERS
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, forward_backward, rate_at, train
 from tests.tiny import TINY, tiny
 
@@ -259,6 +262,65 @@ def test_files_that_are_no_checkpoint_are_refused(folder, tmp_path):
         checkpoint.load_weights(larger, checkpoint.load(tmp_path / "good.pt"), tmp_path / "good.pt")
 
 
+@pytest.mark.parametrize("scorer", ["stts", "cosine", "random"])
+def test_every_scorers_checkpoint_loads_and_is_evaluated_as_trained(folder, tmp_path, scorer, capsys):
+    config = tiny(folder, out=str(tmp_path / scorer), scorer=scorer)
+    train(config, False, CPU)
+    path = str(tmp_path / scorer / "checkpoint.pt")
+    model, _ = checkpoint.load_model(path)
+    assert model.config.scored_by == scorer and type(model.scorer) is SCORERS[scorer]
+    evaluation.main([path, "--data", config.data, "--clips", "2", "--json", str(tmp_path / "a.json")])
+    said, result = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
+    assert f"scorer {scorer} (trained: {scorer}), k = 0.5" in said
+    assert (result["scorer"], result["k"], result["max_frames"]) == (scorer, 0.5, 4)
+    assert set(result["look_up"]) == set(result["blind"]) == set(result["chance"]) == set(result["choice"])
+    evaluation.main([path, "--data", config.data, "--clips", "2", "--scorer", "cosine", "--k", "0.8"])
+    said = capsys.readouterr().out
+    assert f"scorer cosine (trained: {scorer}), k = 0.8" in said and "take 32 or more" in said
+
+
+def test_a_checkpoint_of_another_world_is_refused(folder, tmp_path, monkeypatch):
+    config = tiny(folder, out=str(tmp_path / "run"))
+    train(config, False, CPU)
+    monkeypatch.setattr("stts_mini.eval.WORLD_ID", "world 99, words 0")
+    with pytest.raises(checkpoint.CheckpointError, match=r"was trained in world .*; this code has world 99"):
+        train(config, True, CPU)
+    with pytest.raises(SystemExit, match="this code has world 99"):
+        evaluation.main([str(tmp_path / "run" / "checkpoint.pt"), "--data", config.data])
+
+
+def test_an_old_run_is_moved_aside_and_nothing_of_it_is_lost(folder, tmp_path, capsys):
+    config = tiny(folder, out=str(tmp_path / "run"))
+    for n in range(3):
+        train(config, False, CPU)
+        (tmp_path / "run" / "mark").write_text(str(n))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+    assert [(tmp_path / name / "mark").read_text() for name in ("run.1", "run.2", "run")] == ["0", "1", "2"]
+    assert (tmp_path / "run.1" / "checkpoint.pt").exists() and "was moved to" in capsys.readouterr().out
+    train(config, True, CPU)
+    assert (tmp_path / "run" / "mark").exists()
+
+
+def test_a_row_that_was_cut_off_is_dropped_from_the_log(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,task_loss,sim_loss,accuracy,grad_norm,tokens,seconds\n0,1,1,1,1,1,1\n1,1,1,1,1,1,1\n2,1")
+    Log(path, start=5)
+    assert [row.split(",")[0] for row in path.read_text().splitlines()] == ["step", "0", "1"]
+
+
+def test_a_checkpoint_of_another_version_is_refused(folder, tmp_path):
+    config = tiny(folder, out=str(tmp_path / "run"))
+    train(config, False, CPU)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    for wrong in (
+        dict(state["model_config"], colour="red"),
+        {k: v for k, v in state["model_config"].items() if k != "vit"},
+    ):
+        torch.save({**state, "model_config": wrong}, tmp_path / "b.pt")
+        with pytest.raises(checkpoint.CheckpointError, match="another version"):
+            checkpoint.load_model(tmp_path / "b.pt")
+
+
 def test_resuming_with_other_settings_is_refused(folder, tmp_path):
     train(tiny(folder, out=str(tmp_path), steps=3), False, CPU)
     with pytest.raises(CheckpointError, match=r"cannot resume .*: vit_width was 8, is 16"):
@@ -297,6 +359,12 @@ def test_every_setting_is_a_flag():
         (["--train-brief", "0"], "train_brief = 0 clips for them: give --train-brief, or --brief-steps 0"),
         (["--steps", "3", "--image-steps", "2", "--brief-steps", "1"], "steps = 3 end within the curriculum of 3"),
         (["--lr", "nan"], "lr = nan"),
+        (["--fps", "inf"], "fps = inf: give more than 0"),
+        (["--seed", "-1"], "seed = -1: give 0 or more"),
+        (["--scorer-lr-ratio", "-1"], "scorer_lr_ratio = -1.0: give 0 or more"),
+        (["--llm-mlp", "-1"], "llm_mlp = -1: give more than 0"),
+        (["--llm-width", "0"], "llm_width = 0: give more than 0"),
+        (["--image-size", "63", "--patch-size", "7", "--w", "3"], "image_size = 63: give an even number"),
     ],
 )
 def test_wrong_flags_get_one_clear_line(flags, message, capsys):

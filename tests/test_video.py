@@ -65,6 +65,7 @@ def check_against_oracle(path, max_frames=16):
     video = read_video(path, max_frames)
     times, frames = oracle(path, max_frames)
     assert video.times == times and len(video.frames) == len(times) <= max_frames
+    assert video.skipped == 0
     for a, b in zip(video.frames, frames, strict=True):
         assert np.array_equal(a, b)
     return video
@@ -129,7 +130,8 @@ def test_any_number_of_frames(T, tmp_path):
 def test_variable_frame_rate(tmp_path_factory, gaps, max_frames, start):
     pts = np.cumsum([start, *gaps])
     path = write(tmp_path_factory.mktemp("vfr") / "a.mkv", moving_square(len(pts)), pts, preset="ultrafast")
-    check_against_oracle(path, max_frames)
+    video = check_against_oracle(path, max_frames)
+    assert video.duration == pytest.approx((pts[-1] - pts[0]) / 1000)
 
 
 def test_b_frames_and_a_start_that_is_not_zero(tmp_path):
@@ -147,8 +149,11 @@ def test_odd_shapes_and_resizing(height, width, tmp_path):
 
 
 def test_ten_bit_and_sound(tmp_path):
-    check_against_oracle(write(tmp_path / "a.mp4", moving_square(6), range(0, 3000, 500), pix_fmt="yuv420p10le"))
-    check_against_oracle(write(tmp_path / "b.mp4", moving_square(6), range(0, 3000, 500), audio=True))
+    ten_bit = write(tmp_path / "a.mp4", moving_square(6), range(0, 3000, 500), pix_fmt="yuv420p10le")
+    with_sound = write(tmp_path / "b.mp4", moving_square(6), range(0, 3000, 500), audio=True)
+    with av.open(str(ten_bit)) as a, av.open(str(with_sound)) as b:  # they are what they are called
+        assert a.streams.video[0].pix_fmt == "yuv420p10le" and len(b.streams.audio) == 1
+    assert check_against_oracle(ten_bit).times == check_against_oracle(with_sound).times == [i / 2 for i in range(6)]
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -282,7 +287,9 @@ def test_odd_sizes_as_no_encoder_of_ours_writes_them(height, width, tmp_path):
 @pytest.mark.parametrize("pix_fmt, codec", [("gray", "ffv1"), ("yuva420p", "ffv1"), ("yuv444p10le", "libx264")])
 def test_other_pixel_formats(pix_fmt, codec, tmp_path):
     path = write(tmp_path / "a.mkv", moving_square(6), range(0, 3000, 500), codec=codec, pix_fmt=pix_fmt)
-    check_against_oracle(path)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].pix_fmt == pix_fmt
+    assert check_against_oracle(path).times == [i / 2 for i in range(6)]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from /proc")
@@ -311,3 +318,28 @@ def test_nothing_stays_open(tmp_path):
         with pytest.raises(VideoError):
             read_video(tmp_path / "bad.mp4", 4)
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_arguments_that_cannot_be_are_refused(tmp_path):
+    write_video(tmp_path / "a.mp4", moving_square(3))
+    for size in (0, -4):
+        with pytest.raises(ValueError, match=f"size = {size}"):
+            read_video(tmp_path / "a.mp4", 4, size=size)
+    for fps in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="fps = "):
+            write_video(tmp_path / "b.mp4", moving_square(3), fps=fps)
+    for value in (dict(duration=float("inf")), dict(fps=float("inf"))):
+        with pytest.raises(ValueError, match="give ≥ 1"):
+            sample_times(**{"duration": 1, "max_frames": 4, **value})
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match="not a regular file"):
+        read_video(tmp_path / "pipe.mp4", 4)
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "pipe.mp4"]
+
+
+def test_a_codec_that_nobody_knows_is_refused(tmp_path):
+    raw = write(tmp_path / "a.mkv", moving_square(5), range(0, 2500, 500)).read_bytes()
+    assert raw.count(b"V_MPEG4/ISO/AVC") == 1
+    (tmp_path / "b.mkv").write_bytes(raw.replace(b"V_MPEG4/ISO/AVC", b"V_XXXXX/XXX/XXX"))
+    with pytest.raises(VideoError, match=r"b\.mkv has a video stream in an unknown codec"):
+        read_video(tmp_path / "b.mkv", 4)
