@@ -87,25 +87,10 @@ class TrainConfig:
 
     def __post_init__(self):
         check_k(self.k)
-        may_be_0 = set(
-            [
-                "k",
-                "train_short",
-                "train_needle",
-                "train_image",
-                "train_brief",
-                "image_steps",
-                "brief_steps",
-                "warmup",
-                "sim_weight",
-                "muon_lr",
-                "scorer_lr_ratio",
-                "vision_lr_ratio",
-                "cache_gb",
-                "seed",
-                "score_after",
-            ]
-        )
+        may_be_0 = {
+            "k", "train_short", "train_needle", "train_image", "train_brief", "image_steps", "brief_steps", "warmup",
+            "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio", "cache_gb", "seed", "score_after",
+        }  # fmt: skip
         numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
         for name, value in numbers.items():
             if not 0 <= value < math.inf or (value == 0 and name not in may_be_0):
