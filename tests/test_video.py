@@ -141,6 +141,25 @@ def test_b_frames_and_a_start_that_is_not_zero(tmp_path):
     assert check_against_oracle(path).times[0] == 0
 
 
+def test_first_time_stamps_below_zero(tmp_path):
+    """An edit list, as telephones write them, cuts 0.35 s off the beginning: the frames before it are there,
+    with stamps below zero, but are not part of the clip."""
+    path = write(tmp_path / "a.mp4", moving_square(20), range(0, 2000, 100), bf="2", g="5")
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"elst") + 16  # the first entry's media time, in the stream's own clock
+    with av.open(str(path)) as container:
+        cut = struct.unpack_from(">i", raw, at)[0] + container.streams.video[0].time_base.denominator * 35 // 100
+    struct.pack_into(">i", raw, at, cut)
+    path.write_bytes(raw)
+    with av.open(str(path)) as container:
+        stamps = [(p.pts, p.is_discard) for p in container.demux(video=0) if p.size]
+    assert sum(pts < 0 for pts, _ in stamps) == 4 and all(gone == (pts < 0) for pts, gone in stamps)
+    video = check_against_oracle(path)
+    assert video.times == [0, 0.5, 1.0, 1.5] and video.duration == 1.5
+    brightness = video.frames[:, 0, 0, 0].astype(int)
+    assert np.abs(brightness - (40 + 10 * np.array([4, 9, 14, 19]))).max() < 4  # frame 4 is the first
+
+
 @pytest.mark.parametrize("height, width", [(50, 34), (48, 130)])
 def test_odd_shapes_and_resizing(height, width, tmp_path):
     path = write(tmp_path / "a.mp4", moving_square(5, height, width), range(0, 2500, 500))
