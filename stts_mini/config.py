@@ -22,6 +22,7 @@ from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import check_k, num_removed
 from stts_mini.scorer import SCORERS
 from stts_mini.vit import ViTConfig
+from stts_mini.world import TASKS
 
 
 def setting(default, text: str):
@@ -40,12 +41,14 @@ class TrainConfig:
     data: str = setting("data", "folder of the prepared clips")
     out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
     train_short: int = setting(2000, "short training clips")
-    train_needle: int = setting(320, "long training clips (needle)")
+    train_watch: int = setting(320, "long training clips in which something flashes up, and something grows")
+    train_parade: int = setting(0, "long training clips through which four objects pass")
     train_image: int = setting(400, "one-frame training clips")
     train_brief: int = setting(1100, "training clips of 2.5 s, to learn time from")
     test_clips: int = setting(200, "held-out test clips of each kind")
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
+    thinning: float = setting(1.0, "divide max_frames and fps by up to this much, anew in each step")
     # the optimisation
     steps: int = setting(1400, "training steps")
     batch_size: int = setting(12, "clips in a step")
@@ -88,8 +91,9 @@ class TrainConfig:
     def __post_init__(self):
         check_k(self.k)
         may_be_0 = {
-            "k", "train_short", "train_needle", "train_image", "train_brief", "image_steps", "brief_steps", "warmup",
-            "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio", "cache_gb", "seed", "score_after",
+            "k", "train_short", "train_watch", "train_parade", "train_image", "train_brief", "image_steps",
+            "brief_steps", "warmup", "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio",
+            "cache_gb", "seed", "score_after",
         }  # fmt: skip
         numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
         for name, value in numbers.items():
@@ -101,8 +105,10 @@ class TrainConfig:
             raise ValueError(f"image_size = {self.image_size}: give an even number, as H.264 needs")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
-        if not (self.train_short or self.train_needle or self.train_image):
-            raise ValueError("no training clips at all: give --train-short, --train-needle or --train-image")
+        if not any(self.train_counts[kind] for kind, tasks in TASKS.items() if tasks):
+            raise ValueError("no training clips at all: give --train-short, --train-watch or --train-image")
+        if self.thinning < 1:
+            raise ValueError(f"thinning = {self.thinning}: give 1 for every frame, or more")
         for kind, steps in self.stages:
             if steps and not self.train_counts[kind]:
                 flags = f"give --train-{kind}, or --{kind}-steps 0"
@@ -132,7 +138,7 @@ class TrainConfig:
     @property
     def train_counts(self) -> dict[str, int]:
         """Training clips of each kind."""
-        return {kind: getattr(self, f"train_{kind}") for kind in ("short", "needle", "image", "brief")}
+        return {kind: getattr(self, f"train_{kind}") for kind in TASKS}
 
     @property
     def stages(self) -> tuple[tuple[str, int], ...]:
@@ -152,11 +158,15 @@ class TrainConfig:
 PRESETS: dict[str, dict] = {
     "cpu": {},
     "smoke": dict(
-        out="runs/smoke", train_short=96, train_needle=16, train_image=16, train_brief=16, test_clips=24, steps=20,
+        out="runs/smoke", train_short=96, train_watch=16, train_image=16, train_brief=16, test_clips=24, steps=20,
         image_steps=4, brief_steps=4, batch_size=8, questions=6, warmup=4, save_every=10,
     ),
+    "base": dict(
+        out="runs/base", k=0.0, train_short=3000, train_watch=1500, train_parade=1500, max_frames=64, fps=10.0,
+        thinning=5.0, steps=2700, image_steps=300, brief_steps=400, save_every=50, cache_gb=4.0,
+    ),
     "gpu": dict(
-        out="runs/gpu", train_short=20000, train_needle=6000, train_image=2000, train_brief=4000, test_clips=400,
+        out="runs/gpu", train_short=20000, train_watch=6000, train_image=2000, train_brief=4000, test_clips=400,
         max_frames=64, steps=4000, image_steps=500, brief_steps=700, batch_size=64, warmup=200, image_size=96,
         patch_size=8, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536,
         llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0,

@@ -31,10 +31,11 @@ import numpy as np
 import torch
 
 from stts_mini import world
+from stts_mini.drawing import render
 from stts_mini.progress import Progress
 from stts_mini.sequence import Batch
 from stts_mini.tokenizer import ANSWER, OPTION, QUESTION, Tokenizer
-from stts_mini.video import Video, read_video, write_video
+from stts_mini.video import Video, read_video, thinned, write_video
 
 TOKENIZER = Tokenizer(world.words())
 # names the world and its words: a checkpoint of another world must not be used by mistake
@@ -77,7 +78,7 @@ def _make_clip(job: tuple[str, str, str, int, int]) -> dict:
     name = _file_name(split, kind, seed)
     path = Path(folder) / name
     if not path.exists():
-        write_video(path, world.render(scene, scene.times, size), fps=scene.fps)
+        write_video(path, render(scene, scene.times, size), fps=scene.fps)
     qa = [dict(task=q.task, question=q.text, answer=q.answer, options=q.options) for q in scene.questions]
     return dict(video=name, kind=kind, split=split, seed=seed, qa=qa)
 
@@ -230,7 +231,9 @@ class Sampler:
     kinds, but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is
     padding. Every epoch is a new order; what does not fill a batch waits for another epoch. A clip brings
     `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
-    options. Raises KeyError for a stage whose kind has no clip.
+    options. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to `thinning`
+    (log-uniform; in the stages always the largest), so that the model learns to live with any number of
+    frames. Raises KeyError for a stage whose kind has no clip.
     """
 
     def __init__(
@@ -241,9 +244,10 @@ class Sampler:
         questions: int,
         seed: int,
         stages: Sequence[tuple[str, int]] = (),
+        thinning: float = 1.0,
     ):
         self.clips, self.reader, self.seed = clips, reader, seed
-        self.batch_size, self.questions = batch_size, questions
+        self.batch_size, self.questions, self.thinning = batch_size, questions, thinning
         pools: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             pools.setdefault(clip.kind, []).append(i)
@@ -272,10 +276,13 @@ class Sampler:
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 1, step))
+        thin = self.thinning if step < self.stages[-1][0] else self.thinning ** rng.random()
         videos, branches = [], []
         for number in self.clip_numbers(step):
             clip = self.clips[number]
-            videos.append(self.reader(clip.video))
+            video = self.reader(clip.video)
+            most = max(round(self.reader.max_frames / thin), 1)
+            videos.append(video if thin == 1 else thinned(video, most, self.reader.fps / thin))
             own = []
             for qa in self._choose(clip.qa, rng):
                 options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()

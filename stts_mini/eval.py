@@ -28,6 +28,7 @@ import torch
 
 from stts_mini import checkpoint, world
 from stts_mini.data import (
+    QA,
     TOKENIZER,
     WORLD_ID,
     Clip,
@@ -40,6 +41,7 @@ from stts_mini.data import (
     prompt_ids,
     shown_options,
 )
+from stts_mini.drawing import evidence
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
 from stts_mini.progress import Progress
@@ -53,7 +55,7 @@ class Result:
     """Scores of one model on one set of clips.
 
     correct    {scoring: {task: [(clip number, 0 or 1)]}} for the scorings "choice" and "generated"
-    chance     {task: [1 / shown options]}
+    chance     {task: [1 / shown options]}, 0 for a task that is judged by generation (`world.GENERATED`)
     kept, cells  vision tokens kept and before pruning, summed over the videos (an image loses none)
     rows         packed rows, and ⌈Σ/N⌉, the fewest that could hold the kept tokens, summed over batches
     evidence   (pixels in kept cells, all pixels) that answers depend on
@@ -68,17 +70,21 @@ class Result:
     rows: tuple[int, int] = (0, 0)
     evidence: tuple[int, int] = (0, 0)
 
-    def accuracy(self, task: str, scoring: str = "choice") -> float:
-        """Mean over the task's questions."""
-        return float(np.mean([right for _, right in self.correct[scoring][task]]))
+    def answers(self, task: str, scoring: str | None = None) -> list[tuple[int, int]]:
+        """The task's (clip number, 0 or 1), by its own scoring if none is named."""
+        return self.correct[scoring or ("generated" if task in world.GENERATED else "choice")][task]
 
-    def mean(self, tasks: Sequence[str], scoring: str = "choice") -> float:
+    def accuracy(self, task: str, scoring: str | None = None) -> float:
+        """Mean over the task's questions."""
+        return float(np.mean([right for _, right in self.answers(task, scoring)]))
+
+    def mean(self, tasks: Sequence[str], scoring: str | None = None) -> float:
         """Mean over tasks, each counting the same."""
         return float(np.mean([self.accuracy(task, scoring) for task in tasks]))
 
-    def interval(self, tasks: Sequence[str], scoring: str = "choice", draws: int = 1000) -> tuple[float, float]:
+    def interval(self, tasks: Sequence[str], draws: int = 1000) -> tuple[float, float]:
         """95% interval of `mean`: percentile bootstrap over clips, fixed seed."""
-        rows = {t: np.array(self.correct[scoring][t]) for t in tasks}
+        rows = {t: np.array(self.answers(t)) for t in tasks}
         numbers = np.unique(np.concatenate([r[:, 0] for r in rows.values()]))
         rng, means = np.random.default_rng(0), []
         for _ in range(draws):
@@ -115,8 +121,8 @@ def evaluate(
     name: str = "test",
 ) -> Result:
     """Ask the model one question of each task on every clip, at any k and any number of frames (the
-    reader's). `encode`: another encoder, such as `model.encode_blind`. Tasks are named "kind/task" for
-    all kinds but "short"."""
+    reader's). `encode`: another encoder, such as `model.encode_blind`. `generate`: score greedy answers to
+    all tasks, not only to those that are judged by them. The control's tasks are named "image/task"."""
     device = next(model.parameters()).device
     result, was_training = Result(), model.training
     model.eval()
@@ -130,25 +136,32 @@ def evaluate(
         ]
         output = model(collate(videos, choices).to(device), k, encode)
         likelihood = iter(option_likelihoods(output).tolist())
-        if generate:
-            open_ended = [[(prompt_ids(qa.question), []) for qa, _ in own] for own in asked]
+        spoken = [[qa for qa, _ in own if generate or qa.task in world.GENERATED] for own in asked]
+        said = [[] for _ in spoken]
+        if any(spoken):
+            open_ended = [[(prompt_ids(qa.question), []) for qa in own] for own in spoken]
             same = lambda *_, encoded=output.encoded: encoded  # the same selection answers both scorings
-            answers = model.generate(collate(videos, open_ended).to(device), k, encode=same)
+            said = model.generate(collate(videos, open_ended).to(device), k, encode=same)
         for b, n in enumerate(numbers):
-            for i, (qa, shown) in enumerate(asked[b]):
-                task = qa.task if clips[n].kind in ("short", qa.task) else f"{clips[n].kind}/{qa.task}"
+            for qa, shown in asked[b]:
+                task = task_name(clips[n], qa)
                 scores = [next(likelihood) for _ in shown]
                 right = shown[int(np.argmax(scores))] == qa.answer
                 result.correct["choice"][task].append((n, int(right)))
-                result.chance[task].append(1 / len(shown))
-                if generate:
-                    said = TOKENIZER.decode(answers[b][i])
-                    result.correct["generated"][task].append((n, int(said == qa.answer)))
+                result.chance[task].append(0 if task in world.GENERATED else 1 / len(shown))
+            for qa, ids in zip(spoken[b], said[b], strict=True):
+                right = TOKENIZER.decode(ids) == qa.answer
+                result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos)
         progress.update(numbers[-1] + 1)
     progress.close()
     model.train(was_training)
     return result
+
+
+def task_name(clip: Clip, qa: QA) -> str:
+    """The task's name in every table: the control's are told from the videos'."""
+    return f"image/{qa.task}" if clip.kind == "image" else qa.task
 
 
 def option_likelihoods(output) -> torch.Tensor:
@@ -176,7 +189,7 @@ def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos:
             result.cells += T * C
         scene = world.make_scene(clip.split, clip.kind, clip.seed)
         questions = tuple(q for q in scene.questions if q.task in world.TASKS[clip.kind])
-        pixels = world.evidence(scene, questions, np.array(video.times), size)
+        pixels = evidence(scene, questions, np.array(video.times), size)
         per_cell = pixels.reshape(T, side, size // side, side, size // side).sum((2, 4)).reshape(T, C)
         seen, every = int(per_cell[keep[b, :T]].sum()), int(per_cell.sum())
         result.evidence = (result.evidence[0] + seen, result.evidence[1] + every)
@@ -184,7 +197,8 @@ def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos:
 
 def look_up(train: Sequence[Clip], test: Sequence[Clip]) -> dict[str, float]:
     """Accuracy per task of answering with the shown option that was the commonest training answer to the
-    same question text; ties (and questions never seen) count as the chance to guess right."""
+    same question text; ties (and questions never seen) count as the chance to guess right. (For a task that is
+    judged by generation: with the commonest of all answers.)"""
     answers: dict[tuple[str, str], Counter] = defaultdict(Counter)
     for clip in train:
         for qa in clip.qa:
@@ -192,25 +206,24 @@ def look_up(train: Sequence[Clip], test: Sequence[Clip]) -> dict[str, float]:
     right = defaultdict(list)
     for number, clip in enumerate(test):
         for qa, shown in pick_questions(clip, number):
-            counts = [answers[clip.kind, qa.question][option] for option in shown]
-            best = [option for option, n in zip(shown, counts, strict=True) if n == max(counts)]
-            task = qa.task if clip.kind in ("short", qa.task) else f"{clip.kind}/{qa.task}"
-            right[task].append((qa.answer in best) / len(best))
+            seen = answers[clip.kind, qa.question]
+            options = list(seen) or [""] if qa.task in world.GENERATED else shown
+            best = [option for option in options if seen[option] == max(seen[o] for o in options)]
+            right[task_name(clip, qa)].append((qa.answer in best) / len(best))
     return {task: float(np.mean(values)) for task, values in right.items()}
 
 
 def table(result: Result, blind: Result | None, lookup: dict[str, float] | None) -> str:
-    """The result as text: a row per task, then the short average, tokens and evidence."""
+    """The result as text: a row per task, the means, tokens and evidence. The first column is multiple choice
+    (generation for `world.GENERATED`)."""
     tasks = list(result.correct["choice"])
-    short = [t for t in world.SHORT_TASKS if t in tasks]
-    rows = [
-        f"{'':17}{'choice':>8} {'95% interval':>16}{'generated':>11}{'chance':>8}{'look-up':>9}{'blind':>7}{'n':>6}"
-    ]
+    groups = grouped(tasks)
+    rows = [f"{'':17}{'score':>8} {'95% interval':>16}{'generated':>11}{'chance':>8}{'look-up':>9}{'blind':>7}{'n':>6}"]
 
     def row(name: str, of: list[str]) -> str:
         """One line: the means over the tasks `of`."""
         low, high = result.interval(of)
-        generated = [result.mean(of, "generated")] if result.correct["generated"] else []
+        generated = [result.mean(of, "generated")] if all(result.correct["generated"].get(t) for t in of) else []
         chance = np.mean([np.mean(result.chance[t]) for t in of])
         others = [
             *(f"{100 * g:10.1f}%" for g in generated or [float("nan")]),
@@ -223,10 +236,12 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
             f"{name:17}{100 * result.mean(of):7.1f}% {f'{100 * low:.1f} – {100 * high:.1f}':>16}{''.join(others)}{n:6}"
         )
 
-    rows += [row(t, [t]) for t in short]
-    if short:
-        rows.append(row("short (mean)", short))
-    rows += [row(t, [t]) for t in tasks if t not in short]
+    for name, of in groups.items():
+        rows += [row(t, [t]) for t in of]
+        rows.append(row(f"{name} (mean)", of))
+    if len(groups) == 2:
+        rows.append(f"{'average':17}{100 * np.mean([result.mean(of) for of in groups.values()]):7.1f}%")
+    rows += [row(t, [t]) for t in tasks if t.startswith("image/")]
     if result.cells:
         rows.append(
             f"vision tokens of videos kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%),"
@@ -236,9 +251,18 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
     return "\n".join(rows)
 
 
-def test_set(data: str | Path, size: int, clips: int, split: str = "test") -> list[Clip]:
-    """`clips` held-out clips of each kind that is judged, written first if need be."""
-    return load_clips(prepare(data, split, {kind: clips for kind, tasks in world.TASKS.items() if tasks}, size))
+def grouped(tasks: Sequence[str]) -> dict[str, list[str]]:
+    """The short and the long ones among the tasks; a group without any is left out."""
+    groups = {"short": world.SHORT_TASKS, "long": world.LONG_TASKS}
+    there = {name: [t for t in of if t in tasks] for name, of in groups.items()}
+    return {name: of for name, of in there.items() if of}
+
+
+def test_set(
+    data: str | Path, size: int, clips: int, split: str = "test", kinds: Sequence[str] = tuple(world.TASKS)
+) -> list[Clip]:
+    """`clips` held-out clips of each of the kinds that is judged, written first if need be."""
+    return load_clips(prepare(data, split, {kind: clips for kind in kinds if world.TASKS[kind]}, size))
 
 
 def parse_k(text: str) -> float:
@@ -288,7 +312,8 @@ def run(args: argparse.Namespace) -> dict:
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
     size = model.config.vit.image_size
-    clips = test_set(args.data, size, args.clips, args.split)
+    trained_on = {kind: train[f"train_{kind}"] for kind in world.TASKS}
+    clips = test_set(args.data, size, args.clips, args.split, [kind for kind, count in trained_on.items() if count])
     reader = Reader(frames, size, train["fps"])
     trained, scorer = model.config.scored_by, args.scorer or model.config.scored_by
     if scorer != trained:
@@ -301,7 +326,7 @@ def run(args: argparse.Namespace) -> dict:
     )
     result = evaluate(model, clips, reader, k, blind if train["blind"] else None)
     without = evaluate(model, clips, reader, 0.0, blind, generate=False, name="blind")
-    asked = index_file(args.data, "train", {kind: train[f"train_{kind}"] for kind in world.TASKS}, size)
+    asked = index_file(args.data, "train", trained_on, size)
     lookup = look_up(load_clips(asked), clips) if asked.exists() else None
     print(table(result, without, lookup))
     summary = dict(
@@ -326,11 +351,10 @@ def check_world(state: dict, path: str | Path) -> None:
 def summarise(result: Result, blind: Result | None = None, lookup: dict[str, float] | None = None) -> dict:
     """The numbers of a result, and of what it is compared with, as plain values."""
     tasks = list(result.correct["choice"])
-    short = [t for t in world.SHORT_TASKS if t in tasks]
     summary = {scoring: {t: result.accuracy(t, scoring) for t in of} for scoring, of in result.correct.items()}
     summary["interval"] = {t: result.interval([t]) for t in tasks}
-    if short:
-        summary["short"], summary["short_interval"] = result.mean(short), result.interval(short)
+    for name, of in grouped(tasks).items():
+        summary[name], summary[f"{name}_interval"] = result.mean(of), result.interval(of)
     summary["chance"] = {t: float(np.mean(result.chance[t])) for t in tasks}
     summary["blind"] = {t: blind.accuracy(t) for t in tasks} if blind else None
     rest = dict(kept=result.kept, cells=result.cells, rows=list(result.rows), evidence=list(result.evidence))

@@ -170,7 +170,7 @@ def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
     clips = load_clips(index)
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
     reader.preload([clip.video for clip in clips])
-    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed, config.stages)
+    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning)
 
     model = build_model(config, device)
     optimizers = build_optimizers(model, config)
@@ -295,7 +295,8 @@ def finish(config: TrainConfig, model: VLM, device: torch.device) -> dict:
     """Evaluate on held-out clips, time a step against the unpruned model, draw; print and save it all."""
     out = Path(config.out)
     train_clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size))
-    clips = test_set(config.data, config.image_size, config.test_clips)
+    trained_on = [kind for kind, count in config.train_counts.items() if count]
+    clips = test_set(config.data, config.image_size, config.test_clips, kinds=trained_on)
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
     reader.preload([clip.video for clip in clips])
     encode = model.encode_blind if config.blind else None

@@ -95,6 +95,18 @@ def read_video(path: str | os.PathLike, max_frames: int, fps: float = 2.0, size:
     return Video(np.stack(frames), [float(t - first) for t in stamps], float(last - first), skipped)
 
 
+def thinned(video: Video, max_frames: int, fps: float) -> Video:
+    """A sampled clip looked at less often: its frames shown at its own `sample_times`; none comes twice.
+
+    >>> clip = Video(np.zeros((5, 2, 2, 3), np.uint8), [0.0, 0.5, 1.0, 1.5, 2.0], 2.0)
+    >>> thinned(clip, max_frames=3, fps=2).times, thinned(clip, max_frames=9, fps=1.25).times
+    ([0.0, 1.0, 2.0], [0.0, 0.5, 1.5, 2.0])
+    """
+    wanted = [float(t) + 1e-6 for t in sample_times(video.times[-1], max_frames, fps)]
+    shown = np.unique(np.searchsorted(video.times, wanted, side="right") - 1)
+    return Video(video.frames[shown], [video.times[i] for i in shown], video.duration, video.skipped)
+
+
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise VideoError(f"{path} is a directory: give one video file")

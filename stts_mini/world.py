@@ -1,227 +1,48 @@
-"""The toy video world: scenes, their pictures, their questions and their ground truth.
+"""The toy video world: what happens in it, and what is asked about it.
 
 A scene is a pure function of (split, kind, seed). Coloured objects enter, move, blink, grow, spin and
 leave before a textured background that is still or pans slowly; panels flicker, ripple and drift and
 mean nothing (whoever keeps what changes keeps them). Objects enter *after* the first frame, which
 pruning never touches, so that what an answer needs must be chosen, not given.
 
-    make_scene("train", "short", 7)          a Scene with its questions
-    render(scene, times, size)               (T, H, W, 3) uint8
-    evidence(scene, questions, times, size)  (T, H, W) bool: the pixels that the answers depend on
+    make_scene("train", "short", 7)          a Scene with its questions; `drawing.py` makes it a picture
 
-Legend: lengths and places in units of the picture's side, y downwards; times in seconds; slots are
-the 3 × 3 parts of the picture, row by row; every object and every panel has slots of its own (what
-grows or spins reaches a little beyond them).
+| kind   | seconds | its tasks                                             | stands for |
+|--------|---------|-------------------------------------------------------|------------|
+| short  | 3.5–4   | attribute, count, action, direction, speed, order     | the paper's short benchmarks |
+| watch  | 32–96   | needle, needle-sub, event-count                       | its long ones |
+| parade | 32–96   | at-time, at-time-sub, before-after, open              | its long ones |
+| image  | 0       | attribute, count                                      | the control: never pruned |
+| brief  | 2.5     | none: to learn time from                              | |
 
-Beside the tasks, every scene has questions about where and when: dense supervision for training.
+Every object and every panel has slots of its own (what grows or spins reaches a little beyond them).
+Beside the tasks, every scene has questions about where and when, judged by nobody: dense supervision for
+training. Subtitles ("-sub") stand in the question; they say when, never what.
 
-Kinds: `short` (six tasks), `needle` (long), `image` (one frame, a control), `brief` (to learn time from).
-Another long task is one more function in `SCENES` (objects with a timeline, and questions that name their
+A new task is one more function in `SCENES` (objects with a timeline, and questions that name their
 evidence), its name in `TASKS`, its words in `words`, and a number of clips in `config.py`.
 
-What this file does not do: write files (`data.py`), know about patches or tokens.
+What this file does not do: draw (`drawing.py`), write files (`data.py`), know about patches or tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
-COLOURS = {
-    "red": (225, 45, 45),
-    "green": (40, 185, 70),
-    "blue": (45, 85, 235),
-    "yellow": (240, 220, 50),
-    "purple": (165, 60, 200),
-    "white": (245, 245, 245),
-}
-SHAPES = ("circle", "square", "triangle", "cross")
+from stts_mini.drawing import COLOURS, SHAPES, SLOT, Event, Object, Panel, Question, Scene
+
 ACTIONS = {"move": "moves", "blink": "blinks", "grow": "grows", "spin": "spins"}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = ("0", "1", "2", "3")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SHORT_TASKS = ("attribute", "count", "action", "direction", "speed", "order")
+LONG_TASKS = ("needle", "needle-sub", "event-count", "at-time", "at-time-sub", "before-after", "open")
 SPLITS = ("train", "val", "test")
-WORLD_VERSION = 4  # part of the data's fingerprint: raise it whenever a scene changes
+WORLD_VERSION = 5  # part of the data's fingerprint: raise it whenever a scene changes
 
-SLOT = 1 / 3
-RADIUS = 0.145  # of an object: 7 pixels of 48
 SLOW = 0.65  # how far the slower of two moves goes while the faster goes a slot
-BLINK = 0.5  # seconds dim, seconds bright
-DIM = 0.4  # opacity meanwhile
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something an object does from `start` to `end`: move (by dx, dy), blink, grow or spin."""
-
-    kind: str
-    start: float
-    end: float
-    dx: float = 0.0
-    dy: float = 0.0
-
-
-@dataclass(frozen=True)
-class Object:
-    """A coloured shape with its centre, the time it is in view, and what it does meanwhile."""
-
-    shape: str
-    colour: str
-    x: float
-    y: float
-    enter: float = 0.0
-    leave: float = np.inf
-    events: tuple[Event, ...] = ()
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A distractor that fills one slot: "flicker", "ripple" or "drift"."""
-
-    kind: str
-    slot: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Question:
-    """`options` hold every answer that the text allows, the right one included. `evidence`: which object
-    (its index) must be seen, from when to when."""
-
-    task: str
-    text: str
-    answer: str
-    options: tuple[str, ...]
-    evidence: tuple[tuple[int, float, float], ...]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """All there is to know about a clip. `pan`: the background's drift in sides per second."""
-
-    kind: str
-    duration: float
-    fps: float
-    objects: tuple[Object, ...]
-    panels: tuple[Panel, ...]
-    pan: tuple[float, float]
-    texture_seed: int
-    questions: tuple[Question, ...] = field(default=())
-
-    @property
-    def times(self) -> np.ndarray:
-        """Presentation times of the clip's own frames."""
-        return np.arange(round(self.duration * self.fps) + 1) / self.fps
-
-
-# ------------------------------------------------------------------------------------ what is seen
-
-
-def _track(thing: Object, times: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Opacity (0 = not in view), centre x, y, size (1 = normal) and angle of an object: (T,) each."""
-    opacity = ((times >= thing.enter) & (times < thing.leave)).astype(float)
-    x, y = np.full(len(times), thing.x), np.full(len(times), thing.y)
-    size, angle = np.ones(len(times)), np.zeros(len(times))
-    for event in thing.events:
-        during = (times >= event.start) & (times < event.end)
-        done = np.clip((times - event.start) / (event.end - event.start), 0, 1)
-        if event.kind == "move":
-            x, y = x + done * event.dx, y + done * event.dy
-        elif event.kind == "blink":
-            opacity[during & ((times - event.start) // BLINK % 2 == 0)] *= DIM
-        elif event.kind == "grow":
-            size = np.where(during, 1.4, size)
-        elif event.kind == "spin":
-            angle = angle + np.pi / 2 * np.clip(times - event.start, 0, event.end - event.start)
-    return opacity, x, y, size, angle
-
-
-def _silhouette(thing: Object, times: np.ndarray, size: int) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray]:
-    """How much of every pixel an object covers, 0 to 1, from its signed distance: the box of the picture
-    that it ever touches, (all times, rows, columns), its cover there, (T, rows, columns), and its opacity,
-    (T, 1, 1)."""
-    track = _track(thing, times)
-    reach = RADIUS * track[3].max() * 1.5 + 1 / size
-    ends = [(int(max((a.min() - reach) * size, 0)), int((a.max() + reach) * size) + 1) for a in track[1:3]]
-    columns, rows = (slice(low, min(high, size)) for low, high in ends)
-    opacity, x, y, scale, angle = (a[:, None, None] for a in track)
-    grid = (np.arange(size) + 0.5) / size
-    dx, dy = grid[None, None, columns] - x, grid[None, rows, None] - y  # (T, 1, W), (T, H, 1)
-    cos, sin = np.cos(angle), np.sin(angle)
-    u, v = cos * dx + sin * dy, cos * dy - sin * dx  # the object's own axes, (T, H, W)
-    r = RADIUS * scale
-    if thing.shape == "circle":
-        distance = np.hypot(u, v) - r
-    elif thing.shape == "square":
-        distance = np.maximum(abs(u), abs(v)) - 0.85 * r
-    elif thing.shape == "triangle":
-        distance = np.maximum(0.866 * abs(u) - 0.5 * v, v) - 0.55 * r  # v points down: a tip at the top
-    else:  # cross: two bars
-        a, b = abs(u), abs(v)
-        distance = np.minimum(np.maximum(a, b - 0.65 * r), np.maximum(b, a - 0.65 * r)) - 0.3 * r
-    return (slice(None), rows, columns), np.clip(0.5 - distance * size, 0, 1), opacity
-
-
-def _background(scene: Scene, times: np.ndarray, size: int) -> np.ndarray:
-    """A smooth grey texture, (T or 1, H, W, 1): a few waves, moved by the pan."""
-    rng = np.random.default_rng(scene.texture_seed)
-    if scene.pan == (0.0, 0.0):
-        times = times[:1]
-    grid = (np.arange(size) + 0.5) / size
-    t = times[:, None, None]
-    x, y = grid[None, None, :] + scene.pan[0] * t, grid[None, :, None] + scene.pan[1] * t
-    texture = np.full((len(times), size, size), 95.0)
-    for wave_x, wave_y, phase, height in rng.uniform((-5, -5, 0, 4), (5, 5, 1, 12), (5, 4)):
-        # cos(a + b) as the real part of e^ia · e^ib: an outer product, much cheaper than H·W cosines
-        along_x, along_y = np.exp(2j * np.pi * wave_x * x), np.exp(2j * np.pi * (wave_y * y + phase))
-        texture += height * (along_x * along_y).real
-    return texture[..., None]
-
-
-def _panel(panel: Panel, times: np.ndarray, side: int) -> np.ndarray:
-    """What a distractor shows, (T, side, side, 1): grey, busy, and without meaning."""
-    grid = (np.arange(side) + 0.5) / side
-    rng = np.random.default_rng(panel.seed)
-    if panel.kind == "ripple":
-        cx, cy, speed, waves = rng.uniform((0.2, 0.2, 1.1, 1.5), (0.8, 0.8, 1.9, 3.0))
-        distance = np.hypot(grid[None, None, :] - cx, grid[None, :, None] - cy)
-        grey = 110 + 70 * np.cos(2 * np.pi * (waves * distance - speed * times[:, None, None]))
-    else:
-        steps = np.floor(times * (4 if panel.kind == "flicker" else 2) + 1e-6).astype(int)
-        tiles = rng.uniform(30, 200, (max(steps.max() + 1, 4), 4, 4))  # one row of 4 × 4 tiles a step
-        drifting = panel.kind == "drift"  # the same tiles, moving sideways
-        tiles = np.stack([np.roll(tiles[0], s, axis=1) if drifting else tiles[s] for s in steps])
-        pixel = np.arange(side) * 4 // side
-        grey = tiles[:, pixel][:, :, pixel]
-    return grey[..., None]
-
-
-def render(scene: Scene, times: np.ndarray, size: int) -> np.ndarray:
-    """The scene at each time: (T, size, size, 3) uint8, RGB."""
-    times = np.asarray(times, float)
-    frames = np.broadcast_to(_background(scene, times, size), (len(times), size, size, 3)).copy()
-    for panel in scene.panels:
-        top, left = (round(part * SLOT * size) for part in divmod(panel.slot, 3))
-        side = round(SLOT * size)
-        frames[:, top : top + side, left : left + side] = _panel(panel, times, side)
-    for thing in scene.objects:
-        box, cover, opacity = _silhouette(thing, times, size)
-        frames[box] += (cover * opacity)[..., None] * (np.array(COLOURS[thing.colour], float) - frames[box])
-    return frames.clip(0, 255).round().astype(np.uint8)
-
-
-def evidence(scene: Scene, questions: tuple[Question, ...], times: np.ndarray, size: int) -> np.ndarray:
-    """The pixels that the questions' answers depend on, frame 0 excluded: (T, size, size) bool."""
-    times = np.asarray(times, float)
-    mask = np.zeros((len(times), size, size), bool)
-    for index, start, end in {part for question in questions for part in question.evidence}:
-        during = (times >= start) & (times <= end) & (times > 0)
-        box, cover, opacity = _silhouette(scene.objects[index], times, size)
-        mask[box] |= (cover > 0.5) & (opacity > 0) & during[:, None, None]
-    return mask
 
 
 # ------------------------------------------------------------------------------------ what happens
@@ -362,7 +183,8 @@ def _moving_scene(rng: np.random.Generator, kind: str, duration: float, timeline
         objects.append(Object(shapes[i], str(colours[i]), x, y, enter, leave, events))
     questions = _appearance_questions(tuple(objects), asked, count) + _happening_questions(rng, objects)
     questions += _details(tuple(objects), timed=True)
-    return Scene(kind, duration, 4.0, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
+    fps = 10.0 if kind == "short" else 4.0
+    return Scene(kind, duration, fps, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
 
 
 def _short(rng: np.random.Generator) -> Scene:
@@ -393,27 +215,86 @@ def _shuffled(rng: np.random.Generator, a, b) -> tuple:
     return (a, b) if rng.random() < 0.5 else (b, a)
 
 
-def _needle(rng: np.random.Generator) -> Scene:
-    """32 to 40 s: three objects that enter early and stay, and one that flashes up once for 1.5 to 6 s."""
-    duration = float(rng.integers(64, 81)) / 2
+def _duration(rng: np.random.Generator) -> float:
+    """Of a long clip: 32 to 96 s, in half seconds."""
+    return float(rng.integers(64, 193)) / 2
+
+
+def _watch(rng: np.random.Generator) -> Scene:
+    """Three objects that enter early and stay, one of which grows now and then; a fourth flashes up once, for
+    1.5 to 6 s."""
+    duration = _duration(rng)
     shapes, asked, count = _shapes_with_a_count(rng, 4)
-    colours = list(rng.permutation(list(COLOURS))[:4])
+    colours = [str(c) for c in rng.permutation(list(COLOURS))[:4]]
     _, still, rest = _place(rng, 0, 4)
-    length = rng.uniform(1.5, 6.0)
-    start = rng.uniform(8.0, duration - length)
-    spans = [(rng.uniform(0.5, 6.0), np.inf) for _ in range(3)] + [(start, start + length)]
+    length = float(rng.uniform(1.5, 6.0))
+    start = float(rng.uniform(8.0, duration - length))
+    spans = [(float(rng.uniform(0.5, 6.0)), np.inf) for _ in range(3)] + [(start, start + length)]
+    times = int(rng.integers(len(COUNTS)))
+    growths = []
+    for i in range(times):  # one in each part of the time from 7 s to the end, and a pause after it
+        part = (duration - 7.0) / times
+        lasts = rng.uniform(1.5, min(5.0, 0.55 * part))
+        begins = 7.0 + i * part + rng.uniform(0, part - lasts - 2.0)
+        growths.append(Event("grow", float(begins), float(begins + lasts)))
     objects = tuple(
-        Object(shape, str(colour), *_centre(rng, slot), enter=float(enter), leave=float(leave))
-        for shape, colour, slot, (enter, leave) in zip(shapes, colours, still, spans, strict=True)
+        Object(shape, colour, *_centre(rng, slot), enter, leave, tuple(growths) if i == 0 else ())
+        for i, (shape, colour, slot, (enter, leave)) in enumerate(zip(shapes, colours, still, spans, strict=True))
     )
-    needle, seen = objects[3], ((3, start, start + length),)
+    grower, needle, flash = objects[0], objects[3], ((3, start, start + length),)
+    calm = [float(t) for t in rng.uniform(1.0, duration, 2) if not start <= t <= start + length]
+    lines = sorted([(t, "calm") for t in calm] + [(start + length / 2, "look")])
+    subtitles = " ".join(f"{t:.1f} {word} ," for t, word in lines)
     questions = [
-        Question("needle", "what colour flashes ?", needle.colour, tuple(COLOURS), seen),
-        Question("needle", "what shape flashes ?", needle.shape, SHAPES, seen),
+        Question("needle", "what colour flashes ?", needle.colour, tuple(COLOURS), flash),
+        Question("needle-sub", f"{subtitles} what colour flashes ?", needle.colour, tuple(COLOURS), flash),
+        Question("needle", "what shape flashes ?", needle.shape, SHAPES, flash),
+        Question("needle-sub", f"{subtitles} what shape flashes ?", needle.shape, SHAPES, flash),
         *(q for q in _appearance_questions(objects, asked, count) if q.evidence[0][0] != 3 and q.task == "attribute"),
-        *_details(objects),
+        *(q for q in _details(objects) if q.task != "start"),
     ]
-    return Scene("needle", duration, 2.0, objects, **_surroundings(rng, rest, 2), questions=tuple(questions))
+    grown = tuple((0, e.start, e.end) for e in growths) or ((0, grower.enter, duration),)
+    text = f"how many times is {grower.colour} big ?"
+    questions.append(Question("event-count", text, str(times), COUNTS, grown))
+    for t in (*(rng.uniform(e.start, e.end) for e in growths), *rng.uniform(7.0, duration, 2)):
+        size = "big" if any(e.start <= t < e.end for e in growths) else "small"
+        questions.append(Question("size", f"size of {grower.colour} at {t:.1f} ?", size, (size,), ((0, t, t),)))
+    questions = list({q.text: q for q in questions}.values())
+    return Scene("watch", duration, 2.0, objects, **_surroundings(rng, rest, 2), questions=tuple(questions))
+
+
+def _parade(rng: np.random.Generator) -> Scene:
+    """Four objects, one after the other, each in view for 2 to 8 s and then gone."""
+    duration = _duration(rng)
+    shapes, colours = [_pick(rng, SHAPES) for _ in range(4)], [str(c) for c in rng.permutation(list(COLOURS))]
+    _, still, rest = _place(rng, 0, 4)
+    part, objects = (duration - 2.0) / 4, []
+    for i in range(4):
+        lasts = rng.uniform(2.0, min(8.0, part - 2.0))
+        enter = float(2.0 + i * part + rng.uniform(0, part - lasts - 1.0))
+        objects.append(Object(shapes[i], colours[i], *_centre(rng, still[i]), enter, float(enter + lasts)))
+    seen = [(i, o.enter, o.leave) for i, o in enumerate(objects)]
+    subtitles = " ".join(f"{o.enter:.1f} one enters ," for o in objects)
+    questions = []
+    for i in rng.permutation(4):
+        o = objects[i]
+        text = f"which colour is in view at {rng.uniform(o.enter + 0.2, o.leave - 0.2):.1f} ?"
+        questions.append(Question("at-time", text, o.colour, tuple(COLOURS), (seen[i],)))
+        questions.append(Question("at-time-sub", f"{subtitles} {text}", o.colour, tuple(COLOURS), (seen[i],)))
+    for i in rng.permutation(3):
+        before, after = objects[i], objects[i + 1]
+        others = tuple(c for c in COLOURS if c != before.colour)
+        text = f"which colour enters right after {before.colour} leaves ?"
+        questions.append(Question("before-after", text, after.colour, others, (seen[i], seen[i + 1])))
+    order = colours[:4]
+    wrong = {" ".join(rng.permutation(order)) for _ in range(12)} - {" ".join(order)}
+    options = (" ".join(order), *sorted(wrong)[:3])
+    questions.append(Question("open", "which colours enter , in order ?", options[0], options, tuple(seen)))
+    for i, o in enumerate(objects):
+        text = f"what shape is the {o.colour} object ?"
+        questions.append(Question("attribute", text, o.shape, SHAPES, (seen[i],)))
+    questions += _details(tuple(objects))
+    return Scene("parade", duration, 2.0, tuple(objects), **_surroundings(rng, rest, 2), questions=tuple(questions))
 
 
 def _image(rng: np.random.Generator) -> Scene:
@@ -427,8 +308,12 @@ def _image(rng: np.random.Generator) -> Scene:
     return Scene("image", 0.0, 4.0, objects, **_surroundings(rng, rest, 2), questions=questions)
 
 
-SCENES = {"short": _short, "needle": _needle, "image": _image, "brief": _brief}
-TASKS = {"short": SHORT_TASKS, "needle": ("needle",), "image": ("attribute", "count"), "brief": ()}  # judged by these
+SCENES = {"short": _short, "watch": _watch, "parade": _parade, "image": _image, "brief": _brief}
+TASKS = {  # what a kind is judged by
+    "short": SHORT_TASKS, "watch": LONG_TASKS[:3], "parade": LONG_TASKS[3:], "image": ("attribute", "count"),
+    "brief": (),
+}  # fmt: skip
+GENERATED = ("open",)  # judged by what the model says; all others by their options
 
 
 def make_scene(split: str, kind: str, seed: int) -> Scene:
@@ -447,5 +332,6 @@ def words() -> list[str]:
     """Every word that a question, an option or an answer can hold, in a fixed order."""
     spoken = """what which how many when does do is are the there way first last row column of object objects
         colour shape move moves flashes faster enter enters start or ? , tally""".split()  # noqa: SIM905
-    named = [*COLOURS, *SHAPES, *ACTIONS.values(), *DIRECTIONS, *ROWS, *COLUMNS, *COUNTS, "4"]
+    long = "times in view at right after leaves colours order size big small calm look one".split()  # noqa: SIM905
+    named = [*COLOURS, *SHAPES, *ACTIONS.values(), *DIRECTIONS, *ROWS, *COLUMNS, *COUNTS, "4", *long]
     return list(dict.fromkeys([*spoken, *named]))

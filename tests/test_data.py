@@ -27,7 +27,7 @@ from stts_mini.data import (
 from stts_mini.tokenizer import ANSWER, OPTION, QUESTION
 from stts_mini.video import Video
 
-COUNTS = {"short": 6, "needle": 2, "image": 2}
+COUNTS = {"short": 6, "watch": 2, "image": 2}
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +41,10 @@ def clips(prepared):
 
 
 def test_prepare_writes_real_clips_with_their_questions(prepared, clips):
-    assert len(clips) == 10 and [c.kind for c in clips[5:8]] == ["short", "needle", "needle"]
+    assert len(clips) == 10 and [c.kind for c in clips[5:8]] == ["short", "watch", "watch"]
     video = Reader(16, 48)(clips[0].video)
     assert video.frames.shape[0] in (8, 9) and video.times[1] == 0.5
-    assert all(len(Reader(16, 48)(c.video).frames) == (16 if c.kind == "needle" else 1) for c in clips[6:])
+    assert all(len(Reader(16, 48)(c.video).frames) == (16 if c.kind == "watch" else 1) for c in clips[6:])
     assert all(not name.endswith(".partial") for name in os.listdir(prepared.parent))
 
 
@@ -135,11 +135,11 @@ def named(kinds):
 
 
 def test_a_curriculum_shows_its_kinds_in_turn_and_then_all_that_is_judged():
-    clips = named(["short", "brief", "image", "needle", "image", "brief", "image"])
+    clips = named(["short", "brief", "image", "watch", "image", "brief", "image"])
     kinds = lambda step: {clips[n].kind for n in sampler.clip_numbers(step)}
     sampler = Sampler(clips, None, 3, 6, 0, stages=(("image", 2), ("brief", 3)))
     assert [kinds(step) for step in range(5)] == [{"image"}] * 2 + [{"brief"}] * 3
-    assert set.union(*(kinds(step) for step in range(5, 12))) == {"short", "image", "needle"}
+    assert set.union(*(kinds(step) for step in range(5, 12))) == {"short", "image", "watch"}
     assert sorted(sampler.clip_numbers(0)) == [2, 4, 6]
     skipped = Sampler(clips, None, 3, 6, 0, stages=(("image", 0), ("brief", 1)))
     assert {clips[n].kind for n in skipped.clip_numbers(0)} == {"brief"}

@@ -9,6 +9,7 @@ import torch
 from stts_mini import eval as evaluation
 from stts_mini import world
 from stts_mini.data import QA, TOKENIZER, Clip, Reader
+from stts_mini.drawing import evidence
 from stts_mini.eval import Result, evaluate, look_up, option_likelihoods, pick_questions, table
 from stts_mini.model import Encoded, Output
 from stts_mini.train import build_model
@@ -32,7 +33,7 @@ def setup(tmp_path_factory):
 
 def test_a_test_set_holds_what_is_judged_and_nothing_else(setup):
     kinds = [clip.kind for clip in setup[1]]
-    assert kinds == ["short"] * 3 + ["needle"] * 3 + ["image"] * 3
+    assert kinds == ["short"] * 3 + ["watch"] * 3 + ["parade"] * 3 + ["image"] * 3
 
 
 def test_likelihoods_sum_over_an_options_tokens_without_its_end():
@@ -63,9 +64,13 @@ def test_look_up_is_counted_by_hand():
         clip(qa=[ask("speed", "which ?", "red")]),  # right
         clip(qa=[ask("speed", "which ?", "blue")]),  # wrong
         clip(qa=[ask("speed", "who ?", "blue")]),  # never seen: a guess among two
-        clip("needle", qa=[ask("needle", "which ?", "red")]),  # another kind: never seen either
+        clip("watch", qa=[ask("needle", "which ?", "red")]),  # another kind: never seen either
     ]
     assert look_up(train, test) == {"speed": 0.5, "needle": 0.5}
+    order = lambda answer: clip("parade", qa=[ask("open", "order ?", answer, ("red blue", "blue red"))])
+    said = [order("red blue"), order("red blue"), order("blue red")]
+    assert look_up(said, said) == {"open": 2 / 3}  # always the commonest of all answers
+    assert look_up([], said) == {"open": 0}
 
 
 def test_means_and_intervals():
@@ -112,7 +117,12 @@ def test_evaluate_scores_a_model_that_knows_everything(setup, monkeypatch):
         result = evaluate(model, clips, Reader(4, 48), 0.5, batch_size=4)
         for scoring in ("choice", "generated"):
             assert all(result.accuracy(task, scoring) == right for task in result.correct[scoring])
-        assert set(result.correct["choice"]) == {*world.SHORT_TASKS, "needle", "image/attribute", "image/count"}
+        assert set(result.correct["choice"]) == {
+            *world.SHORT_TASKS,
+            *world.LONG_TASKS,
+            "image/attribute",
+            "image/count",
+        }
 
 
 def test_kept_cells_and_evidence_are_counted(setup):
@@ -135,7 +145,7 @@ def test_evidence_is_weighed_by_pixels_in_kept_cells(setup):
     video = Reader(4, 48)(one.video)
     scene = world.make_scene(one.split, one.kind, one.seed)
     questions = tuple(q for q in scene.questions if q.task in world.SHORT_TASKS)
-    pixels = world.evidence(scene, questions, np.array(video.times), 48)
+    pixels = evidence(scene, questions, np.array(video.times), 48)
     keep = torch.zeros(1, 4, 9, dtype=torch.bool)
     keep[0, 3, 4] = True  # the middle cell of the last frame: pixels 16..31
     result = Result()

@@ -355,7 +355,7 @@ def test_every_setting_is_a_flag():
         (["--accumulate", "5"], "batch_size 12 is not a multiple of accumulate 5"),
         (["--scorer", "oracle"], "know stts, cosine, random"),
         (["--preset", "tpu"], "invalid choice: 'tpu'"),
-        (["--train-short", "0", "--train-needle", "0", "--train-image", "0"], "no training clips at all"),
+        (["--train-short", "0", "--train-watch", "0", "--train-image", "0"], "no training clips at all"),
         (["--train-brief", "0"], "train_brief = 0 clips for them: give --train-brief, or --brief-steps 0"),
         (["--steps", "3", "--image-steps", "2", "--brief-steps", "1"], "steps = 3 end within the curriculum of 3"),
         (["--lr", "nan"], "lr = nan"),

@@ -11,10 +11,11 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stts_mini.video import VideoError, read_video, sample_times, write_video
+from stts_mini import video as video_module
+from stts_mini.video import VideoError, read_video, sample_times, thinned, write_video
 
 
 def moving_square(T=17, height=48, width=48):
@@ -71,6 +72,8 @@ def check_against_oracle(path, max_frames=16):
     return video
 
 
+@example(Fraction(17, 10), 5, 2)  # as many as may be: still on the grid
+@example(Fraction(60), 2, 2)  # both ends
 @given(st.fractions(0, 200, max_denominator=90000), st.integers(1, 40), st.sampled_from([0.5, 1, 2, 2.5, 29.97]))
 def test_sample_times_follow_the_rule(duration, max_frames, fps):
     times = sample_times(duration, max_frames, fps)
@@ -164,7 +167,8 @@ def test_first_time_stamps_below_zero(tmp_path):
 def test_odd_shapes_and_resizing(height, width, tmp_path):
     path = write(tmp_path / "a.mp4", moving_square(5, height, width), range(0, 2500, 500))
     assert check_against_oracle(path).frames.shape == (5, height, width, 3)
-    assert read_video(path, 16, size=24).frames.shape == (5, 24, 24, 3)
+    for size in (24, 1):
+        assert read_video(path, 16, size=size).frames.shape == (5, size, size, 3)
 
 
 def test_ten_bit_and_sound(tmp_path):
@@ -362,3 +366,99 @@ def test_a_codec_that_nobody_knows_is_refused(tmp_path):
     (tmp_path / "b.mkv").write_bytes(raw.replace(b"V_MPEG4/ISO/AVC", b"V_XXXXX/XXX/XXX"))
     with pytest.raises(VideoError, match=r"b\.mkv has a video stream in an unknown codec"):
         read_video(tmp_path / "b.mkv", 4)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_the_packets_tell_when_a_clip_begins_and_ends(name, tmp_path, monkeypatch):
+    """Without decoding; so a whole file is decoded once, at the right times."""
+    path = container_file(tmp_path, name)
+    with av.open(str(path)) as container:
+        times = [f.pts * Fraction(f.time_base) for f in container.decode(video=0)]
+    first, last = video_module._packet_span(path)
+    assert (first, last) == (min(times), max(times)) and last - first > 2
+    decode, calls = video_module._decode, []
+    monkeypatch.setattr(video_module, "_decode", lambda *a: calls.append(a) or decode(*a))
+    read_video(path, 8)
+    assert len(calls) == 1
+
+
+class Stream:
+    """A container, its stream and its codec in one: parts are frames, None for a broken packet, or an error at
+    which the container breaks off."""
+
+    time_base = Fraction(1, 10)
+
+    def __init__(self, *parts):
+        self.parts, self.codec_context = parts, self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def demux(self, _):
+        for part in self.parts:
+            if isinstance(part, Exception):
+                raise part
+            yield type("Packet", (), {"decode": staticmethod(lambda part=part: self.decode(part))})
+
+    def decode(self, part):
+        if part is None and self.parts[-1] is not None:
+            raise av.InvalidDataError(1, "broken")
+        return [part] if part is not None else []
+
+
+def picture(pts):
+    """A frame whose brightness is ten times its stamp."""
+    frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 10 * (pts or 0), np.uint8), format="rgb24")
+    frame.pts, frame.time_base = pts, Stream.time_base
+    return frame
+
+
+@pytest.mark.parametrize(
+    "stamps, shown, skipped",
+    [
+        ([0, 5, 10], [0, 5, 10], 0),
+        ([0, None, None, 5, 10], [0, 5, 10], 2),  # without a stamp, a frame has no place
+        ([0, "broken", 5, "broken", "broken", 10], [0, 5, 10], 3),
+        ([0, 5, 3, 5, 4, 10], [0, 5, 10], 0),  # stamps that run backwards, or stand still
+        ([0, 5, 7, 10, "end"], [0, 5, 10], 1),
+        ([2, "broken", None, 9, 11, "end"], [2, 2, 9], 3),  # wanted before the first good frame: that one
+    ],
+)
+def test_what_is_shown_and_what_is_counted_as_broken(stamps, shown, skipped, monkeypatch):
+    parts = [None if s == "broken" else av.InvalidDataError(1, "x") if s == "end" else picture(s) for s in stamps]
+    stream = Stream(*parts, *([] if "end" in stamps else [picture(20)]))
+    monkeypatch.setattr(video_module, "_open", lambda _: (stream, stream))
+    wanted = [Fraction(0), Fraction(1, 2), Fraction(1)]
+    frames, (first, last), broken = video_module._decode("clip", wanted, None)
+    assert [round(10 * t) for _, t in frames] == shown == [round(int(f[0, 0, 0]) / 10) for f, _ in frames]
+    good = [s for s in stamps if isinstance(s, int)]
+    assert (first, last) == (Fraction(good[0], 10), Fraction(good[-1] if "end" in stamps else 20, 10))
+    assert broken == skipped
+
+
+def test_broken_parts_are_counted(tmp_path):
+    """Where a file has lost its last key frame's packet, what hangs on it is counted."""
+    path = container_file(tmp_path, "a.mkv")
+    raw = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][15]
+        at = raw.index(bytes(packet))
+    raw[at : at + packet.size] = bytes(packet.size)
+    path.write_bytes(raw)
+    assert read_video(path, 100, fps=10).skipped == 1
+
+
+def test_a_clip_looked_at_less_often():
+    clip = video_module.Video(np.arange(9, dtype=np.uint8).repeat(12).reshape(9, 2, 2, 3), [i / 4 for i in range(9)], 2)
+    for most, fps, kept in (
+        (9, 4, range(9)),
+        (5, 4, range(0, 9, 2)),
+        (9, 1, (0, 4, 8)),
+        (1, 4, (0,)),
+        (40, 10, range(9)),
+    ):
+        thin = thinned(clip, most, fps)
+        assert thin.frames[:, 0, 0, 0].tolist() == list(kept) and thin.times == [i / 4 for i in kept]

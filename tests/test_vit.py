@@ -62,6 +62,8 @@ def test_the_bias_survives_half_precision_and_padding(d, dtype, error):
         assert wide_v.shape[-1] <= d + 2 + pad_to and (wide_v == 0).all()
         logits = (wide_q.double() @ wide_k.double().mT) / d**0.5
         assert (logits - S[:, None, None, :]).abs().max() < error
+    channels = 1 if dtype in (torch.float32, torch.float64) else 2
+    assert add_bias_channels(q, k, v, S)[0].shape[-1] == d + channels  # no padding unless it is asked for
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -2,12 +2,14 @@
 
 from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from stts_mini import world
-from stts_mini.world import COLOURS, Event, Object, Scene, evidence, make_scene, render
+from stts_mini.drawing import COLOURS, SHAPES, Event, Object, Question, Scene, evidence, render
+from stts_mini.world import make_scene
 
 SCENES = {kind: [make_scene("train", kind, seed) for seed in range(400)] for kind in world.SCENES}
 
@@ -26,7 +28,7 @@ def test_a_scene_is_a_pure_function_of_its_name(kind):
 
 @pytest.mark.parametrize("split, kind", [("dev", "short"), ("test", "long")])
 def test_unknown_names_are_refused(split, kind):
-    with pytest.raises(ValueError, match="know train, val, test and short, needle, image"):
+    with pytest.raises(ValueError, match="know train, val, test and short, watch, parade, image"):
         make_scene(split, kind, 0)
 
 
@@ -38,7 +40,14 @@ def test_every_task_is_asked_and_every_answer_is_an_option(kind):
         texts = [q.text for q in scene.questions]
         assert len(set(texts)) == len(texts)
         for q in scene.questions:
-            told = q.task in ("row", "column", "enter", "start", "tally")  # training only: nothing to choose from
+            told = q.task in (
+                "row",
+                "column",
+                "enter",
+                "start",
+                "tally",
+                "size",
+            )  # training only: nothing to choose from
             assert q.answer in q.options and len(set(q.options)) == len(q.options) and (len(q.options) == 1) == told
 
 
@@ -47,9 +56,10 @@ def test_answers_are_balanced(kind):
     """Chi-square-like: no answer is more than 4 standard deviations from its equal share."""
     seen = defaultdict(Counter)
     for scene in SCENES[kind]:
-        for q in (q for q in scene.questions if len(q.options) > 1):
+        for q in (q for q in scene.questions if len(q.options) > 1 and q.task != "open"):
             pair = len(q.options) == 2
-            form = (q.task, " ".join(q.text.split()[:3]))
+            text = q.text[q.text.rindex(",") + 2 :] if q.task.endswith("-sub") else q.text
+            form = (q.task, " ".join(text.split()[:3]))
             seen[form]["first" if pair and q.answer == q.options[0] else "second" if pair else q.answer] += 1
     for form, counts in seen.items():
         answers = 6 if "colour" in form[1] else 2 if set(counts) == {"first", "second"} else 4
@@ -127,14 +137,70 @@ def test_answers_to_what_happens_are_true(kind):
 
 
 def test_needles_flash_where_they_say():
-    for scene in SCENES["needle"]:
-        flashes = [o for o in scene.objects if o.leave < np.inf]
-        told = {q.text.split()[1]: q.answer for q in scene.questions if "flashes" in q.text}
-        assert len(flashes) == 1 and told == {"colour": flashes[0].colour, "shape": flashes[0].shape}
+    for scene in SCENES["watch"]:
+        (flash,) = (o for o in scene.objects if o.leave < np.inf)
+        for q in (q for q in scene.questions if "flashes" in q.text):
+            assert q.answer == (flash.colour if "colour" in q.text else flash.shape)
+            assert q.evidence == ((3, flash.enter, flash.leave),) and q.text.endswith(
+                ("colour flashes ?", "shape flashes ?")
+            )
+            if q.task == "needle-sub":  # the subtitles say when
+                lines = [line.split() for line in q.text.split(" , ")[:-1]]
+                assert [float(t) for t, _ in lines] == sorted(float(t) for t, _ in lines)
+                (look,) = (float(t) for t, word in lines if word == "look")
+                assert flash.enter - 0.1 < look < flash.leave + 0.1
+                assert all(
+                    word == "calm" and not flash.enter < float(t) < flash.leave for t, word in lines if float(t) != look
+                )
+
+
+def test_what_is_big_grows_as_often_as_they_say():
+    for scene in SCENES["watch"]:
+        grower = scene.objects[0]
+        spans = [(e.start, e.end) for e in grower.events]
+        told = {q.text: q.answer for q in scene.questions if q.task in ("event-count", "size")}
+        assert told.pop(f"how many times is {grower.colour} big ?") == str(len(spans))
+        ends = [0.0, *(t for span in spans for t in span), scene.duration]
+        assert ends == sorted(ends) and all(b - a >= 1.5 for a, b in pairwise(ends)), ends  # told apart
+        assert not any(o.events for o in scene.objects[1:])
+        for text, answer in told.items():
+            assert text.startswith(f"size of {grower.colour} at ")
+            t = float(text.split()[-2])
+            near = any(min(abs(t - a), abs(t - b)) < 0.06 for a, b in spans)  # a stamp is rounded
+            assert near or answer == ("big" if any(a <= t < b for a, b in spans) else "small")
+
+
+def test_a_parade_passes_as_they_say():
+    for scene in SCENES["parade"]:
+        ends = [t for o in scene.objects for t in (o.enter, o.leave)]
+        assert ends == sorted(ends) and all(1.99 < b - a < 8.01 for a, b in zip(ends[::2], ends[1::2], strict=True))
+        assert ends[0] >= 2 and ends[-1] < scene.duration and all(b - a > 0.9 for a, b in list(pairwise(ends))[1::2])
+        order = [o.colour for o in scene.objects]
+        for q in scene.questions:
+            if q.task.startswith("at-time"):
+                t = float(q.text.split()[-2])
+                (there,) = (o for o in scene.objects if o.enter <= t < o.leave)
+                assert q.answer == there.colour and q.evidence == (
+                    (order.index(there.colour), there.enter, there.leave),
+                )
+            if q.task == "at-time-sub":
+                lines = [line.split(maxsplit=1) for line in q.text.split(" , ")[:-1]]
+                assert lines == [[f"{o.enter:.1f}", "one enters"] for o in scene.objects]
+            if q.task == "before-after":
+                assert order[order.index(q.text.split()[5]) + 1] == q.answer
+            if q.task == "open":
+                assert q.answer == " ".join(order) and len(q.options) == 4
+                assert all(sorted(option.split()) == sorted(order) for option in q.options)
+
+
+def test_subtitles_never_say_what():
+    for kind in ("watch", "parade"):
+        for q in (q for scene in SCENES[kind] for q in scene.questions if q.task.endswith("-sub")):
+            assert not set(q.text.split()) & {*COLOURS, *SHAPES}
 
 
 def test_nothing_that_is_asked_about_stands_in_frame_0():
-    for kind in ("short", "needle"):
+    for kind in ("short", "watch", "parade"):
         for scene in SCENES[kind]:
             assert all(o.enter > 0 for o in scene.objects)
             for q in scene.questions:
@@ -182,7 +248,7 @@ def test_events_do_what_they_say():
 
 
 def test_shapes_look_different():
-    areas = {s: red_pixels(one_object(shape=s), [1.0])[0] for s in world.SHAPES}
+    areas = {s: red_pixels(one_object(shape=s), [1.0])[0] for s in SHAPES}
     for a in areas:
         assert areas[a].sum() > 250
         for b in areas:
@@ -214,7 +280,7 @@ def test_evidence_is_where_the_answer_is():
     mask = evidence(scene, (q,), times, 48)
     assert not mask[0].any() and mask[-1].any()
     blinker = one_object(Event("blink", 0.0, 2.0))
-    asked = (world.Question("action", "?", "", ("",), ((0, 0.0, 4.0),)),)
+    asked = (Question("action", "?", "", ("",), ((0, 0.0, 4.0),)),)
     areas = evidence(blinker, asked, np.array([0.0, 0.5, 1.0, 1.5]), 48).sum((1, 2))
     assert areas[0] == 0 and areas[1] == areas[2] == areas[3] > 0  # frame 0 is given; a dim object is evidence too
     gone = evidence(one_object(enter=1.0, leave=2.0), asked, np.array([0.0, 0.5, 1.0, 2.0]), 48).any((1, 2))
@@ -228,8 +294,10 @@ def test_evidence_is_where_the_answer_is():
     )
 
 
-def test_images_have_one_frame_and_needles_are_long():
+def test_images_have_one_frame_and_long_clips_are_long():
     assert all(len(s.times) == 1 for s in SCENES["image"])
-    for scene in SCENES["needle"]:
-        needle = scene.objects[3]
-        assert 32 <= scene.duration <= 40 and 1.5 <= needle.leave - needle.enter <= 6 and needle.leave <= scene.duration
+    for scene in SCENES["watch"] + SCENES["parade"]:
+        assert 32 <= scene.duration <= 96 and scene.duration % 0.5 == 0
+    assert {len(s.times) for s in SCENES["short"]} == {36, 41}  # ten frames a second
+    needles = [s.objects[3] for s in SCENES["watch"]]
+    assert all(1.5 <= n.leave - n.enter <= 6 for n in needles)
