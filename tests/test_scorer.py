@@ -15,6 +15,7 @@ from stts_mini.scorer import (
     ScorerConfig,
     attention_bias,
     cell_major,
+    real_frames,
     similarity_loss,
     temporal_target,
 )
@@ -236,3 +237,10 @@ def test_the_target_is_detached_unless_it_is_asked_for():
     scores = torch.rand(1, 3, 4, requires_grad=True)
     similarity_loss(scores, target).backward()
     assert target.grad is None and scores.grad is not None
+
+
+def test_real_frames_are_ones_in_the_type_asked_for():
+    like = torch.zeros(2, 3, 4, dtype=torch.float64)
+    assert real_frames(None, 3, like).tolist() == [[[1.0], [1.0], [1.0]]]
+    two = real_frames(torch.tensor([3, 1]), 3, like)
+    assert two.tolist() == [[[1.0], [1.0], [1.0]], [[1.0], [0.0], [0.0]]] and two.dtype == torch.float64

@@ -1,11 +1,13 @@
 """The ViT against equations written out by hand, and the bias in a channel against a bias in a mask."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend
 
 from stts_mini.vit import ViT, ViTConfig, add_bias_channels, attend, from_siglip, sines
 
@@ -181,3 +183,41 @@ def test_any_patch_size_takes_all_its_pixels(patch):
     vit = ViT(ViTConfig(image_size=8, patch_size=patch, width=8, depth=1, heads=2, mlp=12))
     assert vit.patch_embedding.in_features == 3 * patch**2
     assert vit(torch.zeros(1, 3, 8, 8)).shape == (1, (8 // patch) ** 2, 8)
+
+
+class ClaimsToBeOnCUDA(torch.Tensor):
+    """On the CPU, but says otherwise."""
+
+    is_cuda = True
+
+
+def test_what_a_gpu_would_take(monkeypatch):
+    """Widths are padded to 8 for the key bias, and masks keep to the two kernels that are right under them."""
+    taken, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    @contextmanager
+    def pinned(backends):
+        taken.append(set(backends))
+        yield
+        taken.append("out")
+
+    def widths(q, k, v, **options):
+        taken.append((q.shape[-1], k.shape[-1], v.shape[-1]))
+        return attention(q, k, v, **options)
+
+    monkeypatch.setattr("stts_mini.vit.sdpa_kernel", pinned)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", widths)
+    right = {SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH}
+    plain = [torch.randn(2, 3, 5, 8) for _ in range(3)]
+    bias, mask = torch.randn(2, 5), torch.rand(2, 1, 5, 5) > 0.3
+    for kind, padded, pin in ((ClaimsToBeOnCUDA, 16, True), (torch.Tensor, 9, False)):
+        q, k, v = (x.as_subclass(kind) for x in plain)
+        torch.testing.assert_close(
+            attend(q, k, v, bias).as_subclass(torch.Tensor), softmax_attention(*plain, bias, torch.ones(2, 1, 5, 5) > 0)
+        )
+        attend(q, k, v)
+        assert taken == [(padded,) * 3, (8, 8, 8)]  # no mask: PyTorch picks its fastest
+        taken.clear()
+        attend(q, k, v, mask=mask)
+        assert taken == ([right, (8, 8, 8), "out"] if pin else [(8, 8, 8)])
+        taken.clear()
