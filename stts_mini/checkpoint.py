@@ -81,7 +81,16 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
                 f"{path} has another shape: {name} is {there} there and {here} in this model;"
                 " give the flags it was trained with, or another --out"
             )
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"])  # into the model's own types
+
+
+def start_from(model: VLM, path: str | os.PathLike) -> None:
+    """Begin where an unpruned model stopped: take the ViT, connector and LLM of the checkpoint at `path`, but leave
+    the scorer fresh. Raises CheckpointError for a checkpoint that cannot be used."""
+    state = load(path)
+    scorer = {name: weight for name, weight in model.state_dict().items() if name.startswith("scorer.")}
+    others = {name: weight for name, weight in state["model"].items() if not name.startswith("scorer.")}
+    load_weights(model, {"model": {**others, **scorer}}, path)
 
 
 def load_model(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[VLM, dict[str, Any]]:

@@ -38,6 +38,7 @@ class TrainConfig:
     k: float = setting(0.5, "share of the cells to remove, 0 ≤ k < 1; 0 trains the unpruned model")
     scorer: str = setting("stts", "who scores the cells: stts, cosine or random")
     blind: bool = setting(False, "train without any vision tokens (the control)")
+    init: str = setting("", "checkpoint of an unpruned model to start from; its scorer is left out")
     data: str = setting("data", "folder of the prepared clips")
     out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
     train_short: int = setting(2000, "short training clips")

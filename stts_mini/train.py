@@ -160,21 +160,26 @@ def answers_right(output: Output) -> torch.Tensor:
     ) == 0  # fmt: skip
 
 
-def train(config: TrainConfig, resume: bool, device: torch.device) -> VLM:
-    """The training loop. Writes checkpoint.pt, config.json and log.csv into config.out."""
+def train(config: TrainConfig, resume: bool, device: torch.device, reader: Reader | None = None) -> VLM:
+    """The training loop. Writes checkpoint.pt, config.json and log.csv into config.out. `reader`: one that
+    several runs share, so that a clip is decoded once for all of them."""
     out = Path(config.out)
     if not resume:
         keep_old_run(out)
     out.mkdir(parents=True, exist_ok=True)
     index = prepare(config.data, "train", config.train_counts, config.image_size)
     clips = load_clips(index)
-    reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
-    reader.preload([clip.video for clip in clips])
+    if reader is None:
+        reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
+        reader.preload([clip.video for clip in clips])
     sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning)
 
     model = build_model(config, device)
     optimizers = build_optimizers(model, config)
     start = restore(out / "checkpoint.pt", model, optimizers, config, device) if resume else 0
+    if config.init and not resume:
+        check_world(checkpoint.load(config.init), config.init)
+        checkpoint.start_from(model, config.init)
     if config.compile:
         for block in (*model.vit.blocks, *model.llm.layers):
             block.compile(dynamic=True)

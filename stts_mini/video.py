@@ -103,7 +103,7 @@ def thinned(video: Video, max_frames: int, fps: float) -> Video:
     ([0.0, 1.0, 2.0], [0.0, 0.5, 1.5, 2.0])
     """
     wanted = [float(t) + 1e-6 for t in sample_times(video.times[-1], max_frames, fps)]
-    shown = np.unique(np.searchsorted(video.times, wanted, side="right") - 1)
+    shown = np.unique(np.searchsorted(video.times, wanted) - 1)
     return Video(video.frames[shown], [video.times[i] for i in shown], video.duration, video.skipped)
 
 

@@ -452,7 +452,9 @@ def test_broken_parts_are_counted(tmp_path):
 
 
 def test_a_clip_looked_at_less_often():
-    clip = video_module.Video(np.arange(9, dtype=np.uint8).repeat(12).reshape(9, 2, 2, 3), [i / 4 for i in range(9)], 2)
+    clip = video_module.Video(
+        np.arange(9, dtype=np.uint8).repeat(12).reshape(9, 2, 2, 3), [i / 4 for i in range(9)], 2.2, 3
+    )
     for most, fps, kept in (
         (9, 4, range(9)),
         (5, 4, range(0, 9, 2)),
@@ -462,3 +464,4 @@ def test_a_clip_looked_at_less_often():
     ):
         thin = thinned(clip, most, fps)
         assert thin.frames[:, 0, 0, 0].tolist() == list(kept) and thin.times == [i / 4 for i in kept]
+        assert thin.duration == 2.2 and thin.skipped == 3

@@ -1,0 +1,254 @@
+"""The paper's tables in miniature: train every row, judge it, and write each result as it comes.
+
+    python -m stts_mini.lab.reproduce --base 0          the unpruned model that rows start from (some 40 minutes)
+    python -m stts_mini.lab.reproduce --table k         the rows of one table, each in a few minutes
+    python -m stts_mini.lab.reproduce --all             everything that is still missing, in order
+
+Every row fine-tunes the same unpruned base with the same clips and questions in the same order for the same
+number of steps, and is asked the same questions about the same held-out clips: so rows compare pairwise. A
+finished row is a JSON file in `tutorials/results/rows`: config, seed, commit, fingerprint of the test set, torch
+version, and for each way of asking (at test time) every answer, right or wrong, in the order of the clips.
+What is there is not run again; several of these commands may run side by side.
+
+`lab/tables.py` makes tables of the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from stts_mini import checkpoint
+from stts_mini.config import PRESETS, TrainConfig
+from stts_mini.data import Reader, Sampler, fingerprint, load_clips, prepare
+from stts_mini.eval import Result, evaluate, test_set
+from stts_mini.packing import scaled_frames
+from stts_mini.scorer import SCORERS
+from stts_mini.train import pick_device, step_time_ratio, train
+
+FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
+BASES = 2  # row seed s starts from base s mod 2
+RECIPE = dict(
+    max_frames=FRAMES, fps=10.0, thinning=1.0, image_steps=0, brief_steps=0, steps=250, warmup=10, muon_lr=0.002,
+    lr=1e-3, scorer_lr_ratio=5.0, save_every=1000,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained model. `settings`: fields of TrainConfig that differ from the recipe."""
+
+    method: str
+    k: float
+    seed: int
+    settings: dict = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """The result's file name, without its end."""
+        return f"{self.method}-k{round(100 * self.k)}-seed{self.seed}"
+
+
+METHODS = {  # what a row's method means
+    "unpruned": dict(scorer="stts"),
+    "stts": dict(scorer="stts"),
+    "random": dict(scorer="random"),
+    "cosine": dict(scorer="cosine"),
+    "no-aux": dict(scorer="stts", sim_weight=0.0),
+    "no-bias": dict(scorer="stts", bias="none"),
+}
+
+
+def rows_of(table: str) -> list[Row]:
+    """The rows that a table needs, the most important first."""
+    seeds = (0, 1, 2)
+    ladder = [Row("unpruned", 0.0, s) for s in seeds]
+    ladder += [Row(m, k, s) for k in (0.5, 0.8, 0.9) for m in ("stts", "random") for s in seeds]
+    if table == "k":
+        return ladder + [Row(m, k, 0) for k in (0.3, 0.4, 0.6, 0.7) for m in ("stts", "random")]
+    if table == "methods":
+        bold = [Row("cosine", k, s) for k in (0.8, 0.5) for s in seeds]
+        return [*ladder[:9], *bold, *(Row(m, k, 0) for m in ("no-aux", "no-bias") for k in (0.5, 0.8))]
+    raise ValueError(f"table {table!r}: know k, methods")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A way to ask a trained model: at this k and number of frames, by this scorer (None: its own)."""
+
+    k: float
+    max_frames: int = FRAMES
+    scorer: str | None = None
+    blind: bool = False
+
+
+def askings(row: Row) -> dict[str, Asking]:
+    """How a row's model is asked at test time: as trained; with more frames; an unpruned one in many ways."""
+    ways = {"as trained": Asking(row.k)}
+    if row.method == "unpruned":
+        ways |= {f"{n} frames": Asking(0.0, n) for n in (1, 8, 16, 64)} | {"blind": Asking(0.0, blind=True)}
+        for k, name in itertools.product((0.5, 0.8), ("cosine", "random")):
+            ways[f"{name}, inference only, k = {k}"] = Asking(k, scorer=name)
+    elif row.method == "stts" and row.k <= 0.5:
+        ways["scaled"] = Asking(row.k, scaled_frames(FRAMES, row.k))
+    return ways
+
+
+class Lab:
+    """Data that all rows share, decoded once: training clips and test clips, at each number of frames."""
+
+    def __init__(self, data: str, clips: int, device: torch.device):
+        self.data, self.device = data, device
+        self.config = TrainConfig(**{**PRESETS["base"], "data": data})
+        self.test = test_set(data, self.config.image_size, clips)
+        self.readers: dict[int, Reader] = {}
+
+    def reader(self, max_frames: int, preload: bool = False) -> Reader:
+        """One for each number of frames."""
+        if max_frames not in self.readers:
+            self.readers[max_frames] = Reader(max_frames, self.config.image_size, self.config.fps, cache_gb=4.0)
+        return self.readers[max_frames]
+
+    def ask(self, model, way: Asking, scorer_seed: int = 0) -> Result:
+        """Every test question, one way."""
+        torch.manual_seed(scorer_seed)
+        own = model.scorer
+        if way.scorer:
+            model.scorer = SCORERS[way.scorer](model.config.scorer).to(self.device)
+        encode = model.encode_blind if way.blind else None
+        result = evaluate(model, self.test, self.reader(way.max_frames), way.k, encode, generate=False)
+        model.scorer = own
+        return result
+
+
+def base_checkpoint(folder: Path, seed: int) -> Path:
+    """Where the unpruned model with this seed is, or will be."""
+    return folder / f"base{seed}.pt"
+
+
+def train_base(folder: Path, data: str, seed: int, device: torch.device) -> Path:
+    """Train an unpruned model from nothing (it is resumed if it was begun); keep its weights in half precision, small
+    enough for a repository."""
+    path, out = base_checkpoint(folder, seed), Path("runs") / f"base{seed}"
+    if path.exists():
+        return path
+    config = TrainConfig(**{**PRESETS["base"], "data": data, "seed": seed, "out": str(out)})
+    model = train(config, (out / "checkpoint.pt").exists(), device)
+    state = checkpoint.load(out / "checkpoint.pt")
+    rest = {name: state[name] for name in ("step", "train_config", "world")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(path, model.half(), **rest)
+    return path
+
+
+def run_row(row: Row, lab: Lab, folder: Path) -> dict:
+    """Fine-tune from the row's base, ask, and return what the JSON file holds."""
+    base = base_checkpoint(folder, row.seed % BASES)
+    out = Path("runs") / "rows" / row.name
+    settings = {**PRESETS["base"], **RECIPE, **METHODS[row.method], **row.settings, "k": row.k, "seed": row.seed}
+    config = TrainConfig(**{**settings, "data": lab.data, "out": str(out), "init": str(base)})
+    began = time.monotonic()
+    model = train(config, (out / "checkpoint.pt").exists(), lab.device, lab.reader(config.max_frames))
+    trained = time.monotonic() - began
+    scores = {name: scores_of(lab.ask(model, way, row.seed), way) for name, way in askings(row).items()}
+    record = dict(
+        row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
+        config=dataclasses.asdict(config), commit=commit(), torch=torch.__version__, threads=torch.get_num_threads(),
+        fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1), asked=scores,
+    )  # fmt: skip
+    if row.method == "stts":
+        clips = load_clips(prepare(lab.data, "train", config.train_counts, config.image_size))
+        videos = [clip for clip in clips if clip.kind != "image"]
+        sampler = Sampler(videos, lab.reader(config.max_frames), config.batch_size, config.questions, config.seed)
+        record["step_time_ratio"] = step_time_ratio(model, sampler, config, lab.device)
+    return record
+
+
+def scores_of(result: Result, way: Asking) -> dict:
+    """A result as plain values: the accuracies, and each answer of each task as 0 or 1, in the order of the clips."""
+    tasks = list(result.correct["choice"])
+    return dict(
+        **dataclasses.asdict(way),
+        accuracy={t: round(result.accuracy(t), 4) for t in tasks},
+        answers={t: "".join(str(right) for _, right in result.answers(t)) for t in tasks},
+        effective_k=round(1 - result.kept / result.cells, 4) if result.cells else None,
+        evidence_kept=round(result.evidence[0] / result.evidence[1], 4) if result.evidence[1] else None,
+    )
+
+
+def commit() -> str:
+    """The checked-out commit, with a + if anything in the package differs from it."""
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+    head = git("rev-parse", "--short", "HEAD").stdout.strip()
+    return head + "+" * bool(git("status", "--porcelain", ".").stdout.strip()) if head else "unknown"
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether nobody else is at work on this file; the claim ends with the process that holds it."""
+    import fcntl  # not on Windows: there, run one command at a time
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def write_json(path: Path, record: dict) -> None:
+    """All or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        "python -m stts_mini.lab.reproduce", description=__doc__.split("\n")[0], allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--base", type=int, metavar="SEED", help="train the unpruned model with this seed")
+    what.add_argument("--table", choices=("k", "methods"), help="train what is missing of one table")
+    what.add_argument("--all", action="store_true", help="train whatever is missing")
+    parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="folder of bases and rows")
+    parser.add_argument("--data", default="data", help="folder of the prepared clips")
+    parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
+    args = parser.parse_args(argv)
+    device = pick_device("auto")
+    try:
+        for seed in range(BASES) if args.base is None else [args.base]:
+            train_base(args.results, args.data, seed, device)
+        if args.base is not None:
+            return
+        lab = Lab(args.data, args.clips, device)
+        for row in rows_of(args.table) if args.table else list(dict.fromkeys(rows_of("k") + rows_of("methods"))):
+            path = args.results / "rows" / f"{row.name}.json"
+            with claimed(Path("runs") / "rows" / f"{row.name}.lock") as mine:
+                if path.exists() or not mine:
+                    continue
+                print(f"row {row.name}", flush=True)
+                write_json(path, run_row(row, lab, args.results))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

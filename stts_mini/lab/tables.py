@@ -1,0 +1,287 @@
+"""Tables of the results, with intervals: from the JSON files that `lab/reproduce.py` writes to one Markdown page.
+
+    python -m stts_mini.lab.tables            writes tutorials/results/README.md
+    python -m stts_mini.lab.tables --check    exits 1 if the page on disk is another
+
+A score is a mean over tasks (short, long), and the average is the mean of the two, as in the paper. The 95%
+interval is a hierarchical bootstrap: seeds are drawn with replacement, and within each kind of clip the clips,
+the same ones for all seeds, tasks and rows. A difference is paired: the same draw for both rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stts_mini import world
+from stts_mini.eval import grouped
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One way of asking the models of one row: answers[task] is (seeds, clips), 0 or 1. `kind_of[task]`."""
+
+    answers: dict[str, np.ndarray]
+
+    def mean(self, tasks: Sequence[str]) -> float:
+        """Mean over tasks of the mean over seeds and clips."""
+        return float(np.mean([self.answers[t].mean() for t in tasks]))
+
+    @property
+    def seeds(self) -> int:
+        """How many models there are."""
+        return len(next(iter(self.answers.values())))
+
+
+def kind_of(task: str) -> str:
+    """The kind of clip that a task is asked about: tasks of a kind share their clips."""
+    return "image" if task.startswith("image/") else next(k for k, tasks in world.TASKS.items() if task in tasks)
+
+
+def of_group(scores: Scores, group: str) -> list[list[str]]:
+    """The tasks of "short", "long", "average" (both, each counting half) or of one task, as groups."""
+    groups = grouped(list(scores.answers))
+    return list(groups.values()) if group == "average" else [groups.get(group, [group])]
+
+
+def value(scores: Scores, group: str) -> float:
+    """A row's score: see `of_group`."""
+    return float(np.mean([scores.mean(tasks) for tasks in of_group(scores, group)]))
+
+
+def drawn(scores: Scores, group: str, draws: int = DRAWS) -> np.ndarray:
+    """The score under each draw of seeds and clips: (draws,). The draws depend on the numbers of seeds and clips
+    alone, so two rows that have the same are drawn alike."""
+    groups = of_group(scores, group)
+    kinds = sorted({kind_of(t) for tasks in groups for t in tasks})
+    rng = np.random.default_rng(0)
+    seeds = rng.integers(scores.seeds, size=(draws, scores.seeds))
+    means = {}
+    for kind in kinds:
+        own = [t for tasks in groups for t in tasks if kind_of(t) == kind]
+        n = scores.answers[own[0]].shape[1]
+        picks = np.random.default_rng((1, list(world.TASKS).index(kind))).integers(n, size=(draws, n))
+        weight = np.stack([np.bincount(p, minlength=n) for p in picks]) / n  # (draws, n)
+        for t in own:
+            per_seed = weight @ scores.answers[t].T  # (draws, seeds)
+            means[t] = np.take_along_axis(per_seed, seeds, axis=1).mean(1)
+    return np.mean([np.mean([means[t] for t in tasks], axis=0) for tasks in groups], axis=0)
+
+
+def interval(scores: Scores, group: str) -> tuple[float, float]:
+    """95% interval of a row's score."""
+    low, high = np.percentile(drawn(scores, group), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
+    """a − b and its 95% interval, paired by clip, and by seed (seeds that both have). Raises ValueError for rows
+    that were not asked the same."""
+    if {t: x.shape for t, x in a.answers.items()} != {t: x.shape for t, x in b.answers.items()}:
+        raise ValueError("two rows of different seeds, tasks or clips cannot be paired")
+    low, high = np.percentile(drawn(a, group) - drawn(b, group), (2.5, 97.5))
+    return value(a, group) - value(b, group), float(low), float(high)
+
+
+class Results:
+    """All finished rows: `scores(method, k, way)` over whatever seeds there are."""
+
+    def __init__(self, folder: Path):
+        self.records: dict[tuple[str, float, int], dict] = {}
+        for path in sorted(folder.glob("*.json")):
+            record = json.loads(path.read_text())
+            row = record["row"]
+            self.records[row["method"], row["k"], row["seed"]] = record
+        marks = {r["fingerprint"] for r in self.records.values()}
+        if len(marks) > 1:
+            raise ValueError(f"{folder} holds rows of different test sets: {sorted(marks)}")
+        self.fingerprint = next(iter(marks), "")
+
+    def seeds(self, method: str, k: float) -> list[int]:
+        """The seeds that are finished."""
+        return sorted(s for m, other, s in self.records if (m, other) == (method, k))
+
+    def scores(
+        self, method: str, k: float, way: str = "as trained", seeds: Sequence[int] | None = None
+    ) -> Scores | None:
+        """Answers of a row, seed by seed; None if there is nothing."""
+        asked = [
+            self.records[method, k, s]["asked"][way]["answers"]
+            for s in (self.seeds(method, k) if seeds is None else seeds)
+            if way in self.records.get((method, k, s), {}).get("asked", {})
+        ]
+        if not asked:
+            return None
+        return Scores({t: np.array([[int(c) for c in row[t]] for row in asked]) for t in asked[0]})
+
+    def field(self, method: str, k: float, name: str, way: str = "as trained") -> float | None:
+        """The mean over seeds of another number of a way of asking."""
+        values = [self.records[method, k, s]["asked"][way].get(name) for s in self.seeds(method, k)]
+        return float(np.mean(values)) if values and None not in values else None
+
+
+def percent(x: float) -> str:
+    """
+    >>> percent(0.9751)
+    '97.5'
+    """
+    return f"{100 * x:.1f}"
+
+
+def with_interval(scores: Scores, group: str) -> str:
+    """Like 97.5 (96.7–98.3)."""
+    low, high = interval(scores, group)
+    return f"{percent(value(scores, group))} ({percent(low)}–{percent(high)})"
+
+
+def against(a: Scores, b: Scores, group: str = "average") -> str:
+    """Like −0.4 (−1.1 to +0.3)."""
+    d, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in difference(a, b, group))
+    return f"{d} ({low} to {high})"
+
+
+NAMES = {
+    "unpruned": "unpruned", "stts": "STTS", "random": "random", "cosine": "cosine heuristic, trained",
+    "no-aux": "STTS without the auxiliary loss", "no-bias": "STTS without the bias (no LM gradient)",
+}  # fmt: skip
+
+
+def row(results: Results, method: str, k: float, way: str = "as trained", name: str | None = None) -> str | None:
+    """A line of a table: name, k, effective k, short, long, average, against unpruned, evidence kept, seeds."""
+    scores = results.scores(method, k, way)
+    if scores is None:
+        return None
+    seeds = results.seeds(method, k)
+    both = [s for s in seeds if s in results.seeds("unpruned", 0.0)]
+    paired = "–"
+    if both and (method, way) != ("unpruned", "as trained"):
+        paired = against(results.scores(method, k, way, both), results.scores("unpruned", 0.0, seeds=both))
+    effective, kept = (results.field(method, k, f, way) for f in ("effective_k", "evidence_kept"))
+    asked_k = results.records[method, k, seeds[0]]["asked"][way]["k"]
+    groups = [with_interval(scores, group) for group in ("short", "long", "average")]
+    effective, kept = ("–" if x is None else percent(x) for x in (effective, kept))
+    cells = [name or NAMES[method], str(round(100 * asked_k)), effective, *groups, paired, kept, str(scores.seeds)]
+    return "| " + " | ".join(cells) + " |"
+
+
+HEAD = """| | k | effective k | short | long | average | against unpruned | evidence kept | seeds |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def ladder(results: Results) -> str:
+    """Tables 1 and 8 of the paper: accuracy against k."""
+    lines = [row(results, "unpruned", 0.0)]
+    for k in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        lines += [row(results, method, k) for method in ("stts", "random", "cosine")]
+    lines.append(row(results, "unpruned", 0.0, "blind", "blind (k = 100)"))
+    return "\n".join([HEAD, *filter(None, lines)])
+
+
+def methods(results: Results) -> str:
+    """Tables 2 and 5: other ways to prune."""
+    lines = []
+    for k in (0.5, 0.8):
+        lines += [row(results, m, k) for m in ("stts", "cosine", "random", "no-aux", "no-bias")]
+        for m in ("cosine", "random"):
+            lines.append(row(results, "unpruned", 0.0, f"{m}, inference only, k = {k}", f"{m}, inference only"))
+    return "\n".join([HEAD, *filter(None, lines)])
+
+
+def pairs(results: Results) -> str:
+    """STTS against the other scorers, paired."""
+    lines = ["| k | STTS − | short | long | average | seeds |", "|---|---|---|---|---|---|"]
+    for k in (0.5, 0.8, 0.9):
+        for other in ("random", "cosine"):
+            both = [s for s in results.seeds("stts", k) if s in results.seeds(other, k)]
+            if both:
+                a, b = (results.scores(m, k, seeds=both) for m in ("stts", other))
+                differences = [against(a, b, group) for group in ("short", "long", "average")]
+                lines.append(f"| {round(100 * k)} | {other} | {' | '.join(differences)} | {len(both)} |")
+    return "\n".join(lines)
+
+
+def tasks(results: Results) -> str:
+    """Every task of the unpruned model: what it is worth, and what luck, text and frame 0 alone would give."""
+    ways = ["as trained", "8 frames", "16 frames", "64 frames", "1 frames", "blind"]
+    there = {way: results.scores("unpruned", 0.0, way) for way in ways}
+    there = {way: scores for way, scores in there.items() if scores is not None}
+    if not there:
+        return ""
+    names = {"as trained": "32 frames", "1 frames": "frame 0 only"}
+    lines = [f"| | {' | '.join(names.get(w, w) for w in there)} |", "|---" * (len(there) + 1) + "|"]
+    groups = grouped(list(next(iter(there.values())).answers))
+    for group in (*groups["short"], "short", *groups["long"], "long", "average", "image/attribute", "image/count"):
+        bold = "**" if group in ("short", "long", "average") else ""
+        lines.append(f"| {bold}{group}{bold} | {' | '.join(percent(value(s, group)) for s in there.values())} |")
+    return "\n".join(lines)
+
+
+def scaling(results: Results) -> str:
+    """Table 3: more frames at test time, the same model."""
+    lines = [
+        "| k | frames | long, 32 frames | long, scaled | scaled − unpruned at 32 | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for k in (0.3, 0.4, 0.5):
+        more, fewer = results.scores("stts", k, "scaled"), results.scores("stts", k)
+        both = [s for s in results.seeds("stts", k) if s in results.seeds("unpruned", 0.0)]
+        if more is not None and both:
+            a, b = results.scores("stts", k, "scaled", both), results.scores("unpruned", 0.0, seeds=both)
+            frames = results.records["stts", k, both[0]]["asked"]["scaled"]["max_frames"]
+            line = [
+                round(100 * k),
+                frames,
+                with_interval(fewer, "long"),
+                with_interval(more, "long"),
+                against(a, b, "long"),
+            ]
+            lines.append(f"| {' | '.join(map(str, line))} | {len(both)} |")
+    return "\n".join(lines)
+
+
+def page(results: Results) -> str:
+    """The whole page."""
+    torch = sorted({r["torch"] for r in results.records.values()})
+    commits = sorted({r["commit"] for r in results.records.values()})
+    parts = [
+        "# Results\n\nMade by `python -m stts_mini.lab.tables` from the files in [rows](rows), which"
+        " `python -m stts_mini.lab.reproduce --all` makes. Percent; 95% intervals from resampling seeds and clips,"
+        f" differences paired. Test set {results.fingerprint}; torch {', '.join(torch)}; commits {', '.join(commits)}.",
+        "## Accuracy against k (the paper's Tables 1 and 8)\n\n" + ladder(results),
+        "## STTS against other scorers, paired\n\n" + pairs(results),
+        "## Other ways to prune (Tables 2 and 5)\n\n" + methods(results),
+        "## More frames at test time (Table 3)\n\n" + scaling(results),
+        "## The tasks, unpruned\n\n" + tasks(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    parser = argparse.ArgumentParser("python -m stts_mini.lab.tables", description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
+    args = parser.parse_args(argv)
+    try:
+        text = page(Results(args.results / "rows"))
+    except (ValueError, OSError, KeyError) as error:
+        sys.exit(f"{parser.prog}: error: {error}")
+    path = args.results / "README.md"
+    if args.check:
+        if not path.exists() or path.read_text() != text:
+            sys.exit(f"{path} is not what the rows say: run python -m stts_mini.lab.tables")
+        return
+    path.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
