@@ -200,3 +200,15 @@ def test_the_processes_end_when_nobody_reads_on():
     assert next(results) == 70
     results.close()
     assert not multiprocessing.active_children()
+
+
+def test_thinning_draws_a_number_of_frames_for_each_step(clips):
+    long = [c for c in clips if c.kind == "watch"] * 2
+    sampler = Sampler(long, Reader(16, 48, 4.0), 4, 6, 0, thinning=4.0)
+    lengths = [int(sampler(step).num_frames.max()) for step in range(40)]
+    assert min(lengths) in (4, 5) and max(lengths) in (15, 16) and len(set(lengths)) > 6
+    assert sum(n < 8 for n in lengths) > 10 and sum(n >= 8 for n in lengths) > 10  # log-uniform
+    assert all(set(sampler(step).num_frames.tolist()) == {lengths[step]} for step in range(3))
+    taught = Sampler([c for c in clips if c.kind == "short"], Reader(16, 48, 4.0), 4, 6, 0, (("short", 3),), 4.0)
+    frames = [taught(step).num_frames.tolist() for step in range(3)]
+    assert {n for step in frames for n in step} == {4}  # a quarter of 16 frames, in the curriculum always

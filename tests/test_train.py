@@ -416,3 +416,41 @@ def test_the_command_end_to_end_without_a_warning(tmp_path):
     done = subprocess.run([*command, "--json", "e.json"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "k = 0.8" in done.stdout, done.stderr
     assert json.loads((tmp_path / "e.json").read_text())["k"] == 0.8
+
+
+def test_a_run_can_start_from_an_unpruned_model(folder, tmp_path):
+    train(tiny(folder, out=str(tmp_path / "base"), k=0.0, seed=1), False, CPU)
+    path = tmp_path / "base" / "checkpoint.pt"
+    base = state_of(path)["model"]
+    settings = dict(init=str(path), image_steps=0, brief_steps=0)
+    frozen = dict(lr=1e-12, muon_lr=1e-12, steps=1)
+    model = train(tiny(folder, out=str(tmp_path / "row"), **settings, **frozen), False, CPU)
+    fresh = build_model(tiny(folder), CPU).state_dict()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, (fresh if name.startswith("scorer.") else base)[name], rtol=0, atol=1e-9)
+    random = tiny(folder, out=str(tmp_path / "random"), scorer="random", **settings, **frozen)
+    train(random, False, CPU)  # another scorer than the base's
+    with pytest.raises(CheckpointError, match="another shape"):
+        train(tiny(folder, out=str(tmp_path / "other"), **settings, vit_mlp=12), False, CPU)
+    torch.save({**state_of(path), "world": "elsewhere"}, tmp_path / "elsewhere.pt")
+    with pytest.raises(CheckpointError, match="was trained in elsewhere"):
+        train(tiny(folder, out=str(tmp_path / "x"), init=str(tmp_path / "elsewhere.pt")), False, CPU)
+
+
+def test_resuming_goes_on_and_does_not_start_from_the_unpruned_model_again(folder, tmp_path):
+    train(tiny(folder, out=str(tmp_path / "base"), k=0.0, seed=1), False, CPU)
+    config = tiny(folder, out=str(tmp_path / "row"), init=str(tmp_path / "base" / "checkpoint.pt"))
+    trained = train(config, False, CPU).state_dict()
+    again = train(config, True, CPU).state_dict()  # nothing left to do
+    assert same(dict(trained), dict(again))
+
+
+def test_half_precision_bases_are_small_and_usable(folder, tmp_path):
+    model = train(tiny(folder, k=0.0), False, CPU)
+    state = state_of(folder / "run" / "checkpoint.pt")
+    rest = {name: state[name] for name in ("step", "train_config", "world")}
+    checkpoint.save(tmp_path / "half.pt", model.half(), **rest)
+    fresh = build_model(tiny(folder), CPU)
+    checkpoint.start_from(fresh, tmp_path / "half.pt")
+    assert all(p.dtype == torch.float32 for p in fresh.parameters())
+    torch.testing.assert_close(fresh.llm.norm.weight, model.llm.norm.weight.float())
