@@ -46,6 +46,7 @@ class TrainConfig:
     train_parade: int = setting(0, "long training clips through which four objects pass")
     train_image: int = setting(400, "one-frame training clips")
     train_brief: int = setting(1100, "training clips of 2.5 s, to learn time from")
+    train_glance: int = setting(0, "training clips of 12 to 16 s, to learn the long tasks from")
     test_clips: int = setting(200, "held-out test clips of each kind")
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
@@ -61,6 +62,7 @@ class TrainConfig:
     vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
     image_steps: int = setting(300, "first steps, on one-frame clips only")
     brief_steps: int = setting(350, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
+    glance_steps: int = setting(0, "next steps, on clips of 12 to 16 s only; unpruned, too")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
     warmup: int = setting(20, "steps of linear warm-up; after the curriculum, a cosine to zero")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
@@ -93,7 +95,8 @@ class TrainConfig:
         check_k(self.k)
         may_be_0 = {
             "k", "train_short", "train_watch", "train_parade", "train_image", "train_brief", "image_steps",
-            "brief_steps", "warmup", "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio",
+            "train_glance",
+            "brief_steps", "glance_steps", "warmup", "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio",
             "cache_gb", "seed", "score_after",
         }  # fmt: skip
         numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
@@ -144,7 +147,7 @@ class TrainConfig:
     @property
     def stages(self) -> tuple[tuple[str, int], ...]:
         """The curriculum before the clips come mixed: (kind, steps)."""
-        return ("image", self.image_steps), ("brief", self.brief_steps)
+        return ("image", self.image_steps), ("brief", self.brief_steps), ("glance", self.glance_steps)
 
     @property
     def curriculum_steps(self) -> int:

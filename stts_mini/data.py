@@ -213,15 +213,25 @@ def shown_options(qa: QA, rng: np.random.Generator) -> list[str]:
     return [shown[i] for i in rng.permutation(len(shown))]
 
 
-def collate(videos: Sequence[Video], branches: list[list[tuple[list[int], list[int]]]]) -> Batch:
-    """Decoded clips and their (prompt ids, answer ids) → a Batch, padded to the longest clip."""
+Annotate = Callable[[Clip, Video], np.ndarray]  # → a score for every cell, (T, C)
+
+
+def collate(
+    videos: Sequence[Video],
+    branches: list[list[tuple[list[int], list[int]]]],
+    scores: Sequence[np.ndarray] | None = None,
+) -> Batch:
+    """Decoded clips, their (prompt ids, answer ids) and, if given, a score (T, C) of each one's cells → a Batch,
+    padded to the longest clip."""
     T, size = max(len(v.frames) for v in videos), videos[0].frames.shape[1:3]
     frames = torch.zeros(len(videos), T, 3, *size, dtype=torch.uint8)
     for b, video in enumerate(videos):
         frames[b, : len(video.frames)] = torch.from_numpy(video.frames).permute(0, 3, 1, 2)
     num_frames = torch.tensor([len(v.frames) for v in videos])
     stamps = [[TOKENIZER.encode(stamp) for stamp in video.stamps] for video in videos]
-    return Batch(frames, num_frames, stamps, branches)
+    if scores is not None:
+        scores = torch.from_numpy(np.stack([np.pad(s, ((0, T - len(s)), (0, 0))) for s in scores])).float()
+    return Batch(frames, num_frames, stamps, branches, scores)
 
 
 class Sampler:
@@ -233,7 +243,7 @@ class Sampler:
     `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
     options. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to `thinning`
     (log-uniform; in the stages always the largest), so that the model learns to live with any number of
-    frames. Raises KeyError for a stage whose kind has no clip.
+    frames. `annotate`: gives the batch's `scores`. Raises KeyError for a stage whose kind has no clip.
     """
 
     def __init__(
@@ -245,9 +255,11 @@ class Sampler:
         seed: int,
         stages: Sequence[tuple[str, int]] = (),
         thinning: float = 1.0,
+        annotate: Annotate | None = None,
     ):
         self.clips, self.reader, self.seed = clips, reader, seed
         self.batch_size, self.questions, self.thinning = batch_size, questions, thinning
+        self.annotate = annotate
         pools: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             pools.setdefault(clip.kind, []).append(i)
@@ -277,18 +289,19 @@ class Sampler:
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 1, step))
         thin = self.thinning if step < self.stages[-1][0] else self.thinning ** rng.random()
-        videos, branches = [], []
+        videos, branches, scores = [], [], []
         for number in self.clip_numbers(step):
             clip = self.clips[number]
             video = self.reader(clip.video)
             most = max(round(self.reader.max_frames / thin), 1)
             videos.append(video if thin == 1 else thinned(video, most, self.reader.fps / thin))
+            scores.append(self.annotate(clip, videos[-1]) if self.annotate else None)
             own = []
             for qa in self._choose(clip.qa, rng):
                 options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
                 own.append((prompt_ids(qa.question, options), TOKENIZER.encode(qa.answer)))
             branches.append(own)
-        return collate(videos, branches)
+        return collate(videos, branches, scores if self.annotate else None)
 
     def _choose(self, qa: tuple[QA, ...], rng: np.random.Generator) -> list[QA]:
         shuffled = [qa[i] for i in rng.permutation(len(qa))]

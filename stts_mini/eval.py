@@ -31,6 +31,7 @@ from stts_mini.data import (
     QA,
     TOKENIZER,
     WORLD_ID,
+    Annotate,
     Clip,
     Reader,
     collate,
@@ -46,6 +47,7 @@ from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
 from stts_mini.progress import Progress
 from stts_mini.scorer import SCORERS
+from stts_mini.video import Video
 
 OPTION_SEED = 20  # of the order in which options are shown: the same for every model and every k
 
@@ -119,10 +121,12 @@ def evaluate(
     batch_size: int = 16,
     generate: bool = True,
     name: str = "test",
+    annotate: Annotate | None = None,
 ) -> Result:
     """Ask the model one question of each task on every clip, at any k and any number of frames (the
     reader's). `encode`: another encoder, such as `model.encode_blind`. `generate`: score greedy answers to
-    all tasks, not only to those that are judged by them. The control's tasks are named "image/task"."""
+    all tasks, not only to those that are judged by them. `annotate`: scores in the place of the scorer's. The
+    control's tasks are named "image/task"."""
     device = next(model.parameters()).device
     result, was_training = Result(), model.training
     model.eval()
@@ -134,7 +138,8 @@ def evaluate(
         choices = [
             [(prompt_ids(qa.question, shown), TOKENIZER.encode(o)) for qa, shown in own for o in shown] for own in asked
         ]
-        output = model(collate(videos, choices).to(device), k, encode)
+        scores = [annotate(clips[n], video) for n, video in zip(numbers, videos, strict=True)] if annotate else None
+        output = model(collate(videos, choices, scores).to(device), k, encode)
         likelihood = iter(option_likelihoods(output).tolist())
         spoken = [[qa for qa, _ in own if generate or qa.task in world.GENERATED] for own in asked]
         said = [[] for _ in spoken]
@@ -145,8 +150,8 @@ def evaluate(
         for b, n in enumerate(numbers):
             for qa, shown in asked[b]:
                 task = task_name(clips[n], qa)
-                scores = [next(likelihood) for _ in shown]
-                right = shown[int(np.argmax(scores))] == qa.answer
+                likely = [next(likelihood) for _ in shown]
+                right = shown[int(np.argmax(likely))] == qa.answer
                 result.correct["choice"][task].append((n, int(right)))
                 result.chance[task].append(0 if task in world.GENERATED else 1 / len(shown))
             for qa, ids in zip(spoken[b], said[b], strict=True):
@@ -172,6 +177,16 @@ def option_likelihoods(output) -> torch.Tensor:
     return sums.index_add(0, output.branch, log_p.masked_fill(last, 0))
 
 
+def evidence_per_cell(clip: Clip, video: Video, side: int) -> np.ndarray:
+    """How many pixels of each cell the answers depend on by which the clip's kind is judged, frame 0 left out:
+    (T, side²) int. `side`: cells in a row."""
+    scene = world.make_scene(clip.split, clip.kind, clip.seed)
+    questions = tuple(q for q in scene.questions if q.task in world.TASKS[clip.kind])
+    T, size = video.frames.shape[:2]
+    pixels = evidence(scene, questions, np.array(video.times), size)
+    return pixels.reshape(T, side, size // side, side, size // side).sum((2, 4)).reshape(T, side * side)
+
+
 def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos: Sequence) -> None:
     """Add a batch's kept cells, rows and kept evidence to the result."""
     if encoded.keep is None:
@@ -183,14 +198,11 @@ def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos:
     C = keep.shape[2]
     side = round(C**0.5)
     for b, (clip, video) in enumerate(zip(clips, videos, strict=True)):
-        T, size = video.frames.shape[:2]
+        T = len(video.frames)
         if T > 1:
             result.kept += int(encoded.kept[b].sum())
             result.cells += T * C
-        scene = world.make_scene(clip.split, clip.kind, clip.seed)
-        questions = tuple(q for q in scene.questions if q.task in world.TASKS[clip.kind])
-        pixels = evidence(scene, questions, np.array(video.times), size)
-        per_cell = pixels.reshape(T, side, size // side, side, size // side).sum((2, 4)).reshape(T, C)
+        per_cell = evidence_per_cell(clip, video, side)
         seen, every = int(per_cell[keep[b, :T]].sum()), int(per_cell.sum())
         result.evidence = (result.evidence[0] + seen, result.evidence[1] + every)
 

@@ -255,12 +255,20 @@ class VLM(nn.Module):
         tokens = torch.zeros(0, self.config.llm.width, device=frames.device)
         return Encoded(tokens, nothing, nothing.bool(), torch.zeros(0, 3, dtype=torch.long))
 
+    def encode(self, batch: Batch, k: float, encode: Callable[..., Encoded] | None = None) -> Encoded:
+        """The batch's videos, by `encode` if given, else by `encode_video`, with the batch's own scores if it has
+        any."""
+        if encode is not None:
+            return encode(batch.frames, batch.num_frames, k)
+        given = None if batch.scores is None else lambda *_: batch.scores.to(batch.frames.device)
+        return self.encode_video(batch.frames, batch.num_frames, k, scorer=given)
+
     # ------------------------------------------------------------------------------------- the LLM
 
     def forward(self, batch: Batch, k: float = 0.5, encode: Callable[..., Encoded] | None = None) -> Output:
         """Losses and logits of a batch; `encode` instead of `encode_video` for another encoder."""
         check_prompts(batch.branches)
-        encoded = (encode or self.encode_video)(batch.frames, batch.num_frames, k)
+        encoded = self.encode(batch, k, encode)
         prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown)
         layout = Layout.build(prefixes, batch.branches, encoded.tokens.device)
         hidden = self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask)
@@ -290,7 +298,7 @@ class VLM(nn.Module):
         The prefix is computed once for each video; its keys and values serve all of its questions.
         """
         check_prompts(batch.branches)
-        encoded = (encode or self.encode_video)(batch.frames, batch.num_frames, k)
+        encoded = self.encode(batch, k, encode)
         device = encoded.tokens.device
         prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown)
         owner = torch.tensor([b for b, video in enumerate(batch.branches) for _ in video], device=device)  # (R,)

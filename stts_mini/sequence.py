@@ -34,12 +34,14 @@ class Batch:
     num_frames  (B,) int, on the CPU
     stamps      for each video, for each frame, the token ids of its time stamp
     branches    for each video, for each question, (prompt ids, answer ids); the end token is added
+    scores      (B, T, C), in the place of what the model's scorer says (an oracle's, say), or None
     """
 
     frames: Tensor
     num_frames: Tensor
     stamps: list[list[list[int]]]
     branches: Branches
+    scores: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its frames on `device`."""

@@ -27,7 +27,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -40,9 +40,9 @@ except ImportError:  # Windows
 
 from stts_mini import checkpoint
 from stts_mini.config import TrainConfig, describe, parse_flags
-from stts_mini.data import TOKENIZER, WORLD_ID, Reader, Sampler, fingerprint, load_clips, prepare
+from stts_mini.data import TOKENIZER, WORLD_ID, Annotate, Reader, Sampler, fingerprint, load_clips, prepare
 from stts_mini.eval import check_world, evaluate, look_up, summarise, table, test_set
-from stts_mini.model import VLM, Output
+from stts_mini.model import VLM, Encoded, Output
 from stts_mini.optim import Muon
 from stts_mini.picture import draw_clips
 from stts_mini.progress import Log, Progress, clock
@@ -127,17 +127,28 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
     cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
     return [
         Batch(
-            batch.frames[c, : int(batch.num_frames[c].max())], batch.num_frames[c], batch.stamps[c], batch.branches[c]
+            batch.frames[c, : (T := int(batch.num_frames[c].max()))],
+            batch.num_frames[c],
+            batch.stamps[c],
+            batch.branches[c],
+            None if batch.scores is None else batch.scores[c, :T],
         )
         for c in cuts
     ]
 
 
-def forward_backward(model: VLM, batch: Batch, config: TrainConfig, device: torch.device, k: float | None = None):
+def forward_backward(
+    model: VLM,
+    batch: Batch,
+    config: TrainConfig,
+    device: torch.device,
+    k: float | None = None,
+    encode: Callable[..., Encoded] | None = None,
+):
     """Gradients of one batch, in `accumulate` parts. Returns mean L_task, mean L_sim, answers right,
     answers, tokens. (A part counts the same as any other, however many questions or videos it has.)"""
     k = config.k if k is None else k
-    encode = model.encode_blind if config.blind else None
+    encode = model.encode_blind if config.blind else encode
     task = sim = 0.0
     right = answers = tokens = 0
     for part in parts_of(batch, config.accumulate):
@@ -160,9 +171,20 @@ def answers_right(output: Output) -> torch.Tensor:
     ) == 0  # fmt: skip
 
 
-def train(config: TrainConfig, resume: bool, device: torch.device, reader: Reader | None = None) -> VLM:
-    """The training loop. Writes checkpoint.pt, config.json and log.csv into config.out. `reader`: one that
-    several runs share, so that a clip is decoded once for all of them."""
+def train(
+    config: TrainConfig,
+    resume: bool,
+    device: torch.device,
+    reader: Reader | None = None,
+    annotate: Annotate | None = None,
+    encoder: Callable[[VLM], Callable[..., Encoded]] | None = None,
+) -> VLM:
+    """The training loop. Writes checkpoint.pt, config.json and log.csv into config.out.
+
+    reader    one that several runs share, so that a clip is decoded once for all of them
+    annotate  scores in the place of the scorer's (see `Sampler`)
+    encoder   the model → another encoder than its own (merging, say)
+    """
     out = Path(config.out)
     if not resume:
         keep_old_run(out)
@@ -172,7 +194,9 @@ def train(config: TrainConfig, resume: bool, device: torch.device, reader: Reade
     if reader is None:
         reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
         reader.preload([clip.video for clip in clips])
-    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning)
+    sampler = Sampler(
+        clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning, annotate
+    )
 
     model = build_model(config, device)
     optimizers = build_optimizers(model, config)
@@ -194,13 +218,16 @@ def train(config: TrainConfig, resume: bool, device: torch.device, reader: Reade
 
     log = Log(out / "log.csv", start)
     progress, began = Progress("train", config.steps, start), time.monotonic()
+    encode = None if encoder is None else encoder(model)
     model.train()
     with Interrupt() as interrupt:
         for step in range(start, config.steps):
             batch = sampler(step)
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = group["peak_lr"] * rate_at(step, config)
-            task, sim, right, answers, tokens = forward_backward(model, batch, config, device, config.k_at(step))
+            task, sim, right, answers, tokens = forward_backward(
+                model, batch, config, device, config.k_at(step), encode
+            )
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             if not math.isfinite(task + sim) or not torch.isfinite(norm):
                 last = f"the last good checkpoint is {out / 'checkpoint.pt'}" if log.saved else "nothing was saved yet"

@@ -212,3 +212,15 @@ def test_thinning_draws_a_number_of_frames_for_each_step(clips):
     taught = Sampler([c for c in clips if c.kind == "short"], Reader(16, 48, 4.0), 4, 6, 0, (("short", 3),), 4.0)
     frames = [taught(step).num_frames.tolist() for step in range(3)]
     assert {n for step in frames for n in step} == {4}  # a quarter of 16 frames, in the curriculum always
+
+
+def test_a_batch_can_carry_scores(clips):
+    """For each clip what `annotate` says of the frames that are shown, padded as the frames are."""
+    annotate = lambda clip, video: np.full((len(video.frames), 9), clip.seed + 1.0)
+    sampler = Sampler(clips, Reader(16, 48), 4, 6, 0, annotate=annotate)
+    for step in range(4):
+        batch, numbers = sampler(step), sampler.clip_numbers(step)
+        assert batch.scores.shape == (4, batch.frames.shape[1], 9) and batch.scores.dtype == torch.float32
+        for b, (number, real) in enumerate(zip(numbers, batch.num_frames.tolist(), strict=True)):
+            assert (batch.scores[b, :real] == clips[number].seed + 1).all() and not batch.scores[b, real:].any()
+    assert Sampler(clips, Reader(16, 48), 4, 6, 0)(0).scores is None

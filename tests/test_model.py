@@ -1,6 +1,7 @@
 """The whole method against a slow, obvious reference; who sees whom; where the gradient comes from."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -511,3 +512,17 @@ def test_the_number_of_waits_for_the_device_does_not_grow_with_the_frames():
             select(torch.rand(2, F, 9), 0.5, torch.tensor([F, F - 1]))
         counts.append(mode.waits)
     assert counts[0] == counts[1] > 0
+
+
+def test_a_batchs_own_scores_stand_in_for_the_scorer():
+    model = build()
+    batch = batch_of(model, [3, 4])
+    B, T = batch.frames.shape[:2]
+    scores = torch.rand(B, T, model.config.cells, dtype=torch.float64)
+    given = model(replace(batch, scores=scores), 0.5)
+    assert torch.equal(given.encoded.scores, scores)
+    assert torch.equal(given.encoded.keep, select(scores, 0.5, batch.num_frames))
+    assert given.sim_loss == 0  # nobody's scores are trained
+    said = model.generate(replace(batch, scores=scores), 0.5, 2)
+    again = model.generate(batch, 0.5, 2, encode=lambda *_: given.encoded)
+    assert said == again
