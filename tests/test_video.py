@@ -154,6 +154,7 @@ def test_first_time_stamps_below_zero(tmp_path):
         cut = struct.unpack_from(">i", raw, at)[0] + container.streams.video[0].time_base.denominator * 35 // 100
     struct.pack_into(">i", raw, at, cut)
     path.write_bytes(raw)
+    assert video_module._packet_span(path) == (0, Fraction(3, 2))  # what is cut off does not count
     with av.open(str(path)) as container:
         stamps = [(p.pts, p.is_discard) for p in container.demux(video=0) if p.size]
     assert sum(pts < 0 for pts, _ in stamps) == 4 and all(gone == (pts < 0) for pts, gone in stamps)
@@ -368,10 +369,18 @@ def test_a_codec_that_nobody_knows_is_refused(tmp_path):
         read_video(tmp_path / "b.mkv", 4)
 
 
-@pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.parametrize("name", [*CONTAINERS, "b.mp4", "sound.mkv"])
 def test_the_packets_tell_when_a_clip_begins_and_ends(name, tmp_path, monkeypatch):
     """Without decoding; so a whole file is decoded once, at the right times."""
-    path = container_file(tmp_path, name)
+    if name == "b.mp4":  # the last packet is not the last picture
+        path = write(tmp_path / name, moving_square(25), range(0, 2500, 100), bf="3", b_strategy="0")
+        with av.open(str(path)) as container:
+            stamps = [p.pts for p in container.demux(video=0) if p.size]
+        assert stamps[-1] < max(stamps)
+    elif name == "sound.mkv":  # one that begins sooner, and ends sooner
+        path = write(tmp_path / name, moving_square(24), range(500, 2900, 100), audio=True)
+    else:
+        path = container_file(tmp_path, name)
     with av.open(str(path)) as container:
         times = [f.pts * Fraction(f.time_base) for f in container.decode(video=0)]
     first, last = video_module._packet_span(path)
@@ -409,34 +418,66 @@ class Stream:
         return [part] if part is not None else []
 
 
-def picture(pts):
-    """A frame whose brightness is ten times its stamp."""
-    frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 10 * (pts or 0), np.uint8), format="rgb24")
-    frame.pts, frame.time_base = pts, Stream.time_base
+def picture(pts, shade, side=16):
+    """A frame that is `shade` bright; "no clock": without a time base."""
+    frame = av.VideoFrame.from_ndarray(np.full((side, side, 3), shade, np.uint8), format="rgb24")
+    if pts == "no clock":
+        frame.pts = 7
+    else:
+        frame.pts, frame.time_base = pts, Stream.time_base
     return frame
 
 
 @pytest.mark.parametrize(
-    "stamps, shown, skipped",
+    "stamps, shown, skipped",  # shown: by place in the list
     [
-        ([0, 5, 10], [0, 5, 10], 0),
-        ([0, None, None, 5, 10], [0, 5, 10], 2),  # without a stamp, a frame has no place
-        ([0, "broken", 5, "broken", "broken", 10], [0, 5, 10], 3),
-        ([0, 5, 3, 5, 4, 10], [0, 5, 10], 0),  # stamps that run backwards, or stand still
-        ([0, 5, 7, 10, "end"], [0, 5, 10], 1),
-        ([2, "broken", None, 9, 11, "end"], [2, 2, 9], 3),  # wanted before the first good frame: that one
+        ([0, 5, 10], [0, 1, 2], 0),
+        ([0, None, None, "no clock", 5, 10], [0, 4, 5], 3),  # without a stamp, a frame has no place
+        ([0, "broken", 5, "broken", "broken", 10], [0, 2, 5], 3),
+        ([0, 5, 3, 5, 4, 10], [0, 1, 5], 0),  # stamps that run backwards, or stand still
+        ([0, 5, 7, 10, "end"], [0, 1, 3], 1),
+        ([2, "broken", None, 9, 11, "end"], [0, 0, 3], 3),  # wanted before the first good frame: that one
     ],
 )
 def test_what_is_shown_and_what_is_counted_as_broken(stamps, shown, skipped, monkeypatch):
-    parts = [None if s == "broken" else av.InvalidDataError(1, "x") if s == "end" else picture(s) for s in stamps]
-    stream = Stream(*parts, *([] if "end" in stamps else [picture(20)]))
+    odd = {"broken": None, "end": av.InvalidDataError(1, "x")}
+    parts = [odd[s] if s in odd else picture(s, 10 * i) for i, s in enumerate(stamps)]
+    stream = Stream(*parts, *([] if "end" in stamps else [picture(20, 200)]))
     monkeypatch.setattr(video_module, "_open", lambda _: (stream, stream))
     wanted = [Fraction(0), Fraction(1, 2), Fraction(1)]
     frames, (first, last), broken = video_module._decode("clip", wanted, None)
-    assert [round(10 * t) for _, t in frames] == shown == [round(int(f[0, 0, 0]) / 10) for f, _ in frames]
+    assert [round(int(f[0, 0, 0]) / 10) for f, _ in frames] == shown
+    assert [10 * t for _, t in frames] == [stamps[i] for i in shown]
     good = [s for s in stamps if isinstance(s, int)]
     assert (first, last) == (Fraction(good[0], 10), Fraction(good[-1] if "end" in stamps else 20, 10))
     assert broken == skipped
+
+
+def test_a_stream_may_change_its_size(monkeypatch):
+    stream = Stream(picture(0, 10), picture(5, 20, side=32), picture(10, 30, side=8))
+    monkeypatch.setattr(video_module, "_open", lambda _: (stream, stream))
+    frames, *_ = video_module._decode("clip", [Fraction(0), Fraction(1, 2), Fraction(1)], None)
+    assert [f.shape for f, _ in frames] == [(16, 16, 3)] * 3  # all as the first
+
+
+def test_a_container_that_breaks_off_ends_there(monkeypatch):
+    stream = Stream(av.InvalidDataError(1, "x"))
+    monkeypatch.setattr(video_module, "_open", lambda _: (stream, stream))
+    with pytest.raises(VideoError, match="no frame with a time stamp"):
+        video_module._packet_span("clip")
+
+
+def test_a_clip_ends_with_its_last_good_frame(tmp_path):
+    path = write(tmp_path / "a.mkv", moving_square(20), range(0, 2000, 100), g="1")
+    raw = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [bytes(p) for p in container.demux(video=0) if p.size]
+    for packet in (packets[0], *packets[-3:]):
+        raw[(at := raw.index(packet)) : at + len(packet)] = bytes(len(packet))
+    path.write_bytes(raw)
+    video = read_video(path, 100, fps=10)
+    assert video.skipped >= 3 and video.duration == 1.5 and video.times == [i / 10 for i in range(16)]
+    assert abs(int(video.frames[0, 0, 0, 0]) - 50) < 4 and abs(int(video.frames[-1, 0, 0, 0]) - 200) < 4
 
 
 def test_broken_parts_are_counted(tmp_path):
