@@ -46,11 +46,11 @@ class TrainConfig:
     train_parade: int = setting(0, "long training clips through which four objects pass")
     train_image: int = setting(400, "one-frame training clips")
     train_brief: int = setting(1100, "training clips of 2.5 s, to learn time from")
-    train_glance: int = setting(0, "training clips of 12 to 16 s, to learn the long tasks from")
     test_clips: int = setting(200, "held-out test clips of each kind")
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     thinning: float = setting(1.0, "divide max_frames and fps by up to this much, anew in each step")
+    coarse_steps: int = setting(0, "until this step, divide by all of it: few frames are cheap to learn from")
     # the optimisation
     steps: int = setting(1400, "training steps")
     batch_size: int = setting(12, "clips in a step")
@@ -62,7 +62,6 @@ class TrainConfig:
     vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
     image_steps: int = setting(300, "first steps, on one-frame clips only")
     brief_steps: int = setting(350, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
-    glance_steps: int = setting(0, "next steps, on clips of 12 to 16 s only; unpruned, too")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
     warmup: int = setting(20, "steps of linear warm-up; after the curriculum, a cosine to zero")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
@@ -95,8 +94,8 @@ class TrainConfig:
         check_k(self.k)
         may_be_0 = {
             "k", "train_short", "train_watch", "train_parade", "train_image", "train_brief", "image_steps",
-            "train_glance",
-            "brief_steps", "glance_steps", "warmup", "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio",
+            "brief_steps", "coarse_steps",
+            "warmup", "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio",
             "cache_gb", "seed", "score_after",
         }  # fmt: skip
         numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
@@ -147,7 +146,7 @@ class TrainConfig:
     @property
     def stages(self) -> tuple[tuple[str, int], ...]:
         """The curriculum before the clips come mixed: (kind, steps)."""
-        return ("image", self.image_steps), ("brief", self.brief_steps), ("glance", self.glance_steps)
+        return ("image", self.image_steps), ("brief", self.brief_steps)
 
     @property
     def curriculum_steps(self) -> int:
@@ -167,7 +166,7 @@ PRESETS: dict[str, dict] = {
     ),
     "base": dict(
         out="runs/base", k=0.0, train_short=3000, train_watch=1500, train_parade=1500, max_frames=64, fps=10.0,
-        thinning=5.0, steps=2700, image_steps=300, brief_steps=400, save_every=50, cache_gb=4.0,
+        thinning=5.0, coarse_steps=2300, steps=2600, image_steps=400, brief_steps=400, save_every=50, cache_gb=4.0,
     ),
     "gpu": dict(
         out="runs/gpu", train_short=20000, train_watch=6000, train_image=2000, train_brief=4000, test_clips=400,

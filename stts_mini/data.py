@@ -242,7 +242,7 @@ class Sampler:
     padding. Every epoch is a new order; what does not fill a batch waits for another epoch. A clip brings
     `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
     options. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to `thinning`
-    (log-uniform; in the stages always the largest), so that the model learns to live with any number of
+    (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any number of
     frames. `annotate`: gives the batch's `scores`. Raises KeyError for a stage whose kind has no clip.
     """
 
@@ -255,11 +255,12 @@ class Sampler:
         seed: int,
         stages: Sequence[tuple[str, int]] = (),
         thinning: float = 1.0,
+        coarse_steps: int = 0,
         annotate: Annotate | None = None,
     ):
         self.clips, self.reader, self.seed = clips, reader, seed
-        self.batch_size, self.questions, self.thinning = batch_size, questions, thinning
-        self.annotate = annotate
+        self.batch_size, self.questions, self.annotate = batch_size, questions, annotate
+        self.thinning, self.coarse_steps = thinning, coarse_steps
         pools: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             pools.setdefault(clip.kind, []).append(i)
@@ -288,7 +289,7 @@ class Sampler:
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 1, step))
-        thin = self.thinning if step < self.stages[-1][0] else self.thinning ** rng.random()
+        thin = self.thinning if step < self.coarse_steps else self.thinning ** rng.random()
         videos, branches, scores = [], [], []
         for number in self.clip_numbers(step):
             clip = self.clips[number]

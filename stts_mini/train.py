@@ -195,7 +195,15 @@ def train(
         reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
         reader.preload([clip.video for clip in clips])
     sampler = Sampler(
-        clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning, annotate
+        clips,
+        reader,
+        config.batch_size,
+        config.questions,
+        config.seed,
+        config.stages,
+        config.thinning,
+        config.coarse_steps,
+        annotate,
     )
 
     model = build_model(config, device)

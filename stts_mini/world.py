@@ -14,7 +14,6 @@ pruning never touches, so that what an answer needs must be chosen, not given.
 | parade | 32–96   | at-time, at-time-sub, before-after, open              | its long ones |
 | image  | 0       | attribute, count                                      | the control: never pruned |
 | brief  | 2.5     | none: to learn from when things happen                | |
-| glance | 12–16   | none: to learn the long tasks from, on few frames     | |
 
 Every object and every panel has slots of its own (what grows or spins reaches a little beyond them).
 Beside the tasks, every scene has questions about where and when, judged by nobody: dense supervision for
@@ -29,7 +28,6 @@ What this file does not do: draw (`drawing.py`), write files (`data.py`), know a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -217,23 +215,27 @@ def _shuffled(rng: np.random.Generator, a, b) -> tuple:
     return (a, b) if rng.random() < 0.5 else (b, a)
 
 
-def _watch(rng: np.random.Generator, shortest: float = 32.0, longest: float = 96.0) -> Scene:
+def _duration(rng: np.random.Generator) -> float:
+    """Of a long clip: 32 to 96 s, in half seconds."""
+    return float(rng.integers(64, 193)) / 2
+
+
+def _watch(rng: np.random.Generator) -> Scene:
     """Three objects that enter early and stay, one of which grows now and then; a fourth flashes up once, for
-    1.5 to 6 s. All of it sooner in a clip of less than 32 s."""
-    duration = float(rng.integers(2 * shortest, 2 * longest + 1)) / 2
-    pace = min(duration / 32, 1.0)
+    1.5 to 6 s."""
+    duration = _duration(rng)
     shapes, asked, count = _shapes_with_a_count(rng, 4)
     colours = [str(c) for c in rng.permutation(list(COLOURS))[:4]]
     _, still, rest = _place(rng, 0, 4)
-    length = float(rng.uniform(1.5, max(6.0 * pace, 2.0)))
-    start = float(rng.uniform(8.0 * pace, duration - length))
-    spans = [(float(rng.uniform(0.5, 6.0 * pace)), np.inf) for _ in range(3)] + [(start, start + length)]
+    length = float(rng.uniform(1.5, 6.0))
+    start = float(rng.uniform(8.0, duration - length))
+    spans = [(float(rng.uniform(0.5, 6.0)), np.inf) for _ in range(3)] + [(start, start + length)]
     times = int(rng.integers(len(COUNTS)))
     growths = []
     for i in range(times):  # one in each part of the time after 7 s, and a pause after it
-        part = (duration - 7.0 * pace) / times
+        part = (duration - 7.0) / times
         lasts = rng.uniform(1.5, min(5.0, 0.55 * part))
-        begins = 7.0 * pace + i * part + rng.uniform(0, part - lasts - max(2.0 * pace, 1.4))
+        begins = 7.0 + i * part + rng.uniform(0, part - lasts - 2.0)
         growths.append(Event("grow", float(begins), float(begins + lasts)))
     objects = tuple(
         Object(shape, colour, *_centre(rng, slot), enter, leave, tuple(growths) if i == 0 else ())
@@ -254,24 +256,22 @@ def _watch(rng: np.random.Generator, shortest: float = 32.0, longest: float = 96
     grown = tuple((0, e.start, e.end) for e in growths) or ((0, grower.enter, duration),)
     text = f"how many times is {grower.colour} big ?"
     questions.append(Question("event-count", text, str(times), COUNTS, grown))
-    for t in (*(rng.uniform(e.start, e.end) for e in growths), *rng.uniform(7.0 * pace, duration, 2)):
+    for t in (*(rng.uniform(e.start, e.end) for e in growths), *rng.uniform(7.0, duration, 2)):
         size = "big" if any(e.start <= t < e.end for e in growths) else "small"
         questions.append(Question("size", f"size of {grower.colour} at {t:.1f} ?", size, (size,), ((0, t, t),)))
     questions = list({q.text: q for q in questions}.values())
     return Scene("watch", duration, 2.0, objects, **_surroundings(rng, rest, 2), questions=tuple(questions))
 
 
-def _parade(rng: np.random.Generator, shortest: float = 32.0, longest: float = 96.0) -> Scene:
-    """Four objects, one after the other, each in view for 2 to 8 s and then gone; in a clip of less than 32 s,
-    for 1.4 s or more."""
-    duration = float(rng.integers(2 * shortest, 2 * longest + 1)) / 2
-    pace = min(duration / 32, 1.0)
+def _parade(rng: np.random.Generator) -> Scene:
+    """Four objects, one after the other, each in view for 2 to 8 s and then gone."""
+    duration = _duration(rng)
     shapes, colours = [_pick(rng, SHAPES) for _ in range(4)], [str(c) for c in rng.permutation(list(COLOURS))]
     _, still, rest = _place(rng, 0, 4)
-    part, objects = (duration - 2.0 * pace) / 4, []
+    part, objects = (duration - 2.0) / 4, []
     for i in range(4):
-        lasts = rng.uniform(max(2.0 * pace, 1.4), max(min(8.0, part - 2.0), 1.6))
-        enter = float(2.0 * pace + i * part + rng.uniform(0, part - lasts - pace))
+        lasts = rng.uniform(2.0, min(8.0, part - 2.0))
+        enter = float(2.0 + i * part + rng.uniform(0, part - lasts - 1.0))
         objects.append(Object(shapes[i], colours[i], *_centre(rng, still[i]), enter, float(enter + lasts)))
     seen = [(i, o.enter, o.leave) for i, o in enumerate(objects)]
     subtitles = " ".join(f"{o.enter:.1f} one enters ," for o in objects)
@@ -308,17 +308,10 @@ def _image(rng: np.random.Generator) -> Scene:
     return Scene("image", 0.0, 4.0, objects, **_surroundings(rng, rest, 2), questions=questions)
 
 
-def _glance(rng: np.random.Generator) -> Scene:
-    """A watch or a parade of 12 to 16 s, judged by nobody: short enough that a dozen frames miss nothing."""
-    return replace(_pick(rng, (_watch, _parade))(rng, 12.0, 16.0), kind="glance")
-
-
-SCENES = {
-    "short": _short, "watch": _watch, "parade": _parade, "image": _image, "brief": _brief, "glance": _glance,
-}  # fmt: skip
+SCENES = {"short": _short, "watch": _watch, "parade": _parade, "image": _image, "brief": _brief}
 TASKS = {  # what a kind is judged by
     "short": SHORT_TASKS, "watch": LONG_TASKS[:3], "parade": LONG_TASKS[3:], "image": ("attribute", "count"),
-    "brief": (), "glance": (),
+    "brief": (),
 }  # fmt: skip
 GENERATED = ("open",)  # judged by what the model says; all others by their options
 
