@@ -240,7 +240,8 @@ class Sampler:
     A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only; then come all
     kinds, but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is
     padding. Every epoch is a new order; what does not fill a batch waits for another epoch. A clip brings
-    `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
+    `questions` of its questions: first one of each task, then others (of a brief clip, all of its "when does …
+    enter", beyond that number: with fewer, some seeds never learn time); one in three, by lot, shows its
     options. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to `thinning`
     (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any number of
     frames. `annotate`: gives the batch's `scores`. Raises KeyError for a stage whose kind has no clip.
@@ -298,14 +299,16 @@ class Sampler:
             videos.append(video if thin == 1 else thinned(video, most, self.reader.fps / thin))
             scores.append(self.annotate(clip, videos[-1]) if self.annotate else None)
             own = []
-            for qa in self._choose(clip.qa, rng):
+            for qa in self._choose(clip, rng):
                 options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
                 own.append((prompt_ids(qa.question, options), TOKENIZER.encode(qa.answer)))
             branches.append(own)
         return collate(videos, branches, scores if self.annotate else None)
 
-    def _choose(self, qa: tuple[QA, ...], rng: np.random.Generator) -> list[QA]:
-        shuffled = [qa[i] for i in rng.permutation(len(qa))]
+    def _choose(self, clip: Clip, rng: np.random.Generator) -> list[QA]:
+        shuffled = [clip.qa[i] for i in rng.permutation(len(clip.qa))]
         first = list({q.task: q for q in shuffled}.values())
         rest = [q for q in shuffled if q not in first]
-        return (first + rest)[: self.questions]
+        chosen = (first + rest)[: self.questions]
+        beyond = [q for q in rest if q.task == "enter" and q not in chosen]
+        return chosen + (beyond if clip.kind == "brief" else [])

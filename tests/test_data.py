@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stts_mini import data
 from stts_mini.data import (
+    QA,
     TOKENIZER,
     Clip,
     Reader,
@@ -26,6 +27,7 @@ from stts_mini.data import (
 )
 from stts_mini.tokenizer import ANSWER, OPTION, QUESTION
 from stts_mini.video import Video
+from stts_mini.world import make_scene
 
 COUNTS = {"short": 6, "watch": 2, "image": 2}
 
@@ -171,9 +173,19 @@ def test_a_kind_with_few_clips_fills_its_batch_by_repeating():
 def test_each_task_is_asked_before_any_is_asked_twice(clips):
     sampler = Sampler(clips, None, 2, 6, 0)
     for seed in range(20):
-        own = sampler._choose(clips[0].qa, np.random.default_rng(seed))
+        own = sampler._choose(clips[0], np.random.default_rng(seed))
         assert len({q.task for q in own}) == len(own) == 6
-    assert len(sampler._choose(clips[-1].qa, np.random.default_rng(0))) <= 6
+    assert len(sampler._choose(clips[-1], np.random.default_rng(0))) <= 6
+
+
+def test_of_a_brief_clip_every_entrance_is_asked():
+    scene = make_scene("train", "brief", 0)
+    qa = tuple(QA(q.task, q.text, q.answer, q.options) for q in scene.questions)
+    sampler = Sampler(named(["brief"]), None, 1, 10, 0)
+    for kind, entrances in (("brief", 4), ("short", 1)):
+        own = sampler._choose(Clip("x", kind, "train", 0, qa), np.random.default_rng(1))
+        assert sum(q.task == "enter" for q in own) == entrances and len({q.question for q in own}) == len(own)
+        assert len(own) == 9 + entrances and len({q.task for q in own}) == 10
 
 
 def test_preload_reads_what_the_reader_reads(clips):
