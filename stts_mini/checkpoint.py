@@ -17,7 +17,7 @@ import torch
 
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
-from stts_mini.vit import ViTConfig
+from stts_mini.vit import ViTConfig, resized_positions
 
 FORMAT = "stts_mini 1"
 
@@ -86,10 +86,14 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
 
 def start_from(model: VLM, path: str | os.PathLike) -> None:
     """Begin where an unpruned model stopped: take the ViT, connector and LLM of the checkpoint at `path`, but leave
-    the scorer fresh. Raises CheckpointError for a checkpoint that cannot be used."""
+    the scorer fresh. Positions are resized if the model's grid is another. Raises CheckpointError for a checkpoint
+    that cannot be used."""
     state = load(path)
     scorer = {name: weight for name, weight in model.state_dict().items() if name.startswith("scorer.")}
     others = {name: weight for name, weight in state["model"].items() if not name.startswith("scorer.")}
+    name, patches = "vit.position_embedding", model.config.vit.num_patches
+    if name in others and len(others[name]) != patches:
+        others[name] = resized_positions(others[name], patches)
     load_weights(model, {"model": {**others, **scorer}}, path)
 
 

@@ -198,6 +198,18 @@ class ViT(nn.Module):
         return self.post_layernorm(x)
 
 
+def resized_positions(positions: Tensor, num_patches: int) -> Tensor:
+    """Position embeddings (N, D) of a square grid, for a grid of another size: bicubic interpolation, as SigLIP's.
+
+    >>> resized_positions(torch.ones(16, 3), 4).shape
+    torch.Size([4, 3])
+    """
+    old, new = math.isqrt(len(positions)), math.isqrt(num_patches)
+    grid = positions.float().unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, D, old, old)
+    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=True)
+    return grid[0].flatten(1).T.to(positions.dtype)
+
+
 def from_siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the state dict of Hugging Face's `SiglipVisionModel` to that of `ViT`.
 

@@ -152,7 +152,7 @@ def test_a_curriculum_shows_its_kinds_in_turn_and_then_all_that_is_judged():
     assert sorted(only.clip_numbers(7)) == [0, 1]  # nothing else there
 
 
-@settings(max_examples=20)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(st.integers(1, 7), st.integers(0, 3))
 def test_an_epoch_shows_every_clip_once_but_for_what_fills_no_batch(batch_size, seed):
     clips = named(["short"] * 12 + ["image"] * 7)

@@ -118,7 +118,7 @@ def reference(model, frames, num_frames, k):
 ragged = st.lists(st.integers(1, 4), min_size=1, max_size=3)
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples * 5 // 8)
 @given(
     ragged,
     st.sampled_from([0.0, 0.2, 0.5, 0.75, 0.9, 0.99]),
@@ -358,7 +358,7 @@ def test_uint8_frames_are_scaled_to_one():
 # ---------------------------------------------------------------------------------- the LLM's side
 
 
-@settings(max_examples=20)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(ragged, st.sampled_from([0.0, 0.5, 0.9]))
 def test_branches_do_not_see_each_other_nor_the_padding(frames, k):
     model = build()
@@ -384,7 +384,7 @@ def test_the_loss_is_the_mean_over_answers_of_the_mean_over_their_tokens():
     torch.testing.assert_close(output.task_loss, (losses[:2].mean() + losses[2:].mean()) / 2)
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings.default.max_examples * 3 // 8)
 @given(ragged, st.sampled_from([0.0, 0.5, 0.9]), st.integers(0, 5))
 def test_generate_with_the_cache_is_recomputing_everything(frames, k, seed):
     model = build(seed=seed)

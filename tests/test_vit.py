@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend
 
-from stts_mini.vit import ViT, ViTConfig, add_bias_channels, attend, from_siglip, sines
+from stts_mini.vit import ViT, ViTConfig, add_bias_channels, attend, from_siglip, resized_positions, sines
 
 SMALL = ViTConfig(image_size=8, patch_size=2, width=8, depth=2, heads=2, mlp=12)
 
@@ -221,3 +221,14 @@ def test_what_a_gpu_would_take(monkeypatch):
         attend(q, k, v, mask=mask)
         assert taken == ([right, (8, 8, 8), "out"] if pin else [(8, 8, 8)])
         taken.clear()
+
+
+def test_positions_resized_keep_what_is_smooth():
+    """A slope stays a slope; the same grid stays as it is."""
+    at = (torch.arange(8) + 0.5) / 8
+    slope = torch.stack([at[:, None].expand(8, 8), at.expand(8, 8)], -1).flatten(0, 1)  # (64, 2): y, x
+    torch.testing.assert_close(resized_positions(slope, 64), slope)
+    small = resized_positions(slope, 16).view(4, 4, 2)
+    middle = (torch.arange(4) + 0.5) / 4
+    torch.testing.assert_close(small[1:3, 1:3, 0], middle[1:3, None].expand(2, 2), atol=0.02, rtol=0)
+    torch.testing.assert_close(small[1:3, 1:3, 1], middle[None, 1:3].expand(2, 2), atol=0.02, rtol=0)

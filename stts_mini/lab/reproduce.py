@@ -19,24 +19,29 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stts_mini import checkpoint
 from stts_mini.config import PRESETS, TrainConfig
-from stts_mini.data import Reader, Sampler, fingerprint, load_clips, prepare
-from stts_mini.eval import Result, evaluate, test_set
+from stts_mini.data import Clip, Reader, Sampler, fingerprint, load_clips, prepare
+from stts_mini.eval import Result, evaluate, evidence_per_cell, test_set
+from stts_mini.lab.tome import merging
+from stts_mini.model import VLM
 from stts_mini.packing import scaled_frames
 from stts_mini.scorer import SCORERS
 from stts_mini.train import pick_device, step_time_ratio, train
+from stts_mini.video import Video
 
 FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
 BASES = 2  # row seed s starts from base s mod 2
@@ -48,27 +53,53 @@ RECIPE = dict(
 
 @dataclass(frozen=True)
 class Row:
-    """One trained model. `settings`: fields of TrainConfig that differ from the recipe."""
+    """One trained model: by this method, at this k, from base `seed` mod BASES."""
 
     method: str
     k: float
     seed: int
-    settings: dict = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
         """The result's file name, without its end."""
         return f"{self.method}-k{round(100 * self.k)}-seed{self.seed}"
 
+    def config(self, data: str, init: Path) -> TrainConfig:
+        """All settings of the run."""
+        k, settings = self.k, dict(METHODS[self.method])
+        if self.method == "frames":  # the budget as fewer frames
+            k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
+        if self.method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
+            k, settings["image_size"] = 0.0, 32 if self.k <= 0.6 else 16
+        own = dict(data=data, init=str(init), out=str(Path("runs") / "rows" / self.name), k=k, seed=self.seed)
+        return TrainConfig(**{**PRESETS["base"], **RECIPE, **settings, **own})
 
-METHODS = {  # what a row's method means
+
+METHODS = {  # what a row's method means, as settings of the training run
     "unpruned": dict(scorer="stts"),
     "stts": dict(scorer="stts"),
     "random": dict(scorer="random"),
     "cosine": dict(scorer="cosine"),
     "no-aux": dict(scorer="stts", sim_weight=0.0),
     "no-bias": dict(scorer="stts", bias="none"),
+    "oracle": dict(scorer="random"),  # `oracle` below takes its place
+    "tome": dict(scorer="random"),  # as does `merging`
+    "frames": dict(scorer="stts"),
+    "resolution": dict(scorer="stts"),
 }
+
+
+def oracle(clip: Clip, video: Video) -> np.ndarray:
+    """A scorer that knows: the share of a cell's pixels that an answer depends on (`eval.evidence_per_cell`),
+    and among cells without any, chance."""
+    cells = evidence_per_cell(clip, video, 3)  # (T, C)
+    luck = np.random.default_rng((clip.seed, len(cells))).random(cells.shape)
+    return cells / cells.max(initial=1) + 1e-3 * luck
+
+
+def taught_by(method: str) -> dict:
+    """What a method gives to `train` and `evaluate`, beside settings."""
+    return {"oracle": dict(annotate=oracle), "tome": dict(encoder=merging)}.get(method, {})
 
 
 def rows_of(table: str) -> list[Row]:
@@ -80,29 +111,31 @@ def rows_of(table: str) -> list[Row]:
         return ladder + [Row(m, k, 0) for k in (0.3, 0.4, 0.6, 0.7) for m in ("stts", "random")]
     if table == "methods":
         bold = [Row("cosine", k, s) for k in (0.8, 0.5) for s in seeds]
-        return [*ladder[:9], *bold, *(Row(m, k, 0) for m in ("no-aux", "no-bias") for k in (0.5, 0.8))]
+        others = ("no-aux", "no-bias", "oracle", "tome", "frames", "resolution")
+        return [*ladder[:15], *bold, *(Row(m, k, 0) for k in (0.5, 0.8) for m in others)]
     raise ValueError(f"table {table!r}: know k, methods")
 
 
 @dataclass(frozen=True)
 class Asking:
-    """A way to ask a trained model: at this k and number of frames, by this scorer (None: its own)."""
+    """A way to ask a trained model: at this k, of this many frames of this size, the cells chosen by this method."""
 
     k: float
+    method: str
     max_frames: int = FRAMES
-    scorer: str | None = None
-    blind: bool = False
+    size: int = 48
 
 
 def askings(row: Row) -> dict[str, Asking]:
     """How a row's model is asked at test time: as trained; with more frames; an unpruned one in many ways."""
-    ways = {"as trained": Asking(row.k)}
+    config = row.config("", Path())
+    ways = {"as trained": Asking(config.k, row.method, config.max_frames, config.image_size)}
     if row.method == "unpruned":
-        ways |= {f"{n} frames": Asking(0.0, n) for n in (1, 8, 16, 64)} | {"blind": Asking(0.0, blind=True)}
-        for k, name in itertools.product((0.5, 0.8), ("cosine", "random")):
-            ways[f"{name}, inference only, k = {k}"] = Asking(k, scorer=name)
+        ways |= {f"{n} frames": Asking(0.0, "unpruned", n) for n in (1, 8, 16, 64)} | {"blind": Asking(0.0, "blind")}
+        for k, name in itertools.product((0.5, 0.8), ("cosine", "random", "tome")):
+            ways[f"{name}, inference only, k = {k}"] = Asking(k, name)
     elif row.method == "stts" and row.k <= 0.5:
-        ways["scaled"] = Asking(row.k, scaled_frames(FRAMES, row.k))
+        ways["scaled"] = Asking(row.k, "stts", scaled_frames(FRAMES, row.k))
     return ways
 
 
@@ -113,22 +146,26 @@ class Lab:
         self.data, self.device = data, device
         self.config = TrainConfig(**{**PRESETS["base"], "data": data})
         self.test = test_set(data, self.config.image_size, clips)
-        self.readers: dict[int, Reader] = {}
+        self.readers: dict[tuple[int, int], Reader] = {}
 
-    def reader(self, max_frames: int, preload: bool = False) -> Reader:
-        """One for each number of frames."""
-        if max_frames not in self.readers:
-            self.readers[max_frames] = Reader(max_frames, self.config.image_size, self.config.fps, cache_gb=4.0)
-        return self.readers[max_frames]
+    def reader(self, max_frames: int, size: int) -> Reader:
+        """One for each number of frames and size."""
+        if (max_frames, size) not in self.readers:
+            self.readers[max_frames, size] = Reader(max_frames, size, self.config.fps, cache_gb=4.0)
+        return self.readers[max_frames, size]
 
-    def ask(self, model, way: Asking, scorer_seed: int = 0) -> Result:
-        """Every test question, one way."""
-        torch.manual_seed(scorer_seed)
-        own = model.scorer
-        if way.scorer:
-            model.scorer = SCORERS[way.scorer](model.config.scorer).to(self.device)
-        encode = model.encode_blind if way.blind else None
-        result = evaluate(model, self.test, self.reader(way.max_frames), way.k, encode, generate=False)
+    def ask(self, model: VLM, way: Asking, seed: int) -> Result:
+        """Every test question, one way; `seed`: of the random scorer."""
+        torch.manual_seed(seed)
+        own, given = model.scorer, taught_by(way.method)
+        if way.method in ("cosine", "random"):
+            model.scorer = SCORERS[way.method](model.config.scorer).to(self.device)
+        encode = given["encoder"](model) if "encoder" in given else None
+        encode = model.encode_blind if way.method == "blind" else encode
+        result = evaluate(
+            model, self.test, self.reader(way.max_frames, way.size), way.k, encode, generate=False,
+            annotate=given.get("annotate"),
+        )  # fmt: skip
         model.scorer = own
         return result
 
@@ -155,12 +192,11 @@ def train_base(folder: Path, data: str, seed: int, device: torch.device) -> Path
 
 def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     """Fine-tune from the row's base, ask, and return what the JSON file holds."""
-    base = base_checkpoint(folder, row.seed % BASES)
-    out = Path("runs") / "rows" / row.name
-    settings = {**PRESETS["base"], **RECIPE, **METHODS[row.method], **row.settings, "k": row.k, "seed": row.seed}
-    config = TrainConfig(**{**settings, "data": lab.data, "out": str(out), "init": str(base)})
+    config = row.config(lab.data, base_checkpoint(folder, row.seed % BASES))
+    reader = lab.reader(config.max_frames, config.image_size)
     began = time.monotonic()
-    model = train(config, (out / "checkpoint.pt").exists(), lab.device, lab.reader(config.max_frames))
+    resume = (Path(config.out) / "checkpoint.pt").exists()
+    model = train(config, resume, lab.device, reader, **taught_by(row.method))
     trained = time.monotonic() - began
     scores = {name: scores_of(lab.ask(model, way, row.seed), way) for name, way in askings(row).items()}
     record = dict(
@@ -171,7 +207,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     if row.method == "stts":
         clips = load_clips(prepare(lab.data, "train", config.train_counts, config.image_size))
         videos = [clip for clip in clips if clip.kind != "image"]
-        sampler = Sampler(videos, lab.reader(config.max_frames), config.batch_size, config.questions, config.seed)
+        sampler = Sampler(videos, reader, config.batch_size, config.questions, config.seed)
         record["step_time_ratio"] = step_time_ratio(model, sampler, config, lab.device)
     return record
 

@@ -151,6 +151,8 @@ def against(a: Scores, b: Scores, group: str = "average") -> str:
 NAMES = {
     "unpruned": "unpruned", "stts": "STTS", "random": "random", "cosine": "cosine heuristic, trained",
     "no-aux": "STTS without the auxiliary loss", "no-bias": "STTS without the bias (no LM gradient)",
+    "oracle": "oracle: the cells that answers depend on", "tome": "merging (ToMe), trained",
+    "frames": "fewer frames, unpruned", "resolution": "smaller frames, unpruned",
 }  # fmt: skip
 
 
@@ -189,8 +191,9 @@ def methods(results: Results) -> str:
     """Tables 2 and 5: other ways to prune."""
     lines = []
     for k in (0.5, 0.8):
-        lines += [row(results, m, k) for m in ("stts", "cosine", "random", "no-aux", "no-bias")]
-        for m in ("cosine", "random"):
+        others = ("no-aux", "no-bias", "tome", "frames", "resolution", "oracle")
+        lines += [row(results, m, k) for m in ("stts", "cosine", "random", *others)]
+        for m in ("cosine", "random", "tome"):
             lines.append(row(results, "unpruned", 0.0, f"{m}, inference only, k = {k}", f"{m}, inference only"))
     return "\n".join([HEAD, *filter(None, lines)])
 
