@@ -46,6 +46,7 @@ class TrainConfig:
     train_parade: int = setting(0, "long training clips through which four objects pass")
     train_image: int = setting(400, "one-frame training clips")
     train_brief: int = setting(1100, "training clips of 2.5 s, to learn time from")
+    train_glance: int = setting(0, "training clips of 12 to 16 s, to learn the long tasks from")
     test_clips: int = setting(200, "held-out test clips of each kind")
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
@@ -62,12 +63,14 @@ class TrainConfig:
     vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
     image_steps: int = setting(300, "first steps, on one-frame clips only")
     brief_steps: int = setting(350, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
+    glance_steps: int = setting(0, "next steps, on glances, short clips and images; unpruned, too")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
     warmup: int = setting(20, "steps of linear warm-up; after the curriculum, a cosine to zero")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
     seed: int = setting(0, "of weights, data order and everything else")
     # the model
-    image_size: int = setting(48, "side of a frame in pixels")
+    image_size: int = setting(48, "side of a frame in pixels, as the model sees it")
+    video_size: int = setting(48, "side of a frame in pixels, in the files")
     patch_size: int = setting(8, "side of a patch in pixels")
     w: int = setting(2, "side of a cell in patches")
     vit_width: int = setting(64, "D")
@@ -93,10 +96,9 @@ class TrainConfig:
     def __post_init__(self):
         check_k(self.k)
         may_be_0 = {
-            "k", "train_short", "train_watch", "train_parade", "train_image", "train_brief", "image_steps",
-            "brief_steps", "coarse_steps",
-            "warmup", "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio",
-            "cache_gb", "seed", "score_after",
+            "k", "train_short", "train_watch", "train_parade", "train_image", "train_brief", "train_glance",
+            "image_steps", "brief_steps", "glance_steps", "coarse_steps", "warmup", "sim_weight", "muon_lr",
+            "scorer_lr_ratio", "vision_lr_ratio", "cache_gb", "seed", "score_after",
         }  # fmt: skip
         numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
         for name, value in numbers.items():
@@ -104,16 +106,16 @@ class TrainConfig:
                 raise ValueError(f"{name} = {value}: give {'0 or more' if name in may_be_0 else 'more than 0'}")
         if self.scorer not in SCORERS:
             raise ValueError(f"scorer = {self.scorer!r}: know {', '.join(SCORERS)}")
-        if self.image_size % 2:
-            raise ValueError(f"image_size = {self.image_size}: give an even number, as H.264 needs")
+        if self.video_size % 2:
+            raise ValueError(f"video_size = {self.video_size}: give an even number, as H.264 needs")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if not any(self.train_counts[kind] for kind, tasks in TASKS.items() if tasks):
             raise ValueError("no training clips at all: give --train-short, --train-watch or --train-image")
         if self.thinning < 1:
             raise ValueError(f"thinning = {self.thinning}: give 1 for every frame, or more")
-        for kind, steps in self.stages:
-            if steps and not self.train_counts[kind]:
+        for kind in ("image", "brief", "glance"):
+            if (steps := getattr(self, f"{kind}_steps")) and not self.train_counts[kind]:
                 flags = f"give --train-{kind}, or --{kind}-steps 0"
                 raise ValueError(f"{kind}_steps = {steps}, and train_{kind} = 0 clips for them: {flags}")
         if self.steps <= (taught := self.curriculum_steps):
@@ -144,9 +146,10 @@ class TrainConfig:
         return {kind: getattr(self, f"train_{kind}") for kind in TASKS}
 
     @property
-    def stages(self) -> tuple[tuple[str, int], ...]:
-        """The curriculum before the clips come mixed: (kind, steps)."""
-        return ("image", self.image_steps), ("brief", self.brief_steps)
+    def stages(self) -> tuple[tuple[tuple[str, ...], int], ...]:
+        """The curriculum before all that is judged comes mixed: (kinds, steps)."""
+        glance = ("glance", "short", "image"), self.glance_steps
+        return (("image",), self.image_steps), (("brief",), self.brief_steps), glance
 
     @property
     def curriculum_steps(self) -> int:
@@ -166,12 +169,13 @@ PRESETS: dict[str, dict] = {
     ),
     "base": dict(
         out="runs/base", k=0.0, train_short=3000, train_watch=1500, train_parade=1500, max_frames=64, fps=10.0,
-        thinning=5.0, coarse_steps=2300, steps=2600, image_steps=400, brief_steps=400, save_every=50, cache_gb=4.0,
+        train_glance=2000, thinning=5.0, coarse_steps=2600, steps=3000, image_steps=400, brief_steps=400,
+        glance_steps=1000, save_every=50, cache_gb=4.0,
     ),
     "gpu": dict(
         out="runs/gpu", train_short=20000, train_watch=6000, train_image=2000, train_brief=4000, test_clips=400,
         max_frames=64, steps=4000, image_steps=500, brief_steps=700, batch_size=64, warmup=200, image_size=96,
-        patch_size=8, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536,
+        video_size=96, patch_size=8, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536,
         llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0,
         save_every=250,
     ),

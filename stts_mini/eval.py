@@ -323,10 +323,10 @@ def run(args: argparse.Namespace) -> dict:
         raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
-    size = model.config.vit.image_size
+    size = train["video_size"]
     trained_on = {kind: train[f"train_{kind}"] for kind in world.TASKS}
     clips = test_set(args.data, size, args.clips, args.split, [kind for kind, count in trained_on.items() if count])
-    reader = Reader(frames, size, train["fps"])
+    reader = Reader(frames, model.config.vit.image_size, train["fps"])
     trained, scorer = model.config.scored_by, args.scorer or model.config.scored_by
     if scorer != trained:
         model.scorer = SCORERS[scorer](model.config.scorer).to(device)

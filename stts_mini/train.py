@@ -189,7 +189,7 @@ def train(
     if not resume:
         keep_old_run(out)
     out.mkdir(parents=True, exist_ok=True)
-    index = prepare(config.data, "train", config.train_counts, config.image_size)
+    index = prepare(config.data, "train", config.train_counts, config.video_size)
     clips = load_clips(index)
     if reader is None:
         reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
@@ -334,9 +334,9 @@ def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: t
 def finish(config: TrainConfig, model: VLM, device: torch.device) -> dict:
     """Evaluate on held-out clips, time a step against the unpruned model, draw; print and save it all."""
     out = Path(config.out)
-    train_clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size))
+    train_clips = load_clips(prepare(config.data, "train", config.train_counts, config.video_size))
     trained_on = [kind for kind, count in config.train_counts.items() if count]
-    clips = test_set(config.data, config.image_size, config.test_clips, kinds=trained_on)
+    clips = test_set(config.data, config.video_size, config.test_clips, kinds=trained_on)
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
     reader.preload([clip.video for clip in clips])
     encode = model.encode_blind if config.blind else None

@@ -14,10 +14,12 @@ pruning never touches, so that what an answer needs must be chosen, not given.
 | parade | 32–96   | at-time, at-time-sub, before-after, open              | its long ones |
 | image  | 0       | attribute, count                                      | the control: never pruned |
 | brief  | 2.5     | none: to learn from when things happen                | |
+| glance | 12–16   | none: to learn the long tasks from, on few frames     | |
 
 Every object and every panel has slots of its own (what grows or spins reaches a little beyond them).
 Beside the tasks, every scene has questions about where and when, judged by nobody: dense supervision for
-training. Subtitles ("-sub") stand in the question; they say when, never what.
+training. Subtitles ("-sub") stand in the question; they say when, never what. A floor to know of: a mover needs
+a free slot to go to, so from the slot that it starts in, direction can be guessed at 44%.
 
 A new task is one more function in `SCENES` (objects with a timeline, and questions that name their
 evidence), its name in `TASKS`, its words in `words`, and a number of clips in `config.py`.
@@ -28,6 +30,7 @@ What this file does not do: draw (`drawing.py`), write files (`data.py`), know a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,7 +43,7 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SHORT_TASKS = ("attribute", "count", "action", "direction", "speed", "order")
 LONG_TASKS = ("needle", "needle-sub", "event-count", "at-time", "at-time-sub", "before-after", "open")
 SPLITS = ("train", "val", "test")
-WORLD_VERSION = 5  # part of the data's fingerprint: raise it whenever a scene changes
+WORLD_VERSION = 6  # part of the data's fingerprint: raise it whenever a scene changes
 
 SLOW = 0.65  # how far the slower of two moves goes while the faster goes a slot
 
@@ -98,10 +101,12 @@ def _shapes_with_a_count(rng: np.random.Generator, n: int) -> tuple[list[str], s
 def _appearance_questions(objects: tuple[Object, ...], asked: str, count: int) -> list[Question]:
     """Attribute questions about every object that is unique by what is named, and one count."""
     seen = [(i, o.enter, o.leave) for i, o in enumerate(objects)]
-    shapes = [o.shape for o in objects]
+    shapes, colours = [o.shape for o in objects], [o.colour for o in objects]
     questions = []
     for i, o in enumerate(objects):
-        questions.append(Question("attribute", f"what shape is the {o.colour} object ?", o.shape, SHAPES, (seen[i],)))
+        if colours.count(o.colour) == 1:
+            text = f"what shape is the {o.colour} object ?"
+            questions.append(Question("attribute", text, o.shape, SHAPES, (seen[i],)))
         if shapes.count(o.shape) == 1:
             text = f"what colour is the {o.shape} ?"
             questions.append(Question("attribute", text, o.colour, tuple(COLOURS), (seen[i],)))
@@ -119,14 +124,15 @@ def _details(objects: tuple[Object, ...], timed: bool = False) -> list[Question]
     def ask(i: int, task: str, text: str, answer: str) -> None:
         questions.append(Question(task, text, answer, (answer,), (seen[i],)))
 
-    for i, o in enumerate(objects):
+    unique = [i for i, o in enumerate(objects) if sum(other.colour == o.colour for other in objects) == 1]
+    for i, o in ((i, objects[i]) for i in unique):
         ask(i, "row", f"first row of {o.colour} ?", ROWS[int(o.y * 3)])
         ask(i, "column", f"first column of {o.colour} ?", COLUMNS[int(o.x * 3)])
         if timed:
             ask(i, "enter", f"when does {o.colour} enter ?", f"{o.enter:.1f}")
         for event in o.events:
             ask(i, "start", f"when does {o.colour} start ?", f"{event.start:.1f}")
-            if np.hypot(event.dx, event.dy) > 0.6 * SLOT:  # a smaller one ends between two slots, or in the same
+            if event.kind == "move":
                 ask(i, "row", f"last row of {o.colour} ?", ROWS[int((o.y + event.dy) * 3)])
                 ask(i, "column", f"last column of {o.colour} ?", COLUMNS[int((o.x + event.dx) * 3)])
     if not timed:
@@ -164,7 +170,8 @@ def _happening_questions(rng: np.random.Generator, objects: list[Object]) -> lis
 
 def _moving_scene(rng: np.random.Generator, kind: str, duration: float, timeline: Callable) -> Scene:
     """Two objects that move, one of them not as far in the same time, one that blinks, grows or spins, and one
-    that stands still. timeline(i) gives object i's (enter, start, length of its event, leave)."""
+    that stands still. timeline(i) gives object i's (enter, start, length of its event, leave). The slower mover
+    begins in the middle of its slot or ends in the middle of the next, by lot: no single frame tells who is slow."""
     shapes, asked, count = _shapes_with_a_count(rng, 4)
     colours = list(rng.permutation(list(COLOURS))[:4])
     moving, still, rest = _place(rng, 2, 2)
@@ -179,7 +186,10 @@ def _moving_scene(rng: np.random.Generator, kind: str, duration: float, timeline
         events = (Event(action, start, start + length),) if i == 2 else ()
         if direction is not None:
             reach = SLOT if i == fast else SLOW * SLOT
-            events = (Event("move", start, start + length, *(reach * part for part in DIRECTIONS[direction])),)
+            dx, dy = (reach * part for part in DIRECTIONS[direction])
+            if i != fast and rng.random() < 0.5:
+                x, y = x + dx * (1 - SLOW) / SLOW, y + dy * (1 - SLOW) / SLOW
+            events = (Event("move", start, start + length, dx, dy),)
         objects.append(Object(shapes[i], str(colours[i]), x, y, enter, leave, events))
     questions = _appearance_questions(tuple(objects), asked, count) + _happening_questions(rng, objects)
     questions += _details(tuple(objects), timed=True)
@@ -215,27 +225,24 @@ def _shuffled(rng: np.random.Generator, a, b) -> tuple:
     return (a, b) if rng.random() < 0.5 else (b, a)
 
 
-def _duration(rng: np.random.Generator) -> float:
-    """Of a long clip: 32 to 96 s, in half seconds."""
-    return float(rng.integers(64, 193)) / 2
-
-
-def _watch(rng: np.random.Generator) -> Scene:
+def _watch(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> Scene:
     """Three objects that enter early and stay, one of which grows now and then; a fourth flashes up once, for
-    1.5 to 6 s."""
-    duration = _duration(rng)
-    shapes, asked, count = _shapes_with_a_count(rng, 4)
-    colours = [str(c) for c in rng.permutation(list(COLOURS))[:4]]
+    1.5 to 6 s. All of it sooner in a clip of less than 32 s. The fourth may look like any other: who only sees the
+    three knows nothing of it."""
+    duration = float(rng.integers(2 * shortest, 2 * longest + 1)) / 2
+    pace = min(duration / 32, 1.0)
+    shapes = [_pick(rng, SHAPES) for _ in range(4)]
+    colours = [*map(str, rng.permutation(list(COLOURS))[:3]), _pick(rng, tuple(COLOURS))]
     _, still, rest = _place(rng, 0, 4)
-    length = float(rng.uniform(1.5, 6.0))
-    start = float(rng.uniform(8.0, duration - length))
-    spans = [(float(rng.uniform(0.5, 6.0)), np.inf) for _ in range(3)] + [(start, start + length)]
+    length = float(rng.uniform(1.5, max(6.0 * pace, 2.0)))
+    start = float(rng.uniform(8.0 * pace, duration - length))
+    spans = [(float(rng.uniform(0.5, 6.0 * pace)), np.inf) for _ in range(3)] + [(start, start + length)]
     times = int(rng.integers(len(COUNTS)))
     growths = []
     for i in range(times):  # one in each part of the time after 7 s, and a pause after it
-        part = (duration - 7.0) / times
+        part = (duration - 7.0 * pace) / times
         lasts = rng.uniform(1.5, min(5.0, 0.55 * part))
-        begins = 7.0 + i * part + rng.uniform(0, part - lasts - 2.0)
+        begins = 7.0 * pace + i * part + rng.uniform(0, part - lasts - max(2.0 * pace, 1.4))
         growths.append(Event("grow", float(begins), float(begins + lasts)))
     objects = tuple(
         Object(shape, colour, *_centre(rng, slot), enter, leave, tuple(growths) if i == 0 else ())
@@ -250,28 +257,30 @@ def _watch(rng: np.random.Generator) -> Scene:
         Question("needle-sub", f"{subtitles} what colour flashes ?", needle.colour, tuple(COLOURS), flash),
         Question("needle", "what shape flashes ?", needle.shape, SHAPES, flash),
         Question("needle-sub", f"{subtitles} what shape flashes ?", needle.shape, SHAPES, flash),
-        *(q for q in _appearance_questions(objects, asked, count) if q.evidence[0][0] != 3 and q.task == "attribute"),
+        *(q for q in _appearance_questions(objects, SHAPES[0], 0) if q.task == "attribute" and q.evidence[0][0] != 3),
         *(q for q in _details(objects) if q.task != "start"),
     ]
-    grown = tuple((0, e.start, e.end) for e in growths) or ((0, grower.enter, duration),)
     text = f"how many times is {grower.colour} big ?"
-    questions.append(Question("event-count", text, str(times), COUNTS, grown))
-    for t in (*(rng.uniform(e.start, e.end) for e in growths), *rng.uniform(7.0, duration, 2)):
+    always = ((0, grower.enter, duration),)  # whether it grew or not: what is evidence must not tell the answer
+    questions.append(Question("event-count", text, str(times), COUNTS, always))
+    for t in (*(rng.uniform(e.start, e.end) for e in growths), *rng.uniform(7.0 * pace, duration, 2)):
         size = "big" if any(e.start <= t < e.end for e in growths) else "small"
         questions.append(Question("size", f"size of {grower.colour} at {t:.1f} ?", size, (size,), ((0, t, t),)))
     questions = list({q.text: q for q in questions}.values())
     return Scene("watch", duration, 2.0, objects, **_surroundings(rng, rest, 2), questions=tuple(questions))
 
 
-def _parade(rng: np.random.Generator) -> Scene:
-    """Four objects, one after the other, each in view for 2 to 8 s and then gone."""
-    duration = _duration(rng)
+def _parade(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> Scene:
+    """Four objects, one after the other, each in view for 2 to 8 s and then gone; in a clip of less than 32 s,
+    for 1.4 s or more."""
+    duration = float(rng.integers(2 * shortest, 2 * longest + 1)) / 2
+    pace = min(duration / 32, 1.0)
     shapes, colours = [_pick(rng, SHAPES) for _ in range(4)], [str(c) for c in rng.permutation(list(COLOURS))]
     _, still, rest = _place(rng, 0, 4)
-    part, objects = (duration - 2.0) / 4, []
+    part, objects = (duration - 2.0 * pace) / 4, []
     for i in range(4):
-        lasts = rng.uniform(2.0, min(8.0, part - 2.0))
-        enter = float(2.0 + i * part + rng.uniform(0, part - lasts - 1.0))
+        lasts = rng.uniform(max(2.0 * pace, 1.4), max(min(8.0, part - 2.0), 1.6))
+        enter = float(2.0 * pace + i * part + rng.uniform(0, part - lasts - pace))
         objects.append(Object(shapes[i], colours[i], *_centre(rng, still[i]), enter, float(enter + lasts)))
     seen = [(i, o.enter, o.leave) for i, o in enumerate(objects)]
     subtitles = " ".join(f"{o.enter:.1f} one enters ," for o in objects)
@@ -288,7 +297,7 @@ def _parade(rng: np.random.Generator) -> Scene:
         questions.append(Question("before-after", text, after.colour, others, (seen[i], seen[i + 1])))
     order = colours[:4]
     wrong = {" ".join(rng.permutation(order)) for _ in range(12)} - {" ".join(order)}
-    options = (" ".join(order), *sorted(wrong)[:3])
+    options = (" ".join(order), *rng.permutation(sorted(wrong))[:3].tolist())
     questions.append(Question("open", "which colours enter , in order ?", options[0], options, tuple(seen)))
     for i, o in enumerate(objects):
         text = f"what shape is the {o.colour} object ?"
@@ -308,10 +317,17 @@ def _image(rng: np.random.Generator) -> Scene:
     return Scene("image", 0.0, 4.0, objects, **_surroundings(rng, rest, 2), questions=questions)
 
 
-SCENES = {"short": _short, "watch": _watch, "parade": _parade, "image": _image, "brief": _brief}
+def _glance(rng: np.random.Generator) -> Scene:
+    """A watch or a parade of 12 to 16 s, judged by nobody: short enough that a dozen frames miss nothing."""
+    return replace(_pick(rng, (_watch, _parade))(rng, 12, 16), kind="glance")
+
+
+SCENES = {
+    "short": _short, "watch": _watch, "parade": _parade, "image": _image, "brief": _brief, "glance": _glance,
+}  # fmt: skip
 TASKS = {  # what a kind is judged by
     "short": SHORT_TASKS, "watch": LONG_TASKS[:3], "parade": LONG_TASKS[3:], "image": ("attribute", "count"),
-    "brief": (),
+    "brief": (), "glance": (),
 }  # fmt: skip
 GENERATED = ("open",)  # judged by what the model says; all others by their options
 

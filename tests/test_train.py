@@ -364,7 +364,7 @@ def test_every_setting_is_a_flag():
         (["--scorer-lr-ratio", "-1"], "scorer_lr_ratio = -1.0: give 0 or more"),
         (["--llm-mlp", "-1"], "llm_mlp = -1: give more than 0"),
         (["--llm-width", "0"], "llm_width = 0: give more than 0"),
-        (["--image-size", "63", "--patch-size", "7", "--w", "3"], "image_size = 63: give an even number"),
+        (["--video-size", "63"], "video_size = 63: give an even number"),
     ],
 )
 def test_wrong_flags_get_one_clear_line(flags, message, capsys):

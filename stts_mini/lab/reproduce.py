@@ -145,7 +145,7 @@ class Lab:
     def __init__(self, data: str, clips: int, device: torch.device):
         self.data, self.device = data, device
         self.config = TrainConfig(**{**PRESETS["base"], "data": data})
-        self.test = test_set(data, self.config.image_size, clips)
+        self.test = test_set(data, self.config.video_size, clips)
         self.readers: dict[tuple[int, int], Reader] = {}
 
     def reader(self, max_frames: int, size: int) -> Reader:
@@ -205,7 +205,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
         fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1), asked=scores,
     )  # fmt: skip
     if row.method == "stts":
-        clips = load_clips(prepare(lab.data, "train", config.train_counts, config.image_size))
+        clips = load_clips(prepare(lab.data, "train", config.train_counts, config.video_size))
         videos = [clip for clip in clips if clip.kind != "image"]
         sampler = Sampler(videos, reader, config.batch_size, config.questions, config.seed)
         record["step_time_ratio"] = step_time_ratio(model, sampler, config, lab.device)
