@@ -175,9 +175,9 @@ PRESETS: dict[str, dict] = {
     "gpu": dict(
         out="runs/gpu", train_short=20000, train_watch=6000, train_image=2000, train_brief=4000, test_clips=400,
         max_frames=64, steps=4000, image_steps=500, brief_steps=700, batch_size=64, warmup=200, image_size=96,
-        video_size=96, patch_size=8, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536,
-        llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0,
-        save_every=250,
+        video_size=96, patch_size=8, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2,
+        connector_mlp=1536, llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536,
+        cache_gb=32.0, save_every=250,
     ),
 }  # fmt: skip
 

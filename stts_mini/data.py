@@ -41,6 +41,7 @@ TOKENIZER = Tokenizer(world.words())
 # names the world and its words: a checkpoint of another world must not be used by mistake
 WORLD_ID = f"world {world.WORLD_VERSION}, words {hashlib.sha256(' '.join(world.words()).encode()).hexdigest()[:8]}"
 SHOWN_OPTIONS = 4  # at most so many options are shown with a question
+OPTION_SEED = 20  # of what is asked about a test clip, and in which order its options are shown
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def load_clips(index: str | os.PathLike) -> list[Clip]:
 def fingerprint(clips: Sequence[Clip]) -> str:
     """12 hex digits that change with any clip, question or answer; printed beside every result."""
     folders = sorted({c.video.parent.name for c in clips})  # world version and size
-    text = repr([(c.split, c.kind, c.seed, c.qa) for c in clips]) + f" {WORLD_ID} {folders}"
+    text = repr([(c.split, c.kind, c.seed, c.qa) for c in clips])
+    text += f" {WORLD_ID} {folders} {OPTION_SEED} {SHOWN_OPTIONS}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -239,12 +241,14 @@ class Sampler:
 
     A curriculum comes first: each of `stages`, (kinds, steps), shows clips of these kinds only, as far as there
     are any; then come all kinds, but for those that `world.TASKS` does not judge. A batch holds clips of one
-    kind, so that little is padding. Every epoch is a new order; what does not fill a batch waits for another epoch. A clip brings
-    `questions` of its questions: first one of each task, then others (of a brief clip, all of its "when does …
-    enter", beyond that number: with fewer, some seeds never learn time); one in three, by lot, shows its
-    options. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to `thinning`
-    (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any number of
-    frames. `annotate`: gives the batch's `scores`. Raises KeyError for a stage whose first kind has no clip.
+    kind, so that little is padding. Every epoch is a new order; what does not fill a batch waits for another.
+
+    A clip brings `questions` of its questions: first one of each task, then others (of a brief clip, all of its
+    "when does … enter", beyond that number: with fewer, some seeds never learn time); one in three, by lot,
+    shows its options. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to
+    `thinning` (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any
+    number of frames. `annotate` gives the batch's `scores`. Raises KeyError for a stage whose first kind has no
+    clip.
     """
 
     def __init__(

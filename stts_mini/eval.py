@@ -9,14 +9,16 @@
     python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
 
 Accuracies are means over questions, with a 95% interval from resampling clips. "short" is the mean over
-the short tasks. "evidence" is the share of the pixels that answers depend on (frame 0 excluded) that
-lie in kept cells.
+the short tasks, "long" over the long ones. "evidence" is the share of the pixels that answers depend on
+(frame 0 excluded) that lie in kept cells, task by task, and then the mean over tasks.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ import torch
 
 from stts_mini import checkpoint, world
 from stts_mini.data import (
+    OPTION_SEED,
     QA,
     TOKENIZER,
     WORLD_ID,
@@ -49,8 +52,6 @@ from stts_mini.progress import Progress
 from stts_mini.scorer import SCORERS
 from stts_mini.video import Video
 
-OPTION_SEED = 20  # of the order in which options are shown: the same for every model and every k
-
 
 @dataclass
 class Result:
@@ -60,7 +61,7 @@ class Result:
     chance     {task: [1 / shown options]}, 0 for a task that is judged by generation (`world.GENERATED`)
     kept, cells  vision tokens kept and before pruning, summed over the videos (an image loses none)
     rows         packed rows, and ⌈Σ/N⌉, the fewest that could hold the kept tokens, summed over batches
-    evidence   (pixels in kept cells, all pixels) that answers depend on
+    evidence   {task: (pixels in kept cells, all pixels) that its answers depend on}
     """
 
     correct: dict[str, dict[str, list[tuple[int, int]]]] = field(
@@ -70,7 +71,14 @@ class Result:
     kept: int = 0
     cells: int = 0
     rows: tuple[int, int] = (0, 0)
-    evidence: tuple[int, int] = (0, 0)
+    evidence: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def evidence_kept(self, tasks: Sequence[str] | None = None) -> float:
+        """The share of the pixels that answers depend on (frame 0 excluded) that lie in kept cells: mean over tasks
+        that depend on any; NaN if none does."""
+        parts = [self.evidence.get(t, (0, 0)) for t in (self.evidence if tasks is None else tasks)]
+        shares = [kept / every for kept, every in parts if every]
+        return float(np.mean(shares)) if shares else float("nan")
 
     def answers(self, task: str, scoring: str | None = None) -> list[tuple[int, int]]:
         """The task's (clip number, 0 or 1), by its own scoring if none is named."""
@@ -100,10 +108,10 @@ class Result:
         return float(low), float(high)
 
 
-def pick_questions(clip: Clip, number: int) -> list[tuple]:
+def pick_questions(clip: Clip) -> list[tuple]:
     """One question of each task that the clip's kind is judged by, each with its shown options: the same
-    choice for every model."""
-    rng, picked = np.random.default_rng((OPTION_SEED, number)), {}
+    choice for every model, whatever else is asked."""
+    rng, picked = np.random.default_rng((OPTION_SEED, list(world.TASKS).index(clip.kind), clip.seed)), {}
     for i in rng.permutation(len(clip.qa)):
         qa = clip.qa[i]
         if qa.task in world.TASKS[clip.kind]:
@@ -134,7 +142,7 @@ def evaluate(
     for start in range(0, len(clips), batch_size):
         numbers = range(start, min(start + batch_size, len(clips)))
         videos = [reader(clips[n].video) for n in numbers]
-        asked = [pick_questions(clips[n], n) for n in numbers]
+        asked = [pick_questions(clips[n]) for n in numbers]
         choices = [
             [(prompt_ids(qa.question, shown), TOKENIZER.encode(o)) for qa, shown in own for o in shown] for own in asked
         ]
@@ -177,14 +185,20 @@ def option_likelihoods(output) -> torch.Tensor:
     return sums.index_add(0, output.branch, log_p.masked_fill(last, 0))
 
 
-def evidence_per_cell(clip: Clip, video: Video, side: int) -> np.ndarray:
-    """How many pixels of each cell the answers depend on by which the clip's kind is judged, frame 0 left out:
-    (T, side²) int. `side`: cells in a row."""
-    scene = world.make_scene(clip.split, clip.kind, clip.seed)
-    questions = tuple(q for q in scene.questions if q.task in world.TASKS[clip.kind])
-    T, size = video.frames.shape[:2]
-    pixels = evidence(scene, questions, np.array(video.times), size)
-    return pixels.reshape(T, side, size // side, side, size // side).sum((2, 4)).reshape(T, side * side)
+def evidence_per_cell(clip: Clip, video: Video, side: int) -> dict[str, np.ndarray]:
+    """For each task that the clip's kind is judged by, how many pixels of each cell its answers depend on, frame 0
+    left out: {task: (T, side²) int}. `side`: cells in a row. (What was asked for before is remembered.)"""
+    return _evidence_per_cell(clip.split, clip.kind, clip.seed, tuple(video.times), video.frames.shape[1], side)
+
+
+@functools.lru_cache(maxsize=10000)
+def _evidence_per_cell(split: str, kind: str, seed: int, times: tuple, size: int, side: int) -> dict[str, np.ndarray]:
+    scene, T = world.make_scene(split, kind, seed), len(times)
+    tasks = {}
+    for task in world.TASKS[kind]:
+        pixels = evidence(scene, tuple(q for q in scene.questions if q.task == task), np.array(times), size)
+        tasks[task] = pixels.reshape(T, side, size // side, side, size // side).sum((2, 4)).reshape(T, side * side)
+    return tasks
 
 
 def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos: Sequence) -> None:
@@ -202,23 +216,24 @@ def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos:
         if T > 1:
             result.kept += int(encoded.kept[b].sum())
             result.cells += T * C
-        per_cell = evidence_per_cell(clip, video, side)
-        seen, every = int(per_cell[keep[b, :T]].sum()), int(per_cell.sum())
-        result.evidence = (result.evidence[0] + seen, result.evidence[1] + every)
+        for task, pixels in evidence_per_cell(clip, video, side).items() if T > 1 else ():
+            seen, every = result.evidence.get(task, (0, 0))
+            result.evidence[task] = seen + int(pixels[keep[b, :T]].sum()), every + int(pixels.sum())
 
 
 def look_up(train: Sequence[Clip], test: Sequence[Clip]) -> dict[str, float]:
     """Accuracy per task of answering with the shown option that was the commonest training answer to the
-    same question text; ties (and questions never seen) count as the chance to guess right. (For a task that is
-    judged by generation: with the commonest of all answers.)"""
+    same question text, whatever times it names; ties (and questions never seen) count as the chance to guess
+    right. (For a task that is judged by generation: with the commonest of all answers.)"""
+    plain = lambda question: re.sub(r"\d+\.\d", "#", question)
     answers: dict[tuple[str, str], Counter] = defaultdict(Counter)
     for clip in train:
         for qa in clip.qa:
-            answers[clip.kind, qa.question][qa.answer] += 1
+            answers[clip.kind, plain(qa.question)][qa.answer] += 1
     right = defaultdict(list)
-    for number, clip in enumerate(test):
-        for qa, shown in pick_questions(clip, number):
-            seen = answers[clip.kind, qa.question]
+    for clip in test:
+        for qa, shown in pick_questions(clip):
+            seen = answers[clip.kind, plain(qa.question)]
             options = list(seen) or [""] if qa.task in world.GENERATED else shown
             best = [option for option in options if seen[option] == max(seen[o] for o in options)]
             right[task_name(clip, qa)].append((qa.answer in best) / len(best))
@@ -257,7 +272,7 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
     if result.cells:
         rows.append(
             f"vision tokens of videos kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%),"
-            f" evidence kept: {100 * result.evidence[0] / max(result.evidence[1], 1):.1f}%, packed rows:"
+            f" evidence kept (mean over tasks): {100 * result.evidence_kept():.1f}%, packed rows:"
             f" {result.rows[0]} (at least {result.rows[1]})"
         )
     return "\n".join(rows)
@@ -369,7 +384,7 @@ def summarise(result: Result, blind: Result | None = None, lookup: dict[str, flo
         summary[name], summary[f"{name}_interval"] = result.mean(of), result.interval(of)
     summary["chance"] = {t: float(np.mean(result.chance[t])) for t in tasks}
     summary["blind"] = {t: blind.accuracy(t) for t in tasks} if blind else None
-    rest = dict(kept=result.kept, cells=result.cells, rows=list(result.rows), evidence=list(result.evidence))
+    rest = dict(kept=result.kept, cells=result.cells, rows=list(result.rows), evidence=result.evidence)
     return dict(**summary, look_up=lookup, **rest)
 
 

@@ -82,7 +82,7 @@ def clip_views(frames: np.ndarray, keep: np.ndarray, scores: np.ndarray | None) 
 def look(model: VLM, clip: Clip, number: int, reader: Reader, k: float):
     """One clip through the model: its video, keep (T, C), scores (T, C) or None, and a line of text."""
     video = reader(clip.video)
-    qa, _ = pick_questions(clip, number)[0]
+    qa, _ = pick_questions(clip)[0]
     device = next(model.parameters()).device
     batch = collate([video], [[(prompt_ids(qa.question), [])]]).to(device)
     encoded = model.encode_video(batch.frames, batch.num_frames, k)

@@ -1,7 +1,7 @@
 """Rows of the tables at a size of seconds: each method trains, is asked, and leaves a file; nothing is run twice."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from stts_mini.config import TrainConfig
 from stts_mini.data import Reader
 from stts_mini.eval import evidence_per_cell
 from stts_mini.lab import reproduce
-from stts_mini.lab.reproduce import Lab, Row, askings, claimed, oracle, rows_of, run_row
+from stts_mini.lab.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
 from stts_mini.lab.tables import NAMES, Results, page
 from tests.tiny import TINY
 
@@ -46,33 +46,68 @@ def test_bases_are_in_half_precision_and_are_not_trained_again(lab):
 
 @pytest.mark.parametrize("method", reproduce.METHODS)
 def test_every_method_makes_a_row(method, lab):
-    row = Row(method, 0.0 if method == "unpruned" else 0.5, 1)
+    row = Row(method, 0.0 if method in ("unpruned", "blind") else 0.5, 1)
     record = run_row(row, *lab)
-    assert set(record["asked"]) == set(askings(row)) and record["base"] == 1 and record["config"]["seed"] == 1
+    assert record["base"] == 1 and record["config"]["seed"] == 1 and record["device"] == "cpu"
     for asked in record["asked"].values():
         assert {len(bits) for bits in asked["answers"].values()} == {3}
         assert all(set(bits) <= {"0", "1"} for bits in asked["answers"].values()) and len(asked["answers"]) == 15
         for task, bits in asked["answers"].items():
             assert asked["accuracy"][task] == round(bits.count("1") / 3, 4)
-    trained = record["asked"]["as trained"]
-    if method in ("stts", "random", "cosine", "no-aux", "no-bias", "oracle", "tome"):
-        assert trained["effective_k"] == 0.5  # 18 of 36 cells
-    elif method == "frames":
-        assert trained["max_frames"] == 2 and trained["effective_k"] == 0
-    elif method == "resolution":
-        assert trained["size"] == 32
+    trained, kept = record["asked"]["as trained"], {"stts", "random", "cosine", "no-aux", "no-bias", "oracle", "tome"}
+    every = 3 * 3 * 4 * 9  # kinds of video · clips · frames · cells
+    part = {"frames": 2, "resolution": 9 / 4, "blind": np.inf}.get(method, 2 if method in kept else 1)
+    assert trained["tokens"] == every / part
+    assert (trained["evidence_kept"] is None) == (method in ("tome", "frames", "resolution", "blind"))
+    if method == "unpruned":
+        ways = {way.split(",")[0] for way in record["asked"] if "inference" in way}
+        assert ways == {"cosine", "random", "tome"} and "64 frames" in record["asked"]
+        assert all(a["tokens"] == every / 2 for w, a in record["asked"].items() if w.endswith("k = 0.5"))
     json.dumps(record)
     reproduce.write_json(lab[1] / "rows" / f"{row.name}.json", record)
     assert f"| {NAMES[method]} |" in page(Results(lab[1] / "rows"))
 
 
-def test_the_oracle_ranks_cells_by_evidence(lab):
+def test_methods_are_what_they_are_called(lab, monkeypatch):
+    """What reaches `train` and `evaluate`: the settings, the oracle's scores, the merging encoder."""
+    seen = []
+    real_train, real_evaluate = reproduce.train, reproduce.evaluate
+
+    def spied_train(*args, **options):
+        seen.append(("train", options))
+        return real_train(*args, **options)
+
+    def spied_evaluate(model, clips, reader, k, encode, **options):
+        seen.append((type(model.scorer).__name__, encode, options))
+        return real_evaluate(model, clips, reader, k, encode, **options)
+
+    monkeypatch.setattr(reproduce, "train", spied_train)
+    monkeypatch.setattr(reproduce, "evaluate", spied_evaluate)
+    kept = {}
+    for method in ("oracle", "tome", "random", "blind"):
+        seen.clear()
+        record = run_row(Row(method, 0.0 if method == "blind" else 0.5, 0), *lab)
+        kept[method] = record["asked"]["as trained"]["evidence_kept"]
+        (_, given), (_, encode, asked) = seen
+        assert given.get("annotate") == asked["annotate"] == (oracle if method == "oracle" else None)
+        assert given.get("encoder") == (reproduce.merging if method == "tome" else None)
+        assert (encode is None) == (method in ("oracle", "random"))
+    assert kept["oracle"] > kept["random"] + 0.1
+    seen.clear()
+    lab[0].ask(checkpoint.load_model(lab[1] / "base0.pt")[0].float(), reproduce.Asking(0.5, "cosine", 4), 0)
+    assert seen[0][0] == "CosineScorer"
+    config = lambda method: Row(method, 0.5, 0).config("data", Path("b"))
+    assert config("no-aux").sim_weight == 0 and config("no-bias").bias == "none" and config("blind").blind
+    assert config("stts").sim_weight == 1 and config("stts").bias == "log" and not config("stts").blind
+
+
+def test_the_oracle_ranks_cells_with_evidence_first(lab):
     clip = next(c for c in lab[0].test if c.kind == "short")
     video = Reader(4, 48, 10.0)(clip.video)
-    scores, pixels = oracle(clip, video), evidence_per_cell(clip, video, 3)
-    assert scores.shape == (4, 9) and not pixels[0].any() and pixels[1:].any()
-    assert scores[pixels > 5].min() > scores[pixels == 0].max()
-    assert len(np.unique(scores[pixels == 0])) == (pixels == 0).sum()  # no ties: chance decides
+    scores, some = oracle(clip, video), sum(evidence_per_cell(clip, video, 3).values()) > 0
+    assert scores.shape == (4, 9) and not some[0].any() and some[1:].any()
+    assert scores[some].min() > scores[~some].max()
+    assert len(np.unique(scores)) == scores.size  # no ties: chance decides
 
 
 def test_the_random_scorer_is_seeded_by_the_row(lab):
@@ -109,5 +144,7 @@ def test_the_rows_of_the_tables():
         assert isinstance(config, TrainConfig) and config.k == (
             0.0 if row.method in ("frames", "resolution") else row.k
         )
-    a, b = (replace(row.config("data", Path("b")), out="", k=0, scorer="stts") for row in (k[0], k[3]))
-    assert a == b  # the same but for k
+    for row in k + methods:  # but for what makes the method, all is the same
+        own = {"k", "out", "init", "scorer", "sim_weight", "bias", "blind", "max_frames", "image_size"}
+        a, b = (asdict(r.config("data", Path("b"))) for r in (row, Row("unpruned", 0.0, row.seed)))
+        assert {name for name in a if a[name] != b[name]} <= own

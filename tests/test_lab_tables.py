@@ -59,34 +59,80 @@ def test_differences_are_paired():
         difference(a, scores(0.6, clips=200), "short")
 
 
-def write(folder, method, k, seed, fingerprint="abc", p=0.8, way="as trained"):
-    asked = {
-        "k": k, "max_frames": 32, "effective_k": k, "evidence_kept": 0.5,
+def write(folder, method, k, seed, p=0.8, ways=("as trained",), tokens=100, **other):
+    ask = lambda way: {
+        "k": k, "max_frames": 32, "tokens": tokens, "evidence_kept": 0.5, "chance": dict.fromkeys(TASKS, 0.25),
         "answers": {t: "".join(map(str, x[0])) for t, x in scores(p, 1, 50, seed).answers.items()},
     }  # fmt: skip
-    record = dict(row=dict(method=method, k=k, seed=seed), fingerprint=fingerprint, asked={way: asked})
+    record = dict(
+        row=dict(method=method, k=k, seed=seed), asked={way: ask(way) for way in ways}, commit="c0ffee",
+        torch="2.13.0", fingerprint="abc", device="cpu", base=seed % 2, base_sha256=f"b{seed % 2}",
+        config=dict(k=k, seed=seed, steps=250), look_up=dict.fromkeys(TASKS, 0.2),
+    )  # fmt: skip
     (folder / "rows").mkdir(exist_ok=True, parents=True)
-    record |= dict(commit="c0ffee", torch="2.13.0")
-    (folder / "rows" / f"{method}{k}-{seed}.json").write_text(json.dumps(record))
+    (folder / "rows" / f"{method}{k}-{seed}.json").write_text(json.dumps({**record, **other}))
 
 
-def test_the_page_says_what_the_files_say(tmp_path, capsys):
+def short_only(t):
+    return 1.0 if t in world.SHORT_TASKS else 0.0
+
+
+def test_the_page_says_what_the_files_say(tmp_path):
     for seed in (0, 1):
-        write(tmp_path, "unpruned", 0.0, seed, p=1.0)
-        write(tmp_path, "stts", 0.8, seed, p=lambda t: 1.0 if t in world.SHORT_TASKS else 0.0)
-    write(tmp_path, "random", 0.8, 0, p=0.0)
+        write(
+            tmp_path, "unpruned", 0.0, seed, p=1.0, ways=("as trained", "1 frames", "cosine, inference only, k = 0.5")
+        )
+        write(tmp_path, "stts", 0.8, seed, p=short_only, tokens=20)
+    write(tmp_path, "random", 0.8, 0, p=0.0, tokens=20)
+    write(tmp_path, "frames", 0.8, 1, p=0.0, tokens=22)
+    write(tmp_path, "stts", 0.3, 0, p=0.5, ways=("as trained", "scaled"))
+    write(tmp_path, "blind", 0.0, 0, p=0.0, tokens=0)
     main(["--results", str(tmp_path)])
     text = (tmp_path / "README.md").read_text()
-    scored = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)"
-    assert f"| STTS | 80 | 80.0 | {scored} | 50.0 | 2 |" in text
-    assert "| 80 | random | +100.0 (+100.0 to +100.0) | +0.0 (+0.0 to +0.0) | +50.0 (+50.0 to +50.0) | 1 |" in text
+    halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)"
+    assert f"| STTS | 80 | 80.0 | {halved} | 50.0 | 2 |" in text
+    nothing = "0.0 (0.0–0.0) | 0.0 (0.0–0.0) | 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0)"
+    assert f"| fewer frames, unpruned | 80 | 78.0 | {nothing} | 50.0 | 1 |" in text  # its budget, by tokens
+    assert f"| blind, trained | 100 | 100.0 | {nothing} | 50.0 | 1 |" in text
+    for other in ("random", "fewer frames, unpruned"):  # on the seeds that both have
+        assert (
+            f"| 80 | {other} | +100.0 (+100.0 to +100.0) | +0.0 (+0.0 to +0.0) | +50.0 (+50.0 to +50.0) | 1 |" in text
+        )
+    assert "| **short** | 25.0 | 20.0 | 100.0 (100.0–100.0) | 100.0 | 0.0 |" in text
+    assert "| | chance | look-up | 32 frames (2) | frame 0 only (2) | blind (1) |" in text
+    assert "| 30 | 32 | " in text and "cosine, inference only" in text
     main(["--results", str(tmp_path), "--check"])
     write(tmp_path, "random", 0.8, 1, p=0.0)
     with pytest.raises(SystemExit, match="not what the rows say"):
         main(["--results", str(tmp_path), "--check"])
-    write(tmp_path, "random", 0.5, 1, fingerprint="other")
-    with pytest.raises(SystemExit, match="different test sets"):
+
+
+@pytest.mark.parametrize(
+    "other, what",
+    [
+        (dict(fingerprint="xyz"), "test sets"),
+        (dict(base_sha256="b9"), "bases 0"),
+        (dict(device="cuda"), "devices"),
+        (dict(config=dict(k=0.5, seed=0, steps=300)), "recipes"),
+    ],
+)
+def test_rows_that_were_not_made_alike_are_refused(other, what, tmp_path):
+    write(tmp_path, "unpruned", 0.0, 0)
+    write(tmp_path, "unpruned", 0.0, 1)
+    write(tmp_path, "random", 0.5, 0, **other)
+    with pytest.raises(SystemExit, match=f"rows of different {what}"):
         main(["--results", str(tmp_path)])
+
+
+def test_other_seeds_are_not_paired(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, "stts", 0.5, seed)
+    for seed in (1, 2):
+        write(tmp_path, "random", 0.5, seed)
+    results = Results(tmp_path / "rows")
+    with pytest.raises(ValueError, match="cannot be paired"):
+        difference(results.scores("stts", 0.5), results.scores("random", 0.5), "short")
+    assert results.scores("stts", 0.5).names == (0, 1) and results.seeds("stts", 0.5, "scaled") == []
 
 
 def test_no_results_yet(tmp_path):

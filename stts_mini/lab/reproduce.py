@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -32,10 +34,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stts_mini import checkpoint
+from stts_mini import checkpoint, world
 from stts_mini.config import PRESETS, TrainConfig
 from stts_mini.data import Clip, Reader, Sampler, fingerprint, load_clips, prepare
-from stts_mini.eval import Result, evaluate, evidence_per_cell, test_set
+from stts_mini.eval import Result, evaluate, evidence_per_cell, look_up, test_set
 from stts_mini.lab.tome import merging
 from stts_mini.model import VLM
 from stts_mini.packing import scaled_frames
@@ -86,15 +88,16 @@ METHODS = {  # what a row's method means, as settings of the training run
     "tome": dict(scorer="random"),  # as does `merging`
     "frames": dict(scorer="stts"),
     "resolution": dict(scorer="stts"),
+    "blind": dict(scorer="stts", blind=True),
 }
 
 
 def oracle(clip: Clip, video: Video) -> np.ndarray:
-    """A scorer that knows: the share of a cell's pixels that an answer depends on (`eval.evidence_per_cell`),
-    and among cells without any, chance."""
-    cells = evidence_per_cell(clip, video, 3)  # (T, C)
-    luck = np.random.default_rng((clip.seed, len(cells))).random(cells.shape)
-    return cells / cells.max(initial=1) + 1e-3 * luck
+    """A scorer that knows which cells hold something that an answer depends on; among those, and among the others,
+    chance decides (the same for a clip at every step: a spread over all frames, not a best choice)."""
+    some = sum(evidence_per_cell(clip, video, 3).values()) > 0  # (T, C)
+    luck = np.random.default_rng((clip.seed, list(world.TASKS).index(clip.kind), len(some))).random(some.shape)
+    return 0.5 * some + 0.5 * luck
 
 
 def taught_by(method: str) -> dict:
@@ -112,7 +115,7 @@ def rows_of(table: str) -> list[Row]:
     if table == "methods":
         bold = [Row("cosine", k, s) for k in (0.8, 0.5) for s in seeds]
         others = ("no-aux", "no-bias", "oracle", "tome", "frames", "resolution")
-        return [*ladder[:15], *bold, *(Row(m, k, 0) for k in (0.5, 0.8) for m in others)]
+        return [*ladder[:15], *bold, *(Row(m, k, 0) for k in (0.5, 0.8) for m in others), Row("blind", 0.0, 0)]
     raise ValueError(f"table {table!r}: know k, methods")
 
 
@@ -122,7 +125,7 @@ class Asking:
 
     k: float
     method: str
-    max_frames: int = FRAMES
+    max_frames: int
     size: int = 48
 
 
@@ -131,22 +134,25 @@ def askings(row: Row) -> dict[str, Asking]:
     config = row.config("", Path())
     ways = {"as trained": Asking(config.k, row.method, config.max_frames, config.image_size)}
     if row.method == "unpruned":
-        ways |= {f"{n} frames": Asking(0.0, "unpruned", n) for n in (1, 8, 16, 64)} | {"blind": Asking(0.0, "blind")}
+        ways |= {f"{n} frames": Asking(0.0, "unpruned", n) for n in (1, 8, 16, 64)}
         for k, name in itertools.product((0.5, 0.8), ("cosine", "random", "tome")):
-            ways[f"{name}, inference only, k = {k}"] = Asking(k, name)
+            ways[f"{name}, inference only, k = {k}"] = Asking(k, name, FRAMES)
     elif row.method == "stts" and row.k <= 0.5:
         ways["scaled"] = Asking(row.k, "stts", scaled_frames(FRAMES, row.k))
     return ways
 
 
 class Lab:
-    """Data that all rows share, decoded once: training clips and test clips, at each number of frames."""
+    """Data that all rows share, decoded once: training clips and test clips, at each number of frames; and what
+    the test questions are worth without any video."""
 
     def __init__(self, data: str, clips: int, device: torch.device):
         self.data, self.device = data, device
         self.config = TrainConfig(**{**PRESETS["base"], "data": data})
         self.test = test_set(data, self.config.video_size, clips)
         self.readers: dict[tuple[int, int], Reader] = {}
+        self.train = load_clips(prepare(data, "train", self.config.train_counts, self.config.video_size))
+        self.look_up = look_up(self.train, self.test)
 
     def reader(self, max_frames: int, size: int) -> Reader:
         """One for each number of frames and size."""
@@ -181,46 +187,54 @@ def train_base(folder: Path, data: str, seed: int, device: torch.device) -> Path
     path, out = base_checkpoint(folder, seed), Path("runs") / f"base{seed}"
     if path.exists():
         return path
-    config = TrainConfig(**{**PRESETS["base"], "data": data, "seed": seed, "out": str(out)})
-    model = train(config, (out / "checkpoint.pt").exists(), device)
-    state = checkpoint.load(out / "checkpoint.pt")
-    rest = {name: state[name] for name in ("step", "train_config", "world")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, model.half(), **rest)
+    with claimed(Path("runs") / f"base{seed}.lock", wait=True):
+        if path.exists():  # another process has made it meanwhile
+            return path
+        config = TrainConfig(**{**PRESETS["base"], "data": data, "seed": seed, "out": str(out)})
+        model = train(config, (out / "checkpoint.pt").exists(), device)
+        state = checkpoint.load(out / "checkpoint.pt")
+        rest = {name: state[name] for name in ("step", "train_config", "world")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path, model.half(), **rest)
     return path
 
 
 def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     """Fine-tune from the row's base, ask, and return what the JSON file holds."""
-    config = row.config(lab.data, base_checkpoint(folder, row.seed % BASES))
+    base = base_checkpoint(folder, row.seed % BASES)
+    config = row.config(lab.data, base)
     reader = lab.reader(config.max_frames, config.image_size)
+    shutil.rmtree(config.out, ignore_errors=True)  # of a row that was broken off: it takes minutes, so begin again
     began = time.monotonic()
-    resume = (Path(config.out) / "checkpoint.pt").exists()
-    model = train(config, resume, lab.device, reader, **taught_by(row.method))
+    model = train(config, False, lab.device, reader, **taught_by(row.method))
     trained = time.monotonic() - began
     scores = {name: scores_of(lab.ask(model, way, row.seed), way) for name, way in askings(row).items()}
     record = dict(
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
+        base_sha256=hashlib.sha256(base.read_bytes()).hexdigest()[:16], device=lab.device.type, look_up=lab.look_up,
         config=dataclasses.asdict(config), commit=commit(), torch=torch.__version__, threads=torch.get_num_threads(),
         fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1), asked=scores,
     )  # fmt: skip
     if row.method == "stts":
-        clips = load_clips(prepare(lab.data, "train", config.train_counts, config.video_size))
-        videos = [clip for clip in clips if clip.kind != "image"]
+        videos = [clip for clip in lab.train if clip.kind in ("short", "watch", "parade")]
         sampler = Sampler(videos, reader, config.batch_size, config.questions, config.seed)
         record["step_time_ratio"] = step_time_ratio(model, sampler, config, lab.device)
     return record
 
 
 def scores_of(result: Result, way: Asking) -> dict:
-    """A result as plain values: the accuracies, and each answer of each task as 0 or 1, in the order of the clips."""
+    """A result as plain values: the accuracies, and each answer of each task as 0 or 1, in the order of the clips;
+    vision tokens kept, of all videos together; the share of evidence kept, where cells are kept or not (nothing
+    merged) and all frames are there."""
     tasks = list(result.correct["choice"])
+    judged = way.method != "tome" and (way.max_frames, way.size) == (FRAMES, 48) and result.evidence
     return dict(
         **dataclasses.asdict(way),
         accuracy={t: round(result.accuracy(t), 4) for t in tasks},
         answers={t: "".join(str(right) for _, right in result.answers(t)) for t in tasks},
-        effective_k=round(1 - result.kept / result.cells, 4) if result.cells else None,
-        evidence_kept=round(result.evidence[0] / result.evidence[1], 4) if result.evidence[1] else None,
+        chance={t: round(float(np.mean(result.chance[t])), 4) for t in tasks},
+        tokens=result.kept,
+        evidence_kept=round(result.evidence_kept(), 4) if judged else None,
     )
 
 
@@ -232,14 +246,15 @@ def commit() -> str:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Whether nobody else is at work on this file; the claim ends with the process that holds it."""
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether nobody else is at work on this file (`wait`: until nobody is); the claim ends with the process that
+    holds it."""
     import fcntl  # not on Windows: there, run one command at a time
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             yield False
             return

@@ -11,6 +11,7 @@ the same ones for all seeds, tasks and rows. A difference is paired: the same dr
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -27,9 +28,10 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Scores:
-    """One way of asking the models of one row: answers[task] is (seeds, clips), 0 or 1. `kind_of[task]`."""
+    """One way of asking the models of one row: answers[task] is (seeds, clips), 0 or 1; which seeds they are."""
 
     answers: dict[str, np.ndarray]
+    names: tuple[int, ...] = ()
 
     def mean(self, tasks: Sequence[str]) -> float:
         """Mean over tasks of the mean over seeds and clips."""
@@ -85,14 +87,31 @@ def interval(scores: Scores, group: str) -> tuple[float, float]:
 def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
     """a − b and its 95% interval, paired by clip, and by seed (seeds that both have). Raises ValueError for rows
     that were not asked the same."""
-    if {t: x.shape for t, x in a.answers.items()} != {t: x.shape for t, x in b.answers.items()}:
+    shapes = [{t: x.shape for t, x in scores.answers.items()} for scores in (a, b)]
+    if shapes[0] != shapes[1] or a.names != b.names:
         raise ValueError("two rows of different seeds, tasks or clips cannot be paired")
     low, high = np.percentile(drawn(a, group) - drawn(b, group), (2.5, 97.5))
     return value(a, group) - value(b, group), float(low), float(high)
 
 
+ONE_METHODS_OWN = {
+    "k",
+    "seed",
+    "out",
+    "init",
+    "data",
+    "scorer",
+    "sim_weight",
+    "bias",
+    "blind",
+    "max_frames",
+    "image_size",
+}
+
+
 class Results:
-    """All finished rows: `scores(method, k, way)` over whatever seeds there are."""
+    """All finished rows: `scores(method, k, way)` over whatever seeds there are. Raises ValueError for rows that
+    were not made alike: another test set, base, device, or recipe."""
 
     def __init__(self, folder: Path):
         self.records: dict[tuple[str, float, int], dict] = {}
@@ -100,31 +119,40 @@ class Results:
             record = json.loads(path.read_text())
             row = record["row"]
             self.records[row["method"], row["k"], row["seed"]] = record
-        marks = {r["fingerprint"] for r in self.records.values()}
-        if len(marks) > 1:
-            raise ValueError(f"{folder} holds rows of different test sets: {sorted(marks)}")
-        self.fingerprint = next(iter(marks), "")
+        recipe = lambda r: {name: x for name, x in r["config"].items() if name not in ONE_METHODS_OWN}
+        for what, of in (
+            ("test sets", lambda r: r["fingerprint"]),
+            ("devices", lambda r: r["device"]),
+            ("recipes", lambda r: json.dumps(recipe(r), sort_keys=True)),
+            *((f"bases {b}", lambda r, b=b: r["base_sha256"] if r["base"] == b else None) for b in range(9)),
+        ):
+            if len(marks := {of(r) for r in self.records.values()} - {None}) > 1:
+                raise ValueError(f"{folder} holds rows of different {what}: {sorted(marks)}; run some of them again")
+        self.fingerprint = next(iter(r["fingerprint"] for r in self.records.values()), "")
 
-    def seeds(self, method: str, k: float) -> list[int]:
-        """The seeds that are finished."""
-        return sorted(s for m, other, s in self.records if (m, other) == (method, k))
+    def seeds(self, method: str, k: float, way: str = "as trained") -> list[int]:
+        """The seeds that are finished, and were asked this way."""
+        rows = ((s, r) for (m, other, s), r in self.records.items() if (m, other) == (method, k))
+        return sorted(s for s, r in rows if way in r["asked"])
+
+    def asked(self, method: str, k: float, way: str = "as trained") -> dict | None:
+        """All that is known of a way of asking, of the first seed."""
+        seeds = self.seeds(method, k, way)
+        return self.records[method, k, seeds[0]]["asked"][way] if seeds else None
 
     def scores(
         self, method: str, k: float, way: str = "as trained", seeds: Sequence[int] | None = None
     ) -> Scores | None:
         """Answers of a row, seed by seed; None if there is nothing."""
-        asked = [
-            self.records[method, k, s]["asked"][way]["answers"]
-            for s in (self.seeds(method, k) if seeds is None else seeds)
-            if way in self.records.get((method, k, s), {}).get("asked", {})
-        ]
+        seeds = self.seeds(method, k, way) if seeds is None else seeds
+        asked = [self.records[method, k, s]["asked"][way]["answers"] for s in seeds]
         if not asked:
             return None
-        return Scores({t: np.array([[int(c) for c in row[t]] for row in asked]) for t in asked[0]})
+        return Scores({t: np.array([[int(c) for c in row[t]] for row in asked]) for t in asked[0]}, tuple(seeds))
 
     def field(self, method: str, k: float, name: str, way: str = "as trained") -> float | None:
         """The mean over seeds of another number of a way of asking."""
-        values = [self.records[method, k, s]["asked"][way].get(name) for s in self.seeds(method, k)]
+        values = [self.records[method, k, s]["asked"][way][name] for s in self.seeds(method, k, way)]
         return float(np.mean(values)) if values and None not in values else None
 
 
@@ -152,26 +180,30 @@ NAMES = {
     "unpruned": "unpruned", "stts": "STTS", "random": "random", "cosine": "cosine heuristic, trained",
     "no-aux": "STTS without the auxiliary loss", "no-bias": "STTS without the bias (no LM gradient)",
     "oracle": "oracle: the cells that answers depend on", "tome": "merging (ToMe), trained",
-    "frames": "fewer frames, unpruned", "resolution": "smaller frames, unpruned",
+    "frames": "fewer frames, unpruned", "resolution": "smaller frames, unpruned", "blind": "blind, trained",
 }  # fmt: skip
 
 
 def row(results: Results, method: str, k: float, way: str = "as trained", name: str | None = None) -> str | None:
-    """A line of a table: name, k, effective k, short, long, average, against unpruned, evidence kept, seeds."""
-    scores = results.scores(method, k, way)
+    """A line of a table: name, k, effective k (by the vision tokens that are left), short, long, average, against
+    unpruned, evidence kept, seeds."""
+    scores, asked = results.scores(method, k, way), results.asked(method, k, way)
     if scores is None:
         return None
-    seeds = results.seeds(method, k)
+    seeds = results.seeds(method, k, way)
     both = [s for s in seeds if s in results.seeds("unpruned", 0.0)]
-    paired = "–"
+    paired, effective, kept = "–", "–", results.field(method, k, "evidence_kept", way)
     if both and (method, way) != ("unpruned", "as trained"):
         paired = against(results.scores(method, k, way, both), results.scores("unpruned", 0.0, seeds=both))
-    effective, kept = (results.field(method, k, f, way) for f in ("effective_k", "evidence_kept"))
-    asked_k = results.records[method, k, seeds[0]]["asked"][way]["k"]
+    if results.asked("unpruned", 0.0):
+        tokens = results.field(method, k, "tokens", way) / results.field("unpruned", 0.0, "tokens")
+        effective = percent(1 - tokens)
+    nominal = "100" if method == "blind" else str(round(100 * (k or asked["k"])))
     groups = [with_interval(scores, group) for group in ("short", "long", "average")]
-    effective, kept = ("–" if x is None else percent(x) for x in (effective, kept))
-    cells = [name or NAMES[method], str(round(100 * asked_k)), effective, *groups, paired, kept, str(scores.seeds)]
-    return "| " + " | ".join(cells) + " |"
+    kept = "–" if kept is None else percent(kept)
+    return (
+        "| " + " | ".join([name or NAMES[method], nominal, effective, *groups, paired, kept, str(scores.seeds)]) + " |"
+    )
 
 
 HEAD = """| | k | effective k | short | long | average | against unpruned | evidence kept | seeds |
@@ -183,7 +215,8 @@ def ladder(results: Results) -> str:
     lines = [row(results, "unpruned", 0.0)]
     for k in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
         lines += [row(results, method, k) for method in ("stts", "random", "cosine")]
-    lines.append(row(results, "unpruned", 0.0, "blind", "blind (k = 100)"))
+    lines.append(row(results, "unpruned", 0.0, "1 frames", "frame 0 only"))
+    lines.append(row(results, "blind", 0.0))
     return "\n".join([HEAD, *filter(None, lines)])
 
 
@@ -199,31 +232,41 @@ def methods(results: Results) -> str:
 
 
 def pairs(results: Results) -> str:
-    """STTS against the other scorers, paired."""
+    """STTS against every other trained method, paired."""
     lines = ["| k | STTS − | short | long | average | seeds |", "|---|---|---|---|---|---|"]
-    for k in (0.5, 0.8, 0.9):
-        for other in ("random", "cosine"):
-            both = [s for s in results.seeds("stts", k) if s in results.seeds(other, k)]
-            if both:
-                a, b = (results.scores(m, k, seeds=both) for m in ("stts", other))
-                differences = [against(a, b, group) for group in ("short", "long", "average")]
-                lines.append(f"| {round(100 * k)} | {other} | {' | '.join(differences)} | {len(both)} |")
+    others = [m for m in NAMES if m not in ("stts", "unpruned", "blind")]
+    for k, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), others):
+        both = [s for s in results.seeds("stts", k) if s in results.seeds(other, k)]
+        if both:
+            a, b = (results.scores(m, k, seeds=both) for m in ("stts", other))
+            differences = [against(a, b, group) for group in ("short", "long", "average")]
+            lines.append(f"| {round(100 * k)} | {NAMES[other]} | {' | '.join(differences)} | {len(both)} |")
     return "\n".join(lines)
 
 
 def tasks(results: Results) -> str:
-    """Every task of the unpruned model: what it is worth, and what luck, text and frame 0 alone would give."""
-    ways = ["as trained", "8 frames", "16 frames", "64 frames", "1 frames", "blind"]
+    """Every task of the unpruned model, over numbers of frames, beside what luck, the question's text, a model
+    trained without any video, and frame 0 alone are worth."""
+    ways = ["as trained", "8 frames", "16 frames", "64 frames", "1 frames"]
     there = {way: results.scores("unpruned", 0.0, way) for way in ways}
     there = {way: scores for way, scores in there.items() if scores is not None}
-    if not there:
+    if "as trained" not in there:
         return ""
+    if (blind := results.scores("blind", 0.0)) is not None:
+        there["blind"] = blind
     names = {"as trained": "32 frames", "1 frames": "frame 0 only"}
-    lines = [f"| | {' | '.join(names.get(w, w) for w in there)} |", "|---" * (len(there) + 1) + "|"]
-    groups = grouped(list(next(iter(there.values())).answers))
+    seeds = lambda way: f"{names.get(way, way)} ({there[way].seeds})"
+    lines = [f"| | chance | look-up | {' | '.join(map(seeds, there))} |", "|---" * (len(there) + 3) + "|"]
+    record = results.records["unpruned", 0.0, results.seeds("unpruned", 0.0)[0]]
+    text = {"chance": record["asked"]["as trained"]["chance"], "look-up": record["look_up"]}
+    groups = grouped(list(there["as trained"].answers))
     for group in (*groups["short"], "short", *groups["long"], "long", "average", "image/attribute", "image/count"):
         bold = "**" if group in ("short", "long", "average") else ""
-        lines.append(f"| {bold}{group}{bold} | {' | '.join(percent(value(s, group)) for s in there.values())} |")
+        of = of_group(there["as trained"], group)
+        cells = [percent(float(np.mean([np.mean([x[t] for t in tasks]) for tasks in of]))) for x in text.values()]
+        cells += [with_interval(there["as trained"], group)]
+        cells += [percent(value(s, group)) for way, s in there.items() if way != "as trained"]
+        lines.append(f"| {bold}{group}{bold} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -254,10 +297,13 @@ def page(results: Results) -> str:
     """The whole page."""
     torch = sorted({r["torch"] for r in results.records.values()})
     commits = sorted({r["commit"] for r in results.records.values()})
+    bases = len({r["base"] for r in results.records.values()})
     parts = [
         "# Results\n\nMade by `python -m stts_mini.lab.tables` from the files in [rows](rows), which"
-        " `python -m stts_mini.lab.reproduce --all` makes. Percent; 95% intervals from resampling seeds and clips,"
-        f" differences paired. Test set {results.fingerprint}; torch {', '.join(torch)}; commits {', '.join(commits)}.",
+        " `python -m stts_mini.lab.reproduce --all` makes. Percent; the number in brackets after a column's or in the"
+        " last column counts seeds. 95% intervals from resampling seeds and clips (with one seed: clips alone, so too"
+        f" narrow; the seeds share {bases} unpruned bases, so few seeds say little of another base); differences"
+        f" paired. Test set {results.fingerprint}; torch {', '.join(torch)}; commits {', '.join(commits)}.",
         "## Accuracy against k (the paper's Tables 1 and 8)\n\n" + ladder(results),
         "## STTS against other scorers, paired\n\n" + pairs(results),
         "## Other ways to prune (Tables 2 and 5)\n\n" + methods(results),
