@@ -42,7 +42,7 @@ class TrainConfig:
     data: str = setting("data", "folder of the prepared clips")
     out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
     train_short: int = setting(2000, "short training clips")
-    train_watch: int = setting(320, "long training clips in which something flashes up, and something grows")
+    train_watch: int = setting(160, "long training clips in which something flashes up, and something grows")
     train_parade: int = setting(0, "long training clips through which four objects pass")
     train_image: int = setting(400, "one-frame training clips")
     train_brief: int = setting(1100, "training clips of 2.5 s, to learn time from")
@@ -63,7 +63,7 @@ class TrainConfig:
     vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
     image_steps: int = setting(300, "first steps, on one-frame clips only")
     brief_steps: int = setting(350, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
-    glance_steps: int = setting(0, "next steps, on glances, short clips and images; unpruned, too")
+    glance_steps: int = setting(0, "next steps, on clips of 12 to 16 s only; unpruned, too")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
     warmup: int = setting(20, "steps of linear warm-up; after the curriculum, a cosine to zero")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
@@ -114,8 +114,8 @@ class TrainConfig:
             raise ValueError("no training clips at all: give --train-short, --train-watch or --train-image")
         if self.thinning < 1:
             raise ValueError(f"thinning = {self.thinning}: give 1 for every frame, or more")
-        for kind in ("image", "brief", "glance"):
-            if (steps := getattr(self, f"{kind}_steps")) and not self.train_counts[kind]:
+        for kind, steps in self.stages:
+            if steps and not self.train_counts[kind]:
                 flags = f"give --train-{kind}, or --{kind}-steps 0"
                 raise ValueError(f"{kind}_steps = {steps}, and train_{kind} = 0 clips for them: {flags}")
         if self.steps <= (taught := self.curriculum_steps):
@@ -146,10 +146,9 @@ class TrainConfig:
         return {kind: getattr(self, f"train_{kind}") for kind in TASKS}
 
     @property
-    def stages(self) -> tuple[tuple[tuple[str, ...], int], ...]:
-        """The curriculum before all that is judged comes mixed: (kinds, steps)."""
-        glance = ("glance", "short", "image"), self.glance_steps
-        return (("image",), self.image_steps), (("brief",), self.brief_steps), glance
+    def stages(self) -> tuple[tuple[str, int], ...]:
+        """The curriculum before all that is judged comes mixed: (kind, steps)."""
+        return tuple((kind, getattr(self, f"{kind}_steps")) for kind in ("image", "brief", "glance"))
 
     @property
     def curriculum_steps(self) -> int:
@@ -169,8 +168,8 @@ PRESETS: dict[str, dict] = {
     ),
     "base": dict(
         out="runs/base", k=0.0, train_short=3000, train_watch=1500, train_parade=1500, max_frames=64, fps=10.0,
-        train_glance=2000, thinning=5.0, coarse_steps=2600, steps=3000, image_steps=400, brief_steps=400,
-        glance_steps=1000, save_every=50, cache_gb=4.0,
+        train_glance=2000, thinning=5.0, coarse_steps=4100, steps=4600, image_steps=400, brief_steps=400,
+        glance_steps=700, save_every=50, cache_gb=4.0,
     ),
     "gpu": dict(
         out="runs/gpu", train_short=20000, train_watch=6000, train_image=2000, train_brief=4000, test_clips=400,

@@ -239,16 +239,14 @@ def collate(
 class Sampler:
     """Training batches: step i of seed s is always the same, whatever ran before.
 
-    A curriculum comes first: each of `stages`, (kinds, steps), shows clips of these kinds only, as far as there
-    are any; then come all kinds, but for those that `world.TASKS` does not judge. A batch holds clips of one
-    kind, so that little is padding. Every epoch is a new order; what does not fill a batch waits for another.
+    A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only; then come all kinds,
+    but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is padding. Every epoch is a new order; what does not fill a batch waits for another.
 
     A clip brings `questions` of its questions: first one of each task, then others (of a brief clip, all of its
     "when does … enter", beyond that number: with fewer, some seeds never learn time); one in three, by lot,
     shows its options. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to
     `thinning` (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any
-    number of frames. `annotate` gives the batch's `scores`. Raises KeyError for a stage whose first kind has no
-    clip.
+    number of frames. `annotate` gives the batch's `scores`. Raises KeyError for a stage whose kind has no clip.
     """
 
     def __init__(
@@ -258,7 +256,7 @@ class Sampler:
         batch_size: int,
         questions: int,
         seed: int,
-        stages: Sequence[tuple[Sequence[str], int]] = (),
+        stages: Sequence[tuple[str, int]] = (),
         thinning: float = 1.0,
         coarse_steps: int = 0,
         annotate: Annotate | None = None,
@@ -271,9 +269,9 @@ class Sampler:
             pools.setdefault(clip.kind, []).append(i)
         self.stages: list[tuple[int, list[list[int]]]] = []  # (its first step, the pools it draws from)
         first = 0
-        for kinds, steps in stages:
+        for kind, steps in stages:
             if steps:
-                self.stages.append((first, [pools[kind] for kind in kinds if kind in pools or kind == kinds[0]]))
+                self.stages.append((first, [pools[kind]]))
             first += steps
         judged = [pool for kind, pool in pools.items() if world.TASKS.get(kind, True)]
         self.stages.append((first, judged or list(pools.values())))

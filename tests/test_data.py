@@ -139,13 +139,13 @@ def named(kinds):
 def test_a_curriculum_shows_its_kinds_in_turn_and_then_all_that_is_judged():
     clips = named(["short", "brief", "image", "watch", "image", "brief", "image"])
     kinds = lambda step: {clips[n].kind for n in sampler.clip_numbers(step)}
-    sampler = Sampler(clips, None, 3, 6, 0, stages=((("image",), 2), (("brief",), 3)))
+    sampler = Sampler(clips, None, 3, 6, 0, stages=(("image", 2), ("brief", 3)))
     assert [kinds(step) for step in range(5)] == [{"image"}] * 2 + [{"brief"}] * 3
     assert set.union(*(kinds(step) for step in range(5, 12))) == {"short", "image", "watch"}
     assert sorted(sampler.clip_numbers(0)) == [2, 4, 6]
-    skipped = Sampler(clips, None, 3, 6, 0, stages=((("image",), 0), (("brief",), 1)))
+    skipped = Sampler(clips, None, 3, 6, 0, stages=(("image", 0), ("brief", 1)))
     assert {clips[n].kind for n in skipped.clip_numbers(0)} == {"brief"}
-    late = Sampler(named(["image"] * 3 + ["short"] * 6), None, 3, 6, 0, stages=((("image",), 1),))
+    late = Sampler(named(["image"] * 3 + ["short"] * 6), None, 3, 6, 0, stages=(("image", 1),))
     epoch = [n for step in (1, 2, 3) for n in late.clip_numbers(step)]
     assert sorted(epoch) == list(range(9))  # the mixed clips' first epoch starts where the curriculum ends
     only = Sampler(named(["brief", "brief"]), None, 2, 6, 0)
