@@ -240,7 +240,8 @@ class Sampler:
     """Training batches: step i of seed s is always the same, whatever ran before.
 
     A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only; then come all kinds,
-    but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is padding. Every epoch is a new order; what does not fill a batch waits for another.
+    but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is padding.
+    Every epoch is a new order; what does not fill a batch waits for another.
 
     A clip brings `questions` of its questions: first one of each task, then others (of a brief clip, all of its
     "when does … enter", beyond that number: with fewer, some seeds never learn time); one in three, by lot,
