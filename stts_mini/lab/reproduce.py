@@ -1,7 +1,7 @@
 """The paper's tables in miniature: train every row, judge it, and write each result as it comes.
 
-    python -m stts_mini.lab.reproduce --base 0          the unpruned model that rows start from (some 40 minutes)
-    python -m stts_mini.lab.reproduce --table k         the rows of one table, each in a few minutes
+    python -m stts_mini.lab.reproduce --base 0          the unpruned model that rows start from
+    python -m stts_mini.lab.reproduce --table k         the rows of one table
     python -m stts_mini.lab.reproduce --all             everything that is still missing, in order
 
 Every row fine-tunes the same unpruned base with the same clips and questions in the same order for the same
