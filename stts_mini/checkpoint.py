@@ -84,11 +84,10 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
     model.load_state_dict(state["model"])  # into the model's own types
 
 
-def start_from(model: VLM, path: str | os.PathLike) -> None:
-    """Begin where an unpruned model stopped: take the ViT, connector and LLM of the checkpoint at `path`, but leave
+def start_from(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> None:
+    """Begin where an unpruned model stopped: take the ViT, connector and LLM of a loaded checkpoint, but leave
     the scorer fresh. Positions are resized if the model's grid is another. Raises CheckpointError for a checkpoint
     that cannot be used."""
-    state = load(path)
     scorer = {name: weight for name, weight in model.state_dict().items() if name.startswith("scorer.")}
     others = {name: weight for name, weight in state["model"].items() if not name.startswith("scorer.")}
     name, patches = "vit.position_embedding", model.config.vit.num_patches

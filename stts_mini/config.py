@@ -111,7 +111,9 @@ class TrainConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if not any(self.train_counts[kind] for kind, tasks in TASKS.items() if tasks):
-            raise ValueError("no training clips at all: give --train-short, --train-watch or --train-image")
+            raise ValueError(
+                "no training clips at all: give --train-short, --train-watch, --train-parade or --train-image"
+            )
         if self.thinning < 1:
             raise ValueError(f"thinning = {self.thinning}: give 1 for every frame, or more")
         for kind, steps in self.stages:

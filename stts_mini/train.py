@@ -195,23 +195,17 @@ def train(
         reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
         reader.preload([clip.video for clip in clips])
     sampler = Sampler(
-        clips,
-        reader,
-        config.batch_size,
-        config.questions,
-        config.seed,
-        config.stages,
-        config.thinning,
-        config.coarse_steps,
-        annotate,
-    )
+        clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning,
+        config.coarse_steps, annotate,
+    )  # fmt: skip
 
     model = build_model(config, device)
     optimizers = build_optimizers(model, config)
     start = restore(out / "checkpoint.pt", model, optimizers, config, device) if resume else 0
     if config.init and not resume:
-        check_world(checkpoint.load(config.init), config.init)
-        checkpoint.start_from(model, config.init)
+        base = checkpoint.load(config.init)
+        check_world(base, config.init)
+        checkpoint.start_from(model, base, config.init)
     if config.compile:
         for block in (*model.vit.blocks, *model.llm.layers):
             block.compile(dynamic=True)

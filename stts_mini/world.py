@@ -98,8 +98,8 @@ def _shapes_with_a_count(rng: np.random.Generator, n: int) -> tuple[list[str], s
     return shapes, asked, count
 
 
-def _appearance_questions(objects: tuple[Object, ...], asked: str, count: int) -> list[Question]:
-    """Attribute questions about every object that is unique by what is named, and one count."""
+def _attribute_questions(objects: tuple[Object, ...]) -> list[Question]:
+    """About every object that is unique by what is named."""
     seen = [(i, o.enter, o.leave) for i, o in enumerate(objects)]
     shapes, colours = [o.shape for o in objects], [o.colour for o in objects]
     questions = []
@@ -110,8 +110,13 @@ def _appearance_questions(objects: tuple[Object, ...], asked: str, count: int) -
         if shapes.count(o.shape) == 1:
             text = f"what colour is the {o.shape} ?"
             questions.append(Question("attribute", text, o.colour, tuple(COLOURS), (seen[i],)))
-    text = f"how many {asked} objects are there ?"
-    return [*questions, Question("count", text, str(count), COUNTS, tuple(seen))]
+    return questions
+
+
+def _appearance_questions(objects: tuple[Object, ...], asked: str, count: int) -> list[Question]:
+    """Attribute questions and one count."""
+    seen, text = tuple((i, o.enter, o.leave) for i, o in enumerate(objects)), f"how many {asked} objects are there ?"
+    return [*_attribute_questions(objects), Question("count", text, str(count), COUNTS, seen)]
 
 
 def _details(objects: tuple[Object, ...], timed: bool = False) -> list[Question]:
@@ -257,7 +262,7 @@ def _watch(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> S
         Question("needle-sub", f"{subtitles} what colour flashes ?", needle.colour, tuple(COLOURS), flash),
         Question("needle", "what shape flashes ?", needle.shape, SHAPES, flash),
         Question("needle-sub", f"{subtitles} what shape flashes ?", needle.shape, SHAPES, flash),
-        *(q for q in _appearance_questions(objects, SHAPES[0], 0) if q.task == "attribute" and q.evidence[0][0] != 3),
+        *(q for q in _attribute_questions(objects) if q.evidence[0][0] != 3),
         *(q for q in _details(objects) if q.task != "start"),
     ]
     text = f"how many times is {grower.colour} big ?"

@@ -1,6 +1,5 @@
 """Scores that can be checked by hand: likelihoods, look-up, intervals, counts of what was kept."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +158,7 @@ def test_evidence_is_weighed_by_pixels_in_kept_cells(setup):
     assert np.isnan(result.evidence_kept(["none"]))
 
 
-def test_what_is_asked_does_not_depend_on_what_else_is_asked(setup):
-    for c in setup[1]:
-        assert pick_questions(c) == pick_questions(replace(c, video=Path("elsewhere.mp4")))
+def test_options_are_shown_in_many_orders(setup):
     asked = [(qa.question, shown) for c in setup[1] if c.kind == "short" for qa, shown in pick_questions(c)]
     assert len({tuple(shown) for _, shown in asked}) > 6
 

@@ -137,3 +137,6 @@ def test_other_seeds_are_not_paired(tmp_path):
 
 def test_no_results_yet(tmp_path):
     assert Results(tmp_path / "rows").scores("stts", 0.5) is None
+    with pytest.raises(SystemExit, match="no rows in"):
+        main(["--results", str(tmp_path)])
+    assert not (tmp_path / "README.md").exists()

@@ -451,6 +451,6 @@ def test_half_precision_bases_are_small_and_usable(folder, tmp_path):
     rest = {name: state[name] for name in ("step", "train_config", "world")}
     checkpoint.save(tmp_path / "half.pt", model.half(), **rest)
     fresh = build_model(tiny(folder), CPU)
-    checkpoint.start_from(fresh, tmp_path / "half.pt")
+    checkpoint.start_from(fresh, state_of(tmp_path / "half.pt"), "half.pt")
     assert all(p.dtype == torch.float32 for p in fresh.parameters())
     torch.testing.assert_close(fresh.llm.norm.weight, model.llm.norm.weight.float())

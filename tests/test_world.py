@@ -212,6 +212,17 @@ def test_no_single_frame_tells_who_is_faster():
     assert all(0.68 < n / len(SCENES["short"]) < 0.82 for n in right.values()), right
 
 
+def test_what_the_start_slot_says_of_direction():
+    """The floor that the module names: the commonest direction from each slot."""
+    seen = defaultdict(Counter)
+    for scene in SCENES["short"]:
+        for o in scene.objects[:2]:
+            (move,) = o.events
+            seen[int(o.y * 3), int(o.x * 3)][np.sign(move.dx), np.sign(move.dy)] += 1
+    best = sum(max(counts.values()) for counts in seen.values()) / (2 * len(SCENES["short"]))
+    assert 0.39 < best < 0.49, best
+
+
 def test_what_stays_says_nothing_of_what_flashes():
     """The flash has the colour of one that stays in half of the clips, as chance has it, and its shape likewise."""
     same = [[o.colour for o in s.objects[:3]].count(s.objects[3].colour) for s in SCENES["watch"]]

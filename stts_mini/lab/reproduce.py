@@ -1,7 +1,7 @@
 """The paper's tables in miniature: train every row, judge it, and write each result as it comes.
 
     python -m stts_mini.lab.reproduce --base 0          the unpruned model that rows start from
-    python -m stts_mini.lab.reproduce --table k         the rows of one table
+    python -m stts_mini.lab.reproduce --table k         the rows of one table (and the bases, if need be)
     python -m stts_mini.lab.reproduce --all             everything that is still missing, in order
 
 Every row fine-tunes the same unpruned base with the same clips and questions in the same order for the same
@@ -36,13 +36,13 @@ import torch
 
 from stts_mini import checkpoint, world
 from stts_mini.config import PRESETS, TrainConfig
-from stts_mini.data import Clip, Reader, Sampler, fingerprint, load_clips, prepare
+from stts_mini.data import Clip, Reader, fingerprint, load_clips, prepare
 from stts_mini.eval import Result, evaluate, evidence_per_cell, look_up, test_set
 from stts_mini.lab.tome import merging
 from stts_mini.model import VLM
 from stts_mini.packing import scaled_frames
 from stts_mini.scorer import SCORERS
-from stts_mini.train import pick_device, step_time_ratio, train
+from stts_mini.train import pick_device, train
 from stts_mini.video import Video
 
 FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
@@ -209,17 +209,14 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     model = train(config, False, lab.device, reader, **taught_by(row.method))
     trained = time.monotonic() - began
     scores = {name: scores_of(lab.ask(model, way, row.seed), way) for name, way in askings(row).items()}
-    record = dict(
+    folders = ("data", "init", "out")  # of the machine, not of the row
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in folders}
+    return dict(
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
         base_sha256=hashlib.sha256(base.read_bytes()).hexdigest()[:16], device=lab.device.type, look_up=lab.look_up,
-        config=dataclasses.asdict(config), commit=commit(), torch=torch.__version__, threads=torch.get_num_threads(),
+        config=settings, commit=commit(), torch=torch.__version__, threads=torch.get_num_threads(),
         fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1), asked=scores,
     )  # fmt: skip
-    if row.method == "stts":
-        videos = [clip for clip in lab.train if clip.kind in ("short", "watch", "parade")]
-        sampler = Sampler(videos, reader, config.batch_size, config.questions, config.seed)
-        record["step_time_ratio"] = step_time_ratio(model, sampler, config, lab.device)
-    return record
 
 
 def scores_of(result: Result, way: Asking) -> dict:

@@ -97,9 +97,6 @@ def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
 ONE_METHODS_OWN = {
     "k",
     "seed",
-    "out",
-    "init",
-    "data",
     "scorer",
     "sim_weight",
     "bias",
@@ -320,7 +317,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
     args = parser.parse_args(argv)
     try:
-        text = page(Results(args.results / "rows"))
+        results = Results(args.results / "rows")
+        if not results.records:
+            raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.reproduce makes them")
+        text = page(results)
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     path = args.results / "README.md"

@@ -71,6 +71,7 @@ def merging(model: VLM) -> Callable[..., Encoded]:
     """An encoder of this model's that merges: (frames (B, T, 3, H, W), num_frames (B,), k) → Encoded."""
 
     def encode(frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
+        """`VLM.encode_video`, with merging in the place of scoring and selection."""
         cfg = model.config
         B, T = frames.shape[:2]
         counts = torch.tensor(frame_counts(num_frames, B, T))
