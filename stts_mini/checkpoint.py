@@ -17,6 +17,7 @@ import torch
 
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
+from stts_mini.tokenizer import Marks
 from stts_mini.vit import ViTConfig, resized_positions
 
 FORMAT = "stts_mini 1"
@@ -64,8 +65,8 @@ def model_config(state: dict[str, Any]) -> VLMConfig:
     """The model's config from a loaded checkpoint. Raises CheckpointError for one of another version."""
     try:
         parts = dict(state["model_config"])
-        vit, llm = ViTConfig(**parts.pop("vit")), LLMConfig(**parts.pop("llm"))
-        return VLMConfig(vit=vit, llm=llm, **{**parts, "taps": tuple(parts["taps"])})
+        vit, llm, marks = ViTConfig(**parts.pop("vit")), LLMConfig(**parts.pop("llm")), Marks(**parts.pop("marks", {}))
+        return VLMConfig(vit=vit, llm=llm, marks=marks, **{**parts, "taps": tuple(parts["taps"])})
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"the checkpoint was written by another version of this code ({error})") from error
 

@@ -20,7 +20,7 @@ from stts_mini.data import TOKENIZER
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import check_k, num_removed
-from stts_mini.scorer import SCORERS
+from stts_mini.scorer import find_scorer
 from stts_mini.vit import ViTConfig
 from stts_mini.world import TASKS
 
@@ -36,10 +36,11 @@ class TrainConfig:
 
     # what is trained on what
     k: float = setting(0.5, "share of the cells to remove, 0 ≤ k < 1; 0 trains the unpruned model")
-    scorer: str = setting("stts", "who scores the cells: stts, cosine or random")
+    scorer: str = setting("stts", "who scores the cells: stts, cosine, random, or my_file.py:MyScorer")
     blind: bool = setting(False, "train without any vision tokens (the control)")
     init: str = setting("", "checkpoint of an unpruned model to start from; its scorer is left out")
-    data: str = setting("data", "folder of the prepared clips")
+    data: str = setting("data", "folder of the world's clips; or mine.jsonl, clips of your own to train on")
+    val: str = setting("", "with --data mine.jsonl: the clips of your own to judge by")
     out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
     train_short: int = setting(2000, "short training clips")
     train_watch: int = setting(160, "long training clips in which something flashes up, and something grows")
@@ -90,6 +91,8 @@ class TrainConfig:
     # how it runs
     device: str = setting("auto", "auto, cpu, cuda or mps")
     compile: bool = setting(False, "torch.compile the blocks")
+    recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
+    tensorboard: bool = setting(False, "log to TensorBoard, too (pip install tensorboard)")
     cache_gb: float = setting(2.0, "memory for decoded clips")
     save_every: int = setting(100, "steps between checkpoints")
 
@@ -104,13 +107,14 @@ class TrainConfig:
         for name, value in numbers.items():
             if not 0 <= value < math.inf or (value == 0 and name not in may_be_0):
                 raise ValueError(f"{name} = {value}: give {'0 or more' if name in may_be_0 else 'more than 0'}")
-        if self.scorer not in SCORERS:
-            raise ValueError(f"scorer = {self.scorer!r}: know {', '.join(SCORERS)}")
+        find_scorer(self.scorer)
         if self.video_size % 2:
             raise ValueError(f"video_size = {self.video_size}: give an even number, as H.264 needs")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
-        if not any(self.train_counts[kind] for kind, tasks in TASKS.items() if tasks):
+        if self.val and not self.own_data:
+            raise ValueError(f"val = {self.val!r} goes with clips of your own: give --data mine.jsonl")
+        if not self.own_data and not any(self.train_counts[kind] for kind, tasks in TASKS.items() if tasks):
             raise ValueError(
                 "no training clips at all: give --train-short, --train-watch, --train-parade or --train-image"
             )
@@ -143,13 +147,20 @@ class TrainConfig:
         )  # fmt: skip
 
     @property
+    def own_data(self) -> bool:
+        """Whether to train on clips of your own."""
+        return self.data.endswith(".jsonl")
+
+    @property
     def train_counts(self) -> dict[str, int]:
         """Training clips of each kind."""
         return {kind: getattr(self, f"train_{kind}") for kind in TASKS}
 
     @property
     def stages(self) -> tuple[tuple[str, int], ...]:
-        """The curriculum before all that is judged comes mixed: (kind, steps)."""
+        """The curriculum before all that is judged comes mixed: (kind, steps). Clips of your own have none."""
+        if self.own_data:
+            return ()
         return tuple((kind, getattr(self, f"{kind}_steps")) for kind in ("image", "brief", "glance"))
 
     @property
@@ -213,13 +224,14 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, argparse.Names
     return config, argparse.Namespace(resume=args.resume, dry_run=args.dry_run, preset=args.preset)
 
 
-def describe(config: TrainConfig, device: torch.device) -> str:
+def describe(config: TrainConfig, device: torch.device, model: VLM | None = None) -> str:
     """Parameters, tokens of a step and estimated memory of a run, as text."""
-    with torch.device("meta"):
-        model = VLM(config.model)
+    if model is None:
+        with torch.device("meta"):
+            model = VLM(config.model)
     count = lambda module: sum(p.numel() for p in module.parameters())
     parts = ", ".join(f"{name} {count(part) / 1e6:.2f} M" for name, part in model.named_children())
-    m, T, B = config.model, config.max_frames, config.batch_size // config.accumulate
+    m, T, B = model.config, config.max_frames, config.batch_size // config.accumulate
     kept = m.cells * T - num_removed(config.k, m.cells, T)
     row = kept + 3 * T + config.questions * 14  # stamps, two markers; a question is about 14 tokens
     patches, kept_patches = B * T * m.vit.num_patches, B * kept * m.w**2

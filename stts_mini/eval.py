@@ -7,6 +7,7 @@
     blind             the same model without any vision tokens
 
     python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
+    python -m stts_mini.eval CHECKPOINT --data mine.jsonl          clips of your own (see clips.py)
 
 Accuracies are means over questions, with a 95% interval from resampling clips. "short" is the mean over
 the short tasks, "long" over the long ones. "evidence" is the share of the pixels that answers depend on
@@ -21,36 +22,36 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stts_mini import checkpoint, world
-from stts_mini.data import (
+from stts_mini import checkpoint, distributed, world
+from stts_mini.clips import (
+    FREE,
     OPTION_SEED,
+    OWN,
     QA,
-    TOKENIZER,
     WORLD_ID,
-    Annotate,
     Clip,
-    Reader,
-    collate,
     fingerprint,
     index_file,
     load_clips,
     prepare,
-    prompt_ids,
-    shown_options,
 )
+from stts_mini.data import TOKENIZER, Annotate, AnyTokenizer, Reader, collate, shown_options, tokenizer_of
 from stts_mini.drawing import evidence
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
 from stts_mini.progress import Progress
-from stts_mini.scorer import SCORERS
-from stts_mini.video import Video
+from stts_mini.scorer import find_scorer
+from stts_mini.video import Video, VideoError
+
+GENERATED = (*world.GENERATED, FREE)  # tasks that are judged by what the model says
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Result:
     """Scores of one model on one set of clips.
 
     correct    {scoring: {task: [(clip number, 0 or 1)]}} for the scorings "choice" and "generated"
-    chance     {task: [1 / shown options]}, 0 for a task that is judged by generation (`world.GENERATED`)
+    chance     {task: [1 / shown options]}, 0 for a task that is judged by generation (`GENERATED`)
     kept, cells  vision tokens kept and before pruning, summed over the videos (an image loses none)
     rows         packed rows, and ⌈Σ/N⌉, the fewest that could hold the kept tokens, summed over batches
     evidence   {task: (pixels in kept cells, all pixels) that its answers depend on}
@@ -82,7 +83,7 @@ class Result:
 
     def answers(self, task: str, scoring: str | None = None) -> list[tuple[int, int]]:
         """The task's (clip number, 0 or 1), by its own scoring if none is named."""
-        return self.correct[scoring or ("generated" if task in world.GENERATED else "choice")][task]
+        return self.correct[scoring or ("generated" if task in GENERATED else "choice")][task]
 
     def accuracy(self, task: str, scoring: str | None = None) -> float:
         """Mean over the task's questions."""
@@ -109,9 +110,11 @@ class Result:
 
 
 def pick_questions(clip: Clip) -> list[tuple]:
-    """One question of each task that the clip's kind is judged by, each with its shown options: the same
-    choice for every model, whatever else is asked."""
-    rng, picked = np.random.default_rng((OPTION_SEED, list(world.TASKS).index(clip.kind), clip.seed)), {}
+    """One question of each task that the clip's kind is judged by (every question of a clip of your own), each with
+    its shown options: the same choice for every model, whatever else is asked."""
+    rng, picked = np.random.default_rng((OPTION_SEED, [*world.TASKS, OWN].index(clip.kind), clip.seed)), {}
+    if clip.kind == OWN:
+        return [(qa, shown_options(qa, rng)) for qa in clip.qa]
     for i in rng.permutation(len(clip.qa)):
         qa = clip.qa[i]
         if qa.task in world.TASKS[clip.kind]:
@@ -130,46 +133,71 @@ def evaluate(
     generate: bool = True,
     name: str = "test",
     annotate: Annotate | None = None,
+    tokenizer: AnyTokenizer = TOKENIZER,
 ) -> Result:
     """Ask the model one question of each task on every clip, at any k and any number of frames (the
     reader's). `encode`: another encoder, such as `model.encode_blind`. `generate`: score greedy answers to
     all tasks, not only to those that are judged by them. `annotate`: scores in the place of the scorer's. The
-    control's tasks are named "image/task"."""
+    control's tasks are named "image/task". Clips that cannot be read are left out (the reader lists them). Several
+    processes (`distributed.py`) share the clips, and each gets the whole result."""
     device = next(model.parameters()).device
     result, was_training = Result(), model.training
     model.eval()
-    progress = Progress(name, len(clips))
-    for start in range(0, len(clips), batch_size):
-        numbers = range(start, min(start + batch_size, len(clips)))
-        videos = [reader(clips[n].video) for n in numbers]
+    readable = list(_readable(clips, reader))
+    progress = Progress(name, len(readable))
+    for start in range(0, len(readable), batch_size):
+        numbers, videos = zip(*readable[start : start + batch_size], strict=True)
         asked = [pick_questions(clips[n]) for n in numbers]
-        choices = [
-            [(prompt_ids(qa.question, shown), TOKENIZER.encode(o)) for qa, shown in own for o in shown] for own in asked
-        ]
+        prompt, ids_of = tokenizer.prompt, tokenizer.encode
+        choices = [[(prompt(qa.question, shown), ids_of(o)) for qa, shown in own for o in shown] for own in asked]
         scores = [annotate(clips[n], video) for n, video in zip(numbers, videos, strict=True)] if annotate else None
-        output = model(collate(videos, choices, scores).to(device), k, encode)
+        output = model(collate(videos, choices, scores, tokenizer).to(device), k, encode)
         likelihood = iter(option_likelihoods(output).tolist())
-        spoken = [[qa for qa, _ in own if generate or qa.task in world.GENERATED] for own in asked]
+        spoken = [[qa for qa, _ in own if generate or qa.task in GENERATED] for own in asked]
         said = [[] for _ in spoken]
         if any(spoken):
-            open_ended = [[(prompt_ids(qa.question), []) for qa in own] for own in spoken]
+            open_ended = [[(prompt(qa.question), []) for qa in own] for own in spoken]
             same = lambda *_, encoded=output.encoded: encoded  # the same selection answers both scorings
-            said = model.generate(collate(videos, open_ended).to(device), k, encode=same)
+            said = model.generate(collate(videos, open_ended, tokenizer=tokenizer).to(device), k, encode=same)
         for b, n in enumerate(numbers):
             for qa, shown in asked[b]:
                 task = task_name(clips[n], qa)
                 likely = [next(likelihood) for _ in shown]
                 right = shown[int(np.argmax(likely))] == qa.answer
                 result.correct["choice"][task].append((n, int(right)))
-                result.chance[task].append(0 if task in world.GENERATED else 1 / len(shown))
+                result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
             for qa, ids in zip(spoken[b], said[b], strict=True):
-                right = TOKENIZER.decode(ids) == qa.answer
+                right = tokenizer.decode(ids).strip() == qa.answer
                 result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos)
-        progress.update(numbers[-1] + 1)
+        progress.update(start + len(numbers))
     progress.close()
     model.train(was_training)
-    return result
+    return merged(distributed.gather(result))
+
+
+def _readable(clips: Sequence[Clip], reader: Reader) -> Iterator[tuple[int, Video]]:
+    """This process's share of the clips, as (number, video): whatever can be read."""
+    for n in range(distributed.rank(), len(clips), distributed.world_size()):
+        with suppress(VideoError):
+            yield n, reader(clips[n])
+
+
+def merged(results: Sequence[Result]) -> Result:
+    """The results of several processes as one, in the order of the clips."""
+    whole = Result()
+    for result in results:
+        for scoring, tasks in result.correct.items():
+            for task, answers in tasks.items():
+                whole.correct[scoring][task] = sorted(whole.correct[scoring][task] + answers)
+        for task, chances in result.chance.items():
+            whole.chance[task] += chances
+        whole.kept, whole.cells = whole.kept + result.kept, whole.cells + result.cells
+        whole.rows = (whole.rows[0] + result.rows[0], whole.rows[1] + result.rows[1])
+        for task, (kept, every) in result.evidence.items():
+            before = whole.evidence.get(task, (0, 0))
+            whole.evidence[task] = before[0] + kept, before[1] + every
+    return whole
 
 
 def task_name(clip: Clip, qa: QA) -> str:
@@ -216,7 +244,7 @@ def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos:
         if T > 1:
             result.kept += int(encoded.kept[b].sum())
             result.cells += T * C
-        for task, pixels in evidence_per_cell(clip, video, side).items() if T > 1 else ():
+        for task, pixels in evidence_per_cell(clip, video, side).items() if T > 1 and clip.kind != OWN else ():
             seen, every = result.evidence.get(task, (0, 0))
             result.evidence[task] = seen + int(pixels[keep[b, :T]].sum()), every + int(pixels.sum())
 
@@ -234,7 +262,7 @@ def look_up(train: Sequence[Clip], test: Sequence[Clip]) -> dict[str, float]:
     for clip in test:
         for qa, shown in pick_questions(clip):
             seen = answers[clip.kind, plain(qa.question)]
-            options = list(seen) or [""] if qa.task in world.GENERATED else shown
+            options = list(seen) or [""] if qa.task in GENERATED else shown
             best = [option for option in options if seen[option] == max(seen[o] for o in options)]
             right[task_name(clip, qa)].append((qa.answer in best) / len(best))
     return {task: float(np.mean(values)) for task, values in right.items()}
@@ -242,7 +270,7 @@ def look_up(train: Sequence[Clip], test: Sequence[Clip]) -> dict[str, float]:
 
 def table(result: Result, blind: Result | None, lookup: dict[str, float] | None) -> str:
     """The result as text: a row per task, the means, tokens and evidence. The first column is multiple choice
-    (generation for `world.GENERATED`)."""
+    (generation for `GENERATED`)."""
     tasks = list(result.correct["choice"])
     groups = grouped(tasks)
     rows = [f"{'':17}{'score':>8} {'95% interval':>16}{'generated':>11}{'chance':>8}{'look-up':>9}{'blind':>7}{'n':>6}"]
@@ -268,7 +296,7 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
         rows.append(row(f"{name} (mean)", of))
     if len(groups) == 2:
         rows.append(f"{'average':17}{100 * np.mean([result.mean(of) for of in groups.values()]):7.1f}%")
-    rows += [row(t, [t]) for t in tasks if t.startswith("image/")]
+    rows += [row(t, [t]) for t in tasks if not any(t in of for of in groups.values())]
     if result.cells:
         rows.append(
             f"vision tokens of videos kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%),"
@@ -310,10 +338,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", nargs="?", default="runs/cpu/checkpoint.pt", help="what to evaluate")
     parser.add_argument("--k", type=parse_k, default=None, help="share of cells to remove; as in training if not given")
     parser.add_argument("--max-frames", type=int, default=None, help="frames of a clip; as in training if not given")
-    parser.add_argument("--scorer", choices=tuple(SCORERS), default=None, help="another scorer than in training")
+    parser.add_argument("--scorer", default=None, help="another scorer than in training, or my_file.py:MyScorer")
     parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
-    parser.add_argument("--data", default="data", help="folder of the prepared clips")
+    parser.add_argument("--data", default="data", help="folder of the prepared clips, or mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
     parser.add_argument("--json", default=None, help="also write the scores to this file")
     args = parser.parse_args(argv)
@@ -329,6 +357,7 @@ def run(args: argparse.Namespace) -> dict:
     """Evaluate as the command line says; prints the table and returns what --json writes."""
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    own = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
     model, state = checkpoint.load_model(args.checkpoint, device)
     check_world(state, args.checkpoint)
     train = state["train_config"]
@@ -338,24 +367,22 @@ def run(args: argparse.Namespace) -> dict:
         raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
-    size = train["video_size"]
-    trained_on = {kind: train[f"train_{kind}"] for kind in world.TASKS}
-    clips = test_set(args.data, size, args.clips, args.split, [kind for kind, count in trained_on.items() if count])
+    clips, asked = clips_to_judge(args, train)
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
     trained, scorer = model.config.scored_by, args.scorer or model.config.scored_by
     if scorer != trained:
-        model.scorer = SCORERS[scorer](model.config.scorer).to(device)
-    blind = model.encode_blind
+        model.scorer = own(model.config.scorer).to(device)
+    blind, tokenizer = model.encode_blind, tokenizer_of(state)
     name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}), k = {k}"
     print(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames")
-    print(
-        f"{args.split} set {fingerprint(clips)}: {args.clips} clips of each kind, seed of this evaluation {args.seed}"
-    )
-    result = evaluate(model, clips, reader, k, blind if train["blind"] else None)
-    without = evaluate(model, clips, reader, 0.0, blind, generate=False, name="blind")
-    asked = index_file(args.data, "train", trained_on, size)
+    count = f"{len(clips)} clips" if is_own(args.data) else f"{args.clips} clips of each kind"
+    which = args.data if is_own(args.data) else f"{args.split} set"
+    print(f"{which} {fingerprint(clips)}: {count}, seed of this evaluation {args.seed}")
+    result = evaluate(model, clips, reader, k, blind if train["blind"] else None, tokenizer=tokenizer)
+    without = evaluate(model, clips, reader, 0.0, blind, generate=False, name="blind", tokenizer=tokenizer)
     lookup = look_up(load_clips(asked), clips) if asked.exists() else None
     print(table(result, without, lookup))
+    print(broken_clips(reader.broken), end="")
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
         split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__, train_config=train,
@@ -366,9 +393,30 @@ def run(args: argparse.Namespace) -> dict:
     return summary
 
 
+def is_own(data: str) -> bool:
+    """Whether --data names clips of your own, or the folder of the world's."""
+    return data.endswith(".jsonl")
+
+
+def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], Path]:
+    """The clips that the command line names, and the file of the training clips, to look answers up in."""
+    if is_own(args.data):
+        return load_clips(args.data), Path(train["data"])
+    trained_on = {kind: train[f"train_{kind}"] for kind in world.TASKS}
+    kinds = [kind for kind, count in trained_on.items() if count]
+    clips = test_set(args.data, train["video_size"], args.clips, args.split, kinds)
+    return clips, index_file(args.data, "train", trained_on, train["video_size"])
+
+
+def broken_clips(broken: dict[tuple, VideoError]) -> str:
+    """A line for each clip that could not be read, under one that counts them; nothing if all could."""
+    lines = [f"  {error}\n" for error in broken.values()]
+    return f"{len(lines)} clips could not be read, and were left out:\n" * bool(lines) + "".join(lines)
+
+
 def check_world(state: dict, path: str | Path) -> None:
     """Raises CheckpointError for a model that was trained in another world, or with other words."""
-    if state.get("world") != WORLD_ID:
+    if state.get("world") != WORLD_ID and not state.get("tokenizer"):  # a real LLM knows no world of ours
         raise checkpoint.CheckpointError(
             f"{path} was trained in {state.get('world', 'an older world')}; this code has {WORLD_ID}: train anew, or"
             " take the code that it was trained with"

@@ -41,7 +41,7 @@ from stts_mini.scorer import (
     temporal_target,
 )
 from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
-from stts_mini.tokenizer import END
+from stts_mini.tokenizer import MARKS, Marks
 from stts_mini.vit import ViT, ViTConfig
 
 
@@ -51,10 +51,11 @@ class VLMConfig:
 
     score_after  l: cells are scored after this block (0-based) and pruned after the next one
     w            side of a cell in patches
-    scored_by    "stts", or a baseline: "cosine" or "random" (see `scorer.SCORERS`)
+    scored_by    "stts", or a baseline: "cosine" or "random", or a class of yours (see `scorer.find_scorer`)
     taps         the blocks whose outputs the connector reads, counted from the end: −1 is the last
     bias         "log": S = log s (the paper); "rescaled": as in the public code; "none": no injection
     detach_target  whether L_sim's target is cut off from the gradient
+    marks        the token ids that sequences are built with
     Raises ValueError for blocks that do not exist or are not packed, and a grid that w does not divide.
     """
 
@@ -69,6 +70,7 @@ class VLMConfig:
     taps: tuple[int, ...] = (-3, -1)
     bias: str = "log"
     detach_target: bool = True
+    marks: Marks = MARKS
 
     def __post_init__(self):
         cell_side(self.vit.num_patches, self.w)
@@ -83,7 +85,10 @@ class VLMConfig:
         if not self.taps or self.bias not in ("log", "rescaled", "none"):
             raise ValueError(f"taps {self.taps}, bias {self.bias!r}: give a block, and log, rescaled or none")
         if self.scored_by not in SCORERS:
-            raise ValueError(f"scored_by {self.scored_by!r}: know {', '.join(SCORERS)}")
+            raise ValueError(
+                f"scored_by {self.scored_by!r}: know {', '.join(SCORERS)}; one in a file of yours must be found first:"
+                f" give --scorer {self.scored_by}, or call scorer.find_scorer"
+            )
 
     @property
     def num_packed(self) -> int:
@@ -194,6 +199,7 @@ class VLM(nn.Module):
         num_frames: Tensor | None = None,
         k: float = 0.5,
         scorer: Callable[[Tensor, Tensor], Tensor] | None = None,
+        still: Tensor | None = None,
     ) -> Encoded:
         """Frames to the LLM tokens of the kept cells (paper Figure 3, §3.2 and §3.3).
 
@@ -201,6 +207,7 @@ class VLM(nn.Module):
         num_frames  (B,) int; None: all T frames are real
         k           share of the cells to remove, 0 ≤ k < 1; 0 is the unpruned model
         scorer      instead of the model's own: (x (B, T, N, D), num_frames) → scores (B, T, C)
+        still       (B,) bool: these are several pictures, not a video, and lose nothing; None: all are videos
         Raises ValueError for a k or shapes that cannot be.
         """
         if frames.ndim != 5:
@@ -210,7 +217,9 @@ class VLM(nn.Module):
         B, T = frames.shape[:2]
         counts = torch.tensor(frame_counts(num_frames, B, T))  # (B,), on the CPU
         real = torch.arange(T) < counts[:, None]  # (B, T)
-        prunable = torch.tensor([num_removed(k, cfg.cells, n) > 0 for n in counts.tolist()])
+        prunable = torch.tensor([num_removed(k, cfg.cells, n) > 0 for n in counts.tolist()])  # (B,)
+        if still is not None:
+            prunable &= ~still.cpu()
         own_frame = real.nonzero().to(frames.device).unbind(1)  # (F,) videos, (F,) times: the real frames in order
 
         frames = normalise(frames[own_frame], self.vit.position_embedding.dtype)
@@ -219,14 +228,15 @@ class VLM(nn.Module):
         for block in self.vit.blocks[: l + 1]:
             x = block(x)
 
-        scores, keep, sim_loss, key_bias = None, real[..., None].expand(B, T, cfg.cells), 0.0, None
+        every = real[..., None].expand(B, T, cfg.cells)
+        scores, keep, sim_loss, key_bias = None, every, 0.0, None
         if prunable.any():
             scorer = self.scorer if scorer is None else scorer
             grid = x.new_zeros(B, T, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             scores = scorer(grid, counts)
             if scores.shape != (B, T, cfg.cells):
                 raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {(B, T, cfg.cells)}")
-            keep = select(scores, k, counts)
+            keep = torch.where(prunable[:, None, None].to(x.device), select(scores, k, counts), every.to(x.device))
             if getattr(scorer, "injects_bias", False):
                 some = prunable.nonzero().squeeze(1).to(x.device)
                 target = temporal_target(grid[some], w)
@@ -261,7 +271,7 @@ class VLM(nn.Module):
         if encode is not None:
             return encode(batch.frames, batch.num_frames, k)
         given = None if batch.scores is None else lambda *_: batch.scores.to(batch.frames.device)
-        return self.encode_video(batch.frames, batch.num_frames, k, scorer=given)
+        return self.encode_video(batch.frames, batch.num_frames, k, given, batch.still)
 
     # ------------------------------------------------------------------------------------- the LLM
 
@@ -269,8 +279,8 @@ class VLM(nn.Module):
         """Losses and logits of a batch; `encode` instead of `encode_video` for another encoder."""
         check_prompts(batch.branches)
         encoded = self.encode(batch, k, encode)
-        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown)
-        layout = Layout.build(prefixes, batch.branches, encoded.tokens.device)
+        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown, self.config.marks)
+        layout = Layout.build(prefixes, batch.branches, encoded.tokens.device, self.config.marks)
         hidden = self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask)
 
         row, column, targets, branch = layout.answers
@@ -300,17 +310,17 @@ class VLM(nn.Module):
         check_prompts(batch.branches)
         encoded = self.encode(batch, k, encode)
         device = encoded.tokens.device
-        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown)
+        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown, self.config.marks)
         owner = torch.tensor([b for b, video in enumerate(batch.branches) for _ in video], device=device)  # (R,)
-        layout = Layout.build(prefixes, [[] for _ in prefixes], device)
+        layout = Layout.build(prefixes, [[] for _ in prefixes], device, self.config.marks)
         cache, lengths = KVCache(), torch.tensor([len(p) for p in prefixes], device=device)
         if layout.ids.shape[1]:
             self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask, cache)
             cache = cache.rows(owner)
         prompts = [prompt for video in batch.branches for prompt, _ in video]
-        asked = Prompts.build(prompts, lengths[owner], layout.ids.shape[1])
+        asked = Prompts.build(prompts, lengths[owner], layout.ids.shape[1], self.config.marks)
         x = self.llm.embed(asked.ids)
-        flat = self.llm.generate(x, asked.positions, asked.mask, cache, max_new_tokens, stop=END)
+        flat = self.llm.generate(x, asked.positions, asked.mask, cache, max_new_tokens, self.config.marks.end)
         answers = iter(flat)
         return [[next(answers) for _ in video] for video in batch.branches]
 

@@ -1,7 +1,7 @@
 """Pictures of what is pruned: frames with the pruned cells dimmed, beside the scores, question and answer.
 
-`draw_clips` writes pruned.png (a band per clip) and pruned.mp4 (the same clips, playing). Only numpy and
-PyAV are needed; the letters are a 3 × 5 pixel font below.
+`draw_clips` writes pruned.png (a band per clip) and pruned.mp4 (the same clips, playing); `draw_curve` draws a
+training log. Only numpy and PyAV are needed; the letters are a 3 × 5 pixel font below.
 
     band of a clip:   time stamps · frames · kept cells (pruned ones dimmed) · scores (dark 0, light 1)
 
@@ -10,6 +10,7 @@ What this file does not do: decide anything. It shows what `encode_video` return
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ import av
 import numpy as np
 import torch
 
-from stts_mini.data import TOKENIZER, Clip, Reader, collate, prompt_ids
+from stts_mini.clips import OWN, Clip
+from stts_mini.data import TOKENIZER, AnyTokenizer, Reader, collate
 from stts_mini.eval import pick_questions
 from stts_mini.model import VLM
 from stts_mini.video import write_video
@@ -37,6 +39,7 @@ GLYPHS = {  # 3 × 5 pixels each, row by row
     "-": "000000111000000", "/": "001001010100100", "=": "000111000111000", "%": "101001010100101",
     "(": "010100100100010", ")": "010001001001010", "<": "001010100010001", ">": "100010001010100",
 }  # fmt: skip
+LOSS, ACCURACY = (250, 180, 50), (110, 190, 250)
 UNKNOWN = "111111111111111"
 HEAT = np.array([(15, 10, 45), (110, 25, 110), (215, 70, 60), (250, 180, 50), (255, 255, 200)], float)
 DIM = 0.2
@@ -79,17 +82,18 @@ def clip_views(frames: np.ndarray, keep: np.ndarray, scores: np.ndarray | None) 
 
 
 @torch.no_grad()
-def look(model: VLM, clip: Clip, number: int, reader: Reader, k: float):
+def look(model: VLM, clip: Clip, reader: Reader, k: float, tokenizer: AnyTokenizer = TOKENIZER):
     """One clip through the model: its video, keep (T, C), scores (T, C) or None, and a line of text."""
-    video = reader(clip.video)
+    video = reader(clip)
     qa, _ = pick_questions(clip)[0]
     device = next(model.parameters()).device
-    batch = collate([video], [[(prompt_ids(qa.question), [])]]).to(device)
-    encoded = model.encode_video(batch.frames, batch.num_frames, k)
-    said = TOKENIZER.decode(model.generate(batch, k, encode=lambda *_: encoded)[0][0])
+    batch = collate([video], [[(tokenizer.prompt(qa.question), [])]], tokenizer=tokenizer).to(device)
+    encoded = model.encode(batch, k)
+    said = tokenizer.decode(model.generate(batch, k, encode=lambda *_: encoded)[0][0])
     scores = None if encoded.scores is None else encoded.scores[0].float().cpu().numpy()
     kept = f"{int(encoded.kept.sum())}/{encoded.keep.numel()} kept"
-    text = f"{qa.question}  said: {said}  {'right' if said == qa.answer else 'answer: ' + qa.answer}  k={k:g} {kept}"
+    verdict = "right" if said.strip() == qa.answer else f"answer: {qa.answer}"
+    text = f"{qa.question}  said: {said}  {verdict}  k={k:g} {kept}"
     return video, encoded.keep[0].cpu().numpy(), scores, text
 
 
@@ -106,14 +110,21 @@ def band(video, keep: np.ndarray, scores: np.ndarray | None, text: str, scale: i
 
 
 def draw_clips(
-    model: VLM, clips: Sequence[Clip], reader: Reader, k: float, out: str | os.PathLike, count: int = 4
+    model: VLM,
+    clips: Sequence[Clip],
+    reader: Reader,
+    k: float,
+    out: str | os.PathLike,
+    count: int = 4,
+    tokenizer: AnyTokenizer = TOKENIZER,
 ) -> list[Path]:
     """Write pruned.png and pruned.mp4 into `out` for the first clips that have more than one frame, the
     last of them a long one if there is one; returns the two paths."""
-    short = [(c, n) for n, c in enumerate(clips) if c.kind == "short"]
-    long = [(c, n) for n, c in enumerate(clips) if c.kind not in ("short", "image")]
-    chosen = (short[: count - 1] + long[:1]) or [(c, n) for n, c in enumerate(clips)][:count]
-    seen = [look(model, clip, number, reader, k) for clip, number in chosen]
+    clips = [c for c in clips if c.source not in reader.broken]
+    short = [c for c in clips if c.kind == "short"]
+    long = [c for c in clips if c.kind not in ("short", "image", OWN)]
+    chosen = (short[: count - 1] + long[:1]) or clips[:count]
+    seen = [look(model, clip, reader, k, tokenizer) for clip in chosen]
 
     bands = [band(*one) for one in seen]
     width = max(b.shape[1] for b in bands)
@@ -133,3 +144,36 @@ def draw_clips(
     mp4 = Path(out) / "pruned.mp4"
     write_video(mp4, np.stack(film), fps=2.0)
     return [png, mp4]
+
+
+def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, int] = (900, 420)) -> None:
+    """Draw a log.csv (see `progress.Log`): loss (L_task, on a logarithmic scale) and accuracy against steps, smoothed
+    over 2% of them."""
+    with open(log, newline="") as file:
+        rows = [[float(x) for x in row] for row in list(csv.reader(file))[1:]]
+    if not rows:
+        return
+    step, loss, _, accuracy = np.array(rows).T[:4]
+    window = max(len(step) // 50, 1)
+    smooth = lambda y: np.convolve(np.pad(y, (window - 1, 0), "edge"), np.ones(window) / window, "valid")
+    width, height = size
+    left, top, right, bottom = 70, 40, width - 70, height - 40
+    picture = np.full((height, width, 3), 24, np.uint8)
+    log_loss = np.log10(np.maximum(smooth(loss), 1e-4))
+    low, high = np.floor(log_loss.min()), max(np.ceil(log_loss.max()), np.floor(log_loss.min()) + 1)
+    for i in range(5):
+        y = round(bottom - i * (bottom - top) / 4)
+        picture[y, left:right] = 70
+        write_text(picture, f"{10 ** (low + i * (high - low) / 4):.3g}", 8, y - 5, colour=LOSS)
+        write_text(picture, f"{25 * i}%", right + 8, y - 5, colour=ACCURACY)
+    for curve, colour in (((log_loss - low) / (high - low), LOSS), (smooth(accuracy), ACCURACY)):
+        x = np.arange(left, right)
+        y = np.interp(np.linspace(0, len(step) - 1, len(x)), np.arange(len(step)), curve)
+        at = np.round(bottom - y * (bottom - top)).astype(int)
+        for column, a, b in zip(x, at, [at[0], *at[:-1]], strict=True):  # joined, two pixels thick
+            picture[min(a, b) : max(a, b) + 2, column] = colour
+    write_text(picture, "loss", left, 12, colour=LOSS)
+    write_text(picture, "accuracy", right - 64, 12, colour=ACCURACY)
+    write_text(picture, f"{int(step[0])}", left, bottom + 14, colour=(170, 170, 170))
+    write_text(picture, f"{int(step[-1]) + 1} steps", right - 90, bottom + 14, colour=(170, 170, 170))
+    av.VideoFrame.from_ndarray(picture, format="rgb24").save(str(png))

@@ -55,11 +55,19 @@ class Progress:
 
 
 class Log:
-    """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line."""
+    """log.csv, a row a step, written when a checkpoint is; a running mean for the progress line; and TensorBoard's
+    files beside it, if asked for. Raises ValueError if that is not installed."""
 
     NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds")
 
-    def __init__(self, path: Path, start: int):
+    def __init__(self, path: Path, start: int, tensorboard: bool = False):
+        self.board = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError("--tensorboard needs a package: pip install tensorboard") from error
+            self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=start)
         self.path, self.rows, self.tokens, self.saved = path, [], 0, start > 0
         self.loss = self.accuracy = None
         old = list(csv.reader(path.read_text().splitlines()))[1:] if start and path.exists() else []
@@ -73,6 +81,8 @@ class Log:
         self.rows.append(
             (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}")
         )
+        for name, value in zip(self.NAMES[1:5], (task, sim, accuracy, norm), strict=True) if self.board else ():
+            self.board.add_scalar(name, value, step)
         mix = lambda old, new: new if old is None else 0.9 * old + 0.1 * new
         self.loss, self.accuracy = mix(self.loss, task + sim), mix(self.accuracy, accuracy)
 
@@ -85,3 +95,5 @@ class Log:
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows(self.rows)
         self.rows, self.saved = [], True
+        if self.board:
+            self.board.flush()

@@ -17,14 +17,17 @@ which a learned pooler could collapse (as in the public code); "previous frame" 
 video; log s is clamped below at 1e-4 (the paper names no range).
 
 What this file does not do: select or pack (`packing.py`). A scorer of your own is any callable
-(x (B, T, N, D), num_frames) → scores (B, T, C); see `CosineScorer` for a short one.
+(x (B, T, N, D), num_frames) → scores (B, T, C); see `CosineScorer` for a short one. As a class in a file of
+yours it is known by the name "my_file.py:MyScorer", to every command that takes a scorer (`find_scorer`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -227,4 +230,32 @@ class CosineScorer(nn.Module):
         return F.pad(change, (0, 0, 1, 0), value=1.0)  # frame 0 has no frame before it
 
 
-SCORERS = {"stts": Scorer, "cosine": CosineScorer, "random": RandomScorer}  # yours is one more line
+SCORERS: dict[str, type[nn.Module]] = {"stts": Scorer, "cosine": CosineScorer, "random": RandomScorer}
+
+
+def find_scorer(name: str) -> type[nn.Module]:
+    """The class of that name: one of `SCORERS`, or "my_file.py:MyScorer", an `nn.Module` of yours that is made
+    from a `ScorerConfig`. It is imported once and then stands in `SCORERS` under that very name, so that models and
+    checkpoints can be made of it; no checkpoint imports a file by itself. A class attribute `injects_bias = True`
+    gives it STTS's two teachers (then its scores must lie in (0, 1)); without one it only scores.
+    Raises ValueError for a name that leads to no such class.
+
+    >>> find_scorer("cosine").__name__
+    'CosineScorer'
+    """
+    path, colon, class_name = name.rpartition(":")
+    if name not in SCORERS and colon:
+        if not Path(path).is_file():
+            raise ValueError(f"scorer {name!r}: there is no file {path}")
+        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"scorer {name!r}: {path} is not a Python file (its name must end in .py)")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = getattr(module, class_name, None)
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise ValueError(f"scorer {name!r}: {path} has no nn.Module class {class_name!r}")
+        SCORERS[name] = found
+    if name not in SCORERS:
+        raise ValueError(f"scorer {name!r}: know {', '.join(SCORERS)}, or your own as my_file.py:MyScorer")
+    return SCORERS[name]

@@ -10,6 +10,9 @@ markers of one video see each other in both directions.
 Legend: B videos · L length of a row · A answer tokens to predict · CELL stands in a row of ids where a kept
 cell's token goes.
 
+Several pictures are laid out like frames, with their numbers in the place of time stamps. `Marks` are the tokens
+that stand around frames, fill rows and end answers: the world's by default, a real LLM's own if it has one.
+
 What this file does not do: encode (`model.py`), make questions (`data.py`).
 """
 
@@ -20,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stts_mini.tokenizer import END, FRAME_END, FRAME_START, PAD
+from stts_mini.tokenizer import MARKS, Marks
 
 CELL = -1
 Branches = list[list[tuple[list[int], list[int]]]]
@@ -35,6 +38,7 @@ class Batch:
     stamps      for each video, for each frame, the token ids of its time stamp
     branches    for each video, for each question, (prompt ids, answer ids); the end token is added
     scores      (B, T, C), in the place of what the model's scorer says (an oracle's, say), or None
+    still       (B,) bool, on the CPU: several pictures, not a video, so nothing of it is pruned; None: all are videos
     """
 
     frames: Tensor
@@ -42,20 +46,21 @@ class Batch:
     stamps: list[list[list[int]]]
     branches: Branches
     scores: Tensor | None = None
+    still: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its frames on `device`."""
         return replace(self, frames=self.frames.to(device))
 
 
-def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor) -> list[list[int]]:
+def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks: Marks = MARKS) -> list[list[int]]:
     """For each video: stamp, frame start, CELL × kept, frame end, for every shown frame, in time order.
 
     stamps (B lists, one stamp a frame), kept (B, T) int: cells of each frame, shown (B, T) bool.
     Raises ValueError for a video with more or fewer stamps than shown frames (none shown: blind, no prefix).
 
     >>> prefix_ids([[[20], [21]]], torch.tensor([[2, 0]]), torch.ones(1, 2).bool()) == [
-    ...     [20, FRAME_START, CELL, CELL, FRAME_END, 21, FRAME_START, FRAME_END]]
+    ...     [20, MARKS.frame_start, CELL, CELL, MARKS.frame_end, 21, MARKS.frame_start, MARKS.frame_end]]
     True
     """
     prefixes = []
@@ -65,7 +70,7 @@ def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor) -> li
         ids: list[int] = []
         for stamp, count, there in zip(video, counts, seen, strict=False):
             if there:
-                ids += [*stamp, FRAME_START, *[CELL] * count, FRAME_END]
+                ids += [*stamp, marks.frame_start, *[CELL] * count, marks.frame_end]
         prefixes.append(ids)
     return prefixes
 
@@ -86,7 +91,7 @@ def check_prompts(branches: Branches) -> None:
 class Layout:
     """Rows of a batch, padded on the right, who sees whom, and where each answer token is predicted.
 
-    ids        (B, L), CELL for a kept cell's place, PAD for padding
+    ids        (B, L), CELL for a kept cell's place, `marks.pad` for padding
     positions  (B, L): contiguous in the prefix; every branch goes on from the prefix's end
     segment    (B, L): 0 prefix, 1.. branches, −1 padding
     mask       (B, 1, L, L) bool, True = may attend
@@ -102,7 +107,7 @@ class Layout:
     tokens: int
 
     @staticmethod
-    def build(prefixes: list[list[int]], branches: Branches, device: torch.device) -> Layout:
+    def build(prefixes: list[list[int]], branches: Branches, device: torch.device, marks: Marks = MARKS) -> Layout:
         """One row for each video: its prefix, then its branches, prompt + answer + end, one after another.
         The end is predicted, and never read."""
         rows, answers, number = [], [], 0
@@ -110,23 +115,22 @@ class Layout:
             ids, positions, segment = list(prefix), list(range(len(prefix))), [0] * len(prefix)
             for branch, (prompt, answer) in enumerate(own, start=1):
                 before = len(ids) + len(prompt) - 1  # the column that predicts the answer's first token
-                answers += [(b, before + i, token, number) for i, token in enumerate([*answer, END])]
+                answers += [(b, before + i, token, number) for i, token in enumerate([*answer, marks.end])]
                 ids += [*prompt, *answer]
                 positions += range(len(prefix), len(prefix) + len(prompt) + len(answer))
                 segment += [branch] * (len(prompt) + len(answer))
                 number += 1
             rows.append((ids, positions, segment))
         L = max(len(ids) for ids, _, _ in rows)
-        padded = [
-            [part + [fill] * (L - len(part)) for part, fill in zip(row, (PAD, 0, -1), strict=True)] for row in rows
-        ]
+        fills = (marks.pad, 0, -1)
+        padded = [[part + [f] * (L - len(part)) for part, f in zip(row, fills, strict=True)] for row in rows]
         ids, positions, segment = torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), 3, L).unbind(1)
         query, key = segment[:, :, None], segment[:, None, :]
         at = torch.arange(L, device=device)
         causal = at[:, None] >= at
         # padding (−1) sees the padding before it, so that no query sees nothing; nobody else sees it
         mask = causal & ((query == key) | ((key == 0) & (query > 0)))  # (B, L, L)
-        vision = (segment == 0) & ((ids == CELL) | (ids == FRAME_START) | (ids == FRAME_END))
+        vision = (segment == 0) & ((ids == CELL) | (ids == marks.frame_start) | (ids == marks.frame_end))
         mask |= vision[:, :, None] & vision[:, None, :]
         index = torch.tensor(answers, dtype=torch.long, device=device).view(-1, 4).T
         return Layout(ids, positions, segment, mask[:, None], index, sum(len(ids) for ids, _, _ in rows))
@@ -142,10 +146,10 @@ class Prompts:
     mask: Tensor
 
     @staticmethod
-    def build(prompts: list[list[int]], prefix_lengths: Tensor, P: int) -> Prompts:
+    def build(prompts: list[list[int]], prefix_lengths: Tensor, P: int, marks: Marks = MARKS) -> Prompts:
         """prefix_lengths (R,): how many of the P cached places are each prompt's own prefix."""
         device, L = prefix_lengths.device, max(map(len, prompts))
-        ids = torch.tensor([[PAD] * (L - len(p)) + p for p in prompts], device=device)  # (R, L)
+        ids = torch.tensor([[marks.pad] * (L - len(p)) + p for p in prompts], device=device)  # (R, L)
         start = torch.tensor([L - len(p) for p in prompts], device=device)[:, None]  # (R, 1)
         at = torch.arange(L, device=device)
         positions = prefix_lengths[:, None] + (at - start).clamp(min=0)

@@ -6,6 +6,8 @@
     python -m stts_mini.train --preset smoke          everything end to end in under a minute
     python -m stts_mini.train --preset gpu --dry-run  what a preset would take
     python -m stts_mini.train --resume                go on after Ctrl-C
+    python -m stts_mini.train --data mine.jsonl --val judged.jsonl      clips of your own (see clips.py)
+    torchrun --nproc-per-node 2 -m stts_mini.train    several processes, one batch (see distributed.py)
 
 Hidden matrices are optimised by Muon, everything else (embeddings, positions, norms, biases, the first
 and the last layer) by AdamW; the scorer's rates are a selectable multiple of the others in both.
@@ -17,7 +19,9 @@ What this file does not do: define settings (`config.py`), make batches (`data.p
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -32,19 +36,22 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint as recomputed
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-from stts_mini import checkpoint
+from stts_mini import checkpoint, distributed
+from stts_mini.clips import WORLD_ID, Clip, fingerprint, load_clips, prepare
 from stts_mini.config import TrainConfig, describe, parse_flags
-from stts_mini.data import TOKENIZER, WORLD_ID, Annotate, Reader, Sampler, fingerprint, load_clips, prepare
-from stts_mini.eval import check_world, evaluate, look_up, summarise, table, test_set
+from stts_mini.data import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
+from stts_mini.eval import broken_clips, check_world, evaluate, look_up, summarise, table, test_set
 from stts_mini.model import VLM, Encoded, Output
 from stts_mini.optim import Muon
-from stts_mini.picture import draw_clips
+from stts_mini.packing import num_removed
+from stts_mini.picture import draw_clips, draw_curve
 from stts_mini.progress import Log, Progress, clock
 from stts_mini.sequence import Batch
 
@@ -122,19 +129,26 @@ def autocast(device: torch.device):
 
 
 def parts_of(batch: Batch, count: int) -> list[Batch]:
-    """Cut a batch into `count` equal parts along the videos."""
-    size = len(batch.num_frames) // count
-    cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
+    """Cut a batch into up to `count` parts along the videos."""
+    cuts = [c for c in torch.arange(len(batch.num_frames)).tensor_split(count) if len(c)]
     return [
         Batch(
             batch.frames[c, : (T := int(batch.num_frames[c].max()))],
             batch.num_frames[c],
-            batch.stamps[c],
-            batch.branches[c],
+            [batch.stamps[i] for i in c.tolist()],
+            [batch.branches[i] for i in c.tolist()],
             None if batch.scores is None else batch.scores[c, :T],
+            None if batch.still is None else batch.still[c],
         )
         for c in cuts
     ]
+
+
+def weights_of(batch: Batch, k: float, cells: int) -> tuple[int, int]:
+    """What a part's two losses are means over: its questions, and its videos that lose anything."""
+    still = [False] * len(batch.num_frames) if batch.still is None else batch.still.tolist()
+    videos = zip(batch.num_frames.tolist(), still, strict=True)
+    return sum(map(len, batch.branches)), sum(num_removed(k, cells, n) > 0 and not s for n, s in videos)
 
 
 def forward_backward(
@@ -144,23 +158,31 @@ def forward_backward(
     device: torch.device,
     k: float | None = None,
     encode: Callable[..., Encoded] | None = None,
+    run: Callable[..., Output] | None = None,
 ):
-    """Gradients of one batch, in `accumulate` parts. Returns mean L_task, mean L_sim, answers right,
-    answers, tokens. (A part counts the same as any other, however many questions or videos it has.)"""
-    k = config.k if k is None else k
+    """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
+    losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
+    several processes. Returns mean L_task, mean L_sim, answers right, answers, tokens."""
+    k, run = config.k if k is None else k, run or model
     encode = model.encode_blind if config.blind else encode
-    task = sim = 0.0
-    right = answers = tokens = 0
-    for part in parts_of(batch, config.accumulate):
-        with autocast(device):
-            output = model(part.to(device), k, encode)
-            loss = (output.task_loss + config.sim_weight * output.sim_loss) / config.accumulate
-        loss.backward()
-        task += float(output.task_loss.detach()) / config.accumulate
-        sim += float(torch.as_tensor(output.sim_loss).detach()) / config.accumulate
+    parts = parts_of(batch, config.accumulate)
+    weights = [weights_of(part, k, model.config.cells) for part in parts]
+    questions, videos = distributed.total(*(sum(column) for column in zip(*weights, strict=True)))
+    sums = [0.0] * 5
+    for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
+        shares = own_questions / questions, own_videos / max(videos, 1)
+        last = i == len(parts) - 1
+        with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
+            with autocast(device):
+                output = run(part.to(device), k, encode)
+                loss = shares[0] * output.task_loss + config.sim_weight * shares[1] * output.sim_loss
+            (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
+        task, sim = (float(torch.as_tensor(x).detach()) for x in (output.task_loss, output.sim_loss))
         correct = answers_right(output)
-        right, answers, tokens = right + int(correct.sum()), answers + len(correct), tokens + output.tokens
-    return task, sim, right, answers, tokens
+        own = shares[0] * task, shares[1] * sim, int(correct.sum()), len(correct), output.tokens
+        sums = [a + b for a, b in zip(sums, own, strict=True)]
+    task, sim, right, answers, tokens = distributed.total(*sums)
+    return task, sim, int(right), int(answers), int(tokens)
 
 
 def answers_right(output: Output) -> torch.Tensor:
@@ -171,6 +193,30 @@ def answers_right(output: Output) -> torch.Tensor:
     ) == 0  # fmt: skip
 
 
+def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
+    """What to learn from, and the file that lists it: clips of your own, or the world's, written if need be."""
+    if config.own_data:
+        return load_clips(config.data), Path(config.data)
+    with distributed.first() as here:
+        if here:
+            prepare(config.data, "train", config.train_counts, config.video_size)
+    index = prepare(config.data, "train", config.train_counts, config.video_size)
+    return load_clips(index), index
+
+
+def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
+    """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
+    blocks = (*model.vit.blocks, *model.llm.layers)
+    for block in blocks if config.compile else ():
+        block.compile(dynamic=True)
+    for block in blocks if config.recompute else ():  # keep each block's input only; the rest is computed twice
+        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
+    if distributed.world_size() == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(model, ids, find_unused_parameters=True)
+
+
 def train(
     config: TrainConfig,
     resume: bool,
@@ -178,47 +224,51 @@ def train(
     reader: Reader | None = None,
     annotate: Annotate | None = None,
     encoder: Callable[[VLM], Callable[..., Encoded]] | None = None,
+    model: VLM | None = None,
+    tokenizer: AnyTokenizer = TOKENIZER,
 ) -> VLM:
-    """The training loop. Writes checkpoint.pt, config.json and log.csv into config.out.
+    """The training loop. Writes checkpoint.pt, config.json, log.csv and curve.png into config.out.
 
     reader    one that several runs share, so that a clip is decoded once for all of them
     annotate  scores in the place of the scorer's (see `Sampler`)
     encoder   the model → another encoder than its own (merging, say)
+    model     to start from, in the place of a fresh one; and the tokenizer that goes with it
     """
-    out = Path(config.out)
-    if not resume:
+    out, chief = Path(config.out), distributed.rank() == 0
+    if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
+    if not resume and chief:
         keep_old_run(out)
     out.mkdir(parents=True, exist_ok=True)
-    index = prepare(config.data, "train", config.train_counts, config.video_size)
-    clips = load_clips(index)
+    clips, index = training_clips(config)
     if reader is None:
         reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
-        reader.preload([clip.video for clip in clips])
+        if distributed.world_size() == 1:
+            reader.preload(clips)
     sampler = Sampler(
         clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning,
-        config.coarse_steps, annotate,
+        config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
     )  # fmt: skip
 
-    model = build_model(config, device)
+    model = build_model(config, device) if model is None else model.to(device)
     optimizers = build_optimizers(model, config)
     start = restore(out / "checkpoint.pt", model, optimizers, config, device) if resume else 0
     if config.init and not resume:
         base = checkpoint.load(config.init)
         check_world(base, config.init)
         checkpoint.start_from(model, base, config.init)
-    if config.compile:
-        for block in (*model.vit.blocks, *model.llm.layers):
-            block.compile(dynamic=True)
-    if not resume:
+    run = wrap(model, config, device)
+    if not resume and chief:
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
     def save(step: int) -> None:
+        own = {} if tokenizer is TOKENIZER else dict(tokenizer=dict(json=tokenizer.json_text, marks=tokenizer.names))
         checkpoint.save(
             out / "checkpoint.pt", model, step=step, train_config=dataclasses.asdict(config),
-            optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), world=WORLD_ID,
+            optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), world=WORLD_ID, **own,
         )  # fmt: skip
 
-    log = Log(out / "log.csv", start)
+    log = Log(out / "log.csv", start, config.tensorboard) if chief else None
     progress, began = Progress("train", config.steps, start), time.monotonic()
     encode = None if encoder is None else encoder(model)
     model.train()
@@ -228,11 +278,12 @@ def train(
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = group["peak_lr"] * rate_at(step, config)
             task, sim, right, answers, tokens = forward_backward(
-                model, batch, config, device, config.k_at(step), encode
+                model, batch, config, device, config.k_at(step), encode, run
             )
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             if not math.isfinite(task + sim) or not torch.isfinite(norm):
-                last = f"the last good checkpoint is {out / 'checkpoint.pt'}" if log.saved else "nothing was saved yet"
+                saved = chief and log.saved
+                last = f"the last good checkpoint is {out / 'checkpoint.pt'}" if saved else "nothing was saved yet"
                 raise TrainError(
                     f"step {step}: loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}, on clips"
                     f" {sampler.clip_numbers(step)} of {index} (seed {config.seed}); {last}."
@@ -241,17 +292,24 @@ def train(
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            seconds = time.monotonic() - began
-            log.add(step, task, sim, right / answers, float(norm), tokens, seconds)
-            progress.update(step + 1, f"{log.text()} tokens/s {log.tokens / seconds:.0f}")
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps or interrupt.asked:
-                log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
-                save(step + 1)
-            if interrupt.asked:
+            asked = distributed.total(interrupt.asked)[0] > 0
+            if chief:
+                seconds = time.monotonic() - began
+                log.add(step, task, sim, right / answers, float(norm), tokens, seconds)
+                progress.update(step + 1, f"{log.text()} tokens/s {log.tokens / seconds:.0f}")
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps or asked:
+                    log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
+                    save(step + 1)
+            if asked:
                 progress.close()
                 print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
                 sys.exit(130)
     progress.close()
+    if chief:
+        draw_curve(out / "log.csv", out / "curve.png")
+    broken = {k: v for own in distributed.gather(reader.broken) for k, v in own.items()}
+    if broken:
+        print(broken_clips(broken), end="")
     return model.eval()
 
 
@@ -270,8 +328,12 @@ def restore(
     state = checkpoint.load(path)  # on the CPU: load_state_dict moves what belongs elsewhere
     check_world(state, path)
     then, now = state["train_config"], dataclasses.asdict(config)
-    free = {"out", "data", "device", "compile", "cache_gb", "save_every", "accumulate", "test_clips"}
-    changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if now[name] != then.get(name)]
+    free = {
+        "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
+        "tensorboard",
+    }  # fmt: skip
+    then = {**{f.name: f.default for f in dataclasses.fields(config)}, **then}  # of a run that knew fewer settings
+    changed = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if now[name] != then[name]]
     changed = [line for line in changed if line.split()[0] not in free]
     if changed:
         raise checkpoint.CheckpointError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
@@ -325,33 +387,51 @@ def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: t
     return statistics.median(ratios[1:])
 
 
-def finish(config: TrainConfig, model: VLM, device: torch.device) -> dict:
+def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: AnyTokenizer = TOKENIZER) -> dict:
     """Evaluate on held-out clips, time a step against the unpruned model, draw; print and save it all."""
     out = Path(config.out)
-    train_clips = load_clips(prepare(config.data, "train", config.train_counts, config.video_size))
+    train_clips, _ = training_clips(config)
+    if config.own_data and not config.val:
+        print("no --val: nothing held out, nothing to judge by")
+        return {}
     trained_on = [kind for kind, count in config.train_counts.items() if count]
-    clips = test_set(config.data, config.video_size, config.test_clips, kinds=trained_on)
+    with distributed.first() as here:  # process 0 writes the clips that the others then find
+        if here and not config.own_data:
+            test_set(config.data, config.video_size, config.test_clips, kinds=trained_on)
+    clips = (
+        load_clips(config.val)
+        if config.own_data
+        else test_set(config.data, config.video_size, config.test_clips, kinds=trained_on)
+    )
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
-    reader.preload([clip.video for clip in clips])
+    if distributed.world_size() == 1:
+        reader.preload(clips)
     encode = model.encode_blind if config.blind else None
-    result = evaluate(model, clips, reader, config.k, encode)
-    blind = evaluate(model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind")
+    result = evaluate(model, clips, reader, config.k, encode, tokenizer=tokenizer)
+    blind = evaluate(
+        model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind", tokenizer=tokenizer
+    )  # fmt: skip
+    if distributed.rank():
+        return {}
     print(f"\ntest set {fingerprint(clips)}, k = {config.k}, up to {config.max_frames} frames, 1 seed ({config.seed})")
     lookup = look_up(train_clips, clips)
     print(table(result, blind, lookup))
+    print(broken_clips(reader.broken), end="")
     summary = dict(
         fingerprint=fingerprint(clips), k=config.k, max_frames=config.max_frames, seed=config.seed,
         torch=torch.__version__, **summarise(result, blind, lookup),
     )  # fmt: skip
-    if config.k > 0 and not config.blind:
-        videos = [clip for clip in train_clips if clip.kind != "image"] or train_clips  # an image is never pruned
-        sampler = Sampler(videos, reader, config.batch_size, config.questions, config.seed)
+    if config.k > 0 and not config.blind and distributed.world_size() == 1:
+        videos = [clip for clip in train_clips if clip.kind != "image" and not clip.images]  # a picture loses nothing
+        sampler = Sampler(
+            videos or train_clips, reader, config.batch_size, config.questions, config.seed, tokenizer=tokenizer
+        )  # fmt: skip
         summary["step_time_ratio"] = ratio = step_time_ratio(model, sampler, config, device)
         print(
             f"forward and backward on videos, time at k = {config.k} over the unpruned: {ratio:.2f} (median of 5 pairs)"
         )
     if not config.blind:
-        paths = draw_clips(model, clips, reader, config.k, out)
+        paths = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)
         print("pruned clips to look at: " + ", ".join(str(path) for path in paths))
     (out / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
@@ -365,26 +445,29 @@ def peak_memory() -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    config, args = parse_flags(argv)
+    job("python -m stts_mini.train", *parse_flags(argv))
+
+
+def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | None = None, tokenizer=TOKENIZER):
+    """What the command `name` does, from the settings to the picture; ends the process with one line on an error."""
     try:
-        device = pick_device(config.device)
-        settings = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(config).items())
-        print(f"preset {args.preset}: {settings}")
-        print(f"{device} ({platform.machine()}, {torch.get_num_threads()} threads), torch {torch.__version__}")
-        print(describe(config, device))
-        if args.dry_run:
-            return
-        began = time.monotonic()
-        model = train(config, args.resume, device)
-        finish(config, model, device)
-        peak = "" if resource is None else f", peak memory {peak_memory():.1f} GB"
-        print(f"all done in {clock(time.monotonic() - began)}{peak}; checkpoint: {Path(config.out) / 'checkpoint.pt'}")
+        with distributed.processes(pick_device(config.device)) as device:
+            settings = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(config).items())
+            print(f"preset {args.preset}: {settings}")
+            print(f"{device} ({platform.machine()}, {torch.get_num_threads()} threads), torch {torch.__version__}")
+            print(describe(config, device, model))
+            if args.dry_run:
+                return
+            began = time.monotonic()
+            model = train(config, args.resume, device, model=model, tokenizer=tokenizer)
+            finish(config, model, device, tokenizer)
+            peak = "" if resource is None else f", peak memory {peak_memory():.1f} GB"
+            done = f"all done in {clock(time.monotonic() - began)}{peak}"
+            print(f"{done}; checkpoint: {Path(config.out) / 'checkpoint.pt'}")
     except torch.OutOfMemoryError as error:
-        sys.exit(
-            f"python -m stts_mini.train: error: the device is out of memory: give --accumulate 2 or more ({error})"
-        )
+        sys.exit(f"{name}: error: the device is out of memory: give --recompute, or --accumulate 2 or more ({error})")
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"python -m stts_mini.train: error: {error}")
+        sys.exit(f"{name}: error: {error}")
     except KeyboardInterrupt:
         print("\nInterrupted; finished clips and checkpoints are kept.", file=sys.stderr)
         sys.stdout.flush()

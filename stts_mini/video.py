@@ -37,16 +37,20 @@ class Video:
     times     T presentation times of those very frames, in seconds from the clip's first frame
     duration  presentation time of the clip's last frame, in seconds
     skipped   packets and frames that were broken and left out
+    still     these are several pictures, not a clip: they have numbers in the place of times
     """
 
     frames: np.ndarray
     times: list[float]
     duration: float
     skipped: int = 0
+    still: bool = False
 
     @property
     def stamps(self) -> list[str]:
-        """The frames' time stamps as text, one decimal."""
+        """The frames' time stamps as text, one decimal; of pictures, their numbers from 1."""
+        if self.still:
+            return [str(i + 1) for i in range(len(self.times))]
         return [f"{t:.1f}" for t in self.times]
 
 
@@ -70,29 +74,46 @@ def sample_times(duration: float | Fraction, max_frames: int, fps: float = 2.0) 
     return [i * step for i in range(count)] + [duration] * (not on_grid)
 
 
-def read_video(path: str | os.PathLike, max_frames: int, fps: float = 2.0, size: int | None = None) -> Video:
+def read_video(
+    path: str | os.PathLike,
+    max_frames: int,
+    fps: float = 2.0,
+    size: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> Video:
     """Decode the frames shown at `sample_times`; T ≤ max_frames.
+
+    start, end: look only at this part, in seconds from the video's first frame; what ends later ends with the
+    video. Times, stamps and duration then count from `start`.
 
     size: resize every frame to size × size pixels (bicubic, aspect ratio not kept, as SigLIP does);
     None: keep the size of the first frame shown. Rotation metadata is applied; pixels are taken as stored,
     whatever their own aspect ratio. A frame shown at two times comes twice. Broken packets are skipped and
     counted; if the first or last frame is broken, the clip begins or ends with the first or last good one.
     Raises VideoError: no such file, a directory, no permission, not a video, no video stream, no
-    frame that can be decoded.
+    frame that can be decoded, nothing there at `start`.
     """
     path = Path(path)
+    begin = Fraction(str(start or 0.0))
+    if begin < 0 or (end is not None and end < begin):
+        raise ValueError(f"start = {start}, end = {end}: give seconds, 0 ≤ start ≤ end")
     if size is not None and size < 1:
         raise ValueError(f"size = {size}: give at least 1 pixel, or None to keep the size")
     _check_file(path)
     first, last = _packet_span(path)
     while True:
-        times = sample_times(last - first, max_frames, fps)
-        shown, span, skipped = _decode(path, [first + t for t in times], size)
+        until = last - first if end is None else min(last - first, Fraction(str(end)))
+        if begin > until:
+            raise VideoError(f"{path} ends at {float(last - first):.1f} s: it has nothing at start = {start}")
+        times = sample_times(until - begin, max_frames, fps)
+        shown, span, skipped = _decode(path, [first + begin + t for t in times], size)
         if span == (first, last):
             break
         first, last = span  # the packets promised frames that do not decode: sample what does
     frames, stamps = zip(*shown, strict=True)
-    return Video(np.stack(frames), [float(t - first) for t in stamps], float(last - first), skipped)
+    times = [float(max(t - first - begin, 0)) for t in stamps]  # what is shown at `start` may have begun before
+    return Video(np.stack(frames), times, float(until - begin), skipped)
 
 
 def thinned(video: Video, max_frames: int, fps: float) -> Video:
@@ -102,6 +123,8 @@ def thinned(video: Video, max_frames: int, fps: float) -> Video:
     >>> thinned(clip, max_frames=3, fps=2).times, thinned(clip, max_frames=9, fps=1.25).times
     ([0.0, 1.0, 2.0], [0.0, 0.5, 1.5, 2.0])
     """
+    if video.still:
+        return video
     wanted = [float(t) + 1e-6 for t in sample_times(video.times[-1], max_frames, fps)]
     shown = np.unique(np.searchsorted(video.times, wanted) - 1)
     return Video(video.frames[shown], [video.times[i] for i in shown], video.duration, video.skipped)

@@ -12,19 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stts_mini import data
-from stts_mini.data import (
-    QA,
-    TOKENIZER,
-    Clip,
-    Reader,
-    Sampler,
-    collate,
-    fingerprint,
-    load_clips,
-    prepare,
-    prompt_ids,
-)
+from stts_mini import clips as on_disk
+from stts_mini.clips import QA, Clip, fingerprint, load_clips, prepare
+from stts_mini.data import TOKENIZER, Reader, Sampler, collate
 from stts_mini.tokenizer import ANSWER, OPTION, QUESTION
 from stts_mini.video import Video
 from stts_mini.world import make_scene
@@ -44,15 +34,15 @@ def clips(prepared):
 
 def test_prepare_writes_real_clips_with_their_questions(prepared, clips):
     assert len(clips) == 10 and [c.kind for c in clips[5:8]] == ["short", "watch", "watch"]
-    video = Reader(16, 48)(clips[0].video)
+    video = Reader(16, 48)(clips[0])
     assert video.frames.shape[0] in (8, 9) and video.times[1] == 0.5
-    assert all(len(Reader(16, 48)(c.video).frames) == (16 if c.kind == "watch" else 1) for c in clips[6:])
+    assert all(len(Reader(16, 48)(c).frames) == (16 if c.kind == "watch" else 1) for c in clips[6:])
     assert all(not name.endswith(".partial") for name in os.listdir(prepared.parent))
 
 
 def test_prepare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     made = []
-    whole = data.write_video
+    whole = on_disk.write_video
 
     def counting(path, *args, **kwargs):
         if len(made) == 3:
@@ -60,14 +50,14 @@ def test_prepare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
         made.append(path.name)
         whole(path, *args, **kwargs)
 
-    monkeypatch.setattr(data, "write_video", counting)
+    monkeypatch.setattr(on_disk, "write_video", counting)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, "val", {"image": 5}, 48)
     assert not list(tmp_path.glob("*/*.jsonl"))
-    monkeypatch.setattr(data, "write_video", lambda path, *a, **k: (made.append(path.name), whole(path, *a, **k)))
+    monkeypatch.setattr(on_disk, "write_video", lambda path, *a, **k: (made.append(path.name), whole(path, *a, **k)))
     index = prepare(tmp_path, "val", {"image": 5}, 48)
     assert made == [f"val-image-{i:06d}.mp4" for i in range(5)] and len(load_clips(index)) == 5
-    monkeypatch.setattr(data, "write_video", None)  # nothing is written a second time
+    monkeypatch.setattr(on_disk, "write_video", None)  # nothing is written a second time
     assert prepare(tmp_path, "val", {"image": 5}, 48) == index
 
 
@@ -100,13 +90,13 @@ def test_fingerprint_sees_every_change(clips):
 def test_reader_keeps_what_fits(clips):
     small = Reader(16, 48, cache_gb=1e-9)
     large = Reader(16, 48)
-    assert small(clips[0].video) is not small(clips[0].video) and not small.cache
-    assert large(clips[0].video) is large(clips[0].video)
-    assert np.array_equal(small(clips[0].video).frames, large(clips[0].video).frames)
+    assert small(clips[0]) is not small(clips[0]) and not small.cache
+    assert large(clips[0]) is large(clips[0])
+    assert np.array_equal(small(clips[0]).frames, large(clips[0]).frames)
 
 
 def test_prompt_reads_as_documented():
-    ids = prompt_ids("what colour is the circle ?", ["red", "blue"])
+    ids = TOKENIZER.prompt("what colour is the circle ?", ["red", "blue"])
     red, blue = TOKENIZER.encode("red"), TOKENIZER.encode("blue")
     expected = [QUESTION, *TOKENIZER.encode("what colour is the circle ?"), OPTION, *red, OPTION, *blue, ANSWER]
     assert ids == expected
@@ -189,26 +179,26 @@ def test_of_a_brief_clip_every_entrance_is_asked():
 
 
 def test_preload_reads_what_the_reader_reads(clips):
-    paths = [c.video for c in clips]
+    sources = [c.source for c in clips]
     every, some = Reader(16, 48), Reader(16, 48, cache_gb=1e-4)
-    every.preload(paths)
-    some.preload(paths)
-    assert list(every.cache) == paths and list(some.cache) == paths[:1]
-    assert np.array_equal(every(paths[4]).frames, Reader(16, 48)(paths[4]).frames)
+    every.preload(clips)
+    some.preload(clips)
+    assert list(every.cache) == sources and list(some.cache) == sources[:1]
+    assert np.array_equal(every(clips[4]).frames, Reader(16, 48)(clips[4]).frames)
 
 
 def test_many_jobs_go_to_processes_and_come_back_in_order():
-    assert list(data.on_all_cores(abs, range(-70, 0))) == list(range(70, 0, -1))
+    assert list(on_disk.on_all_cores(abs, range(-70, 0))) == list(range(70, 0, -1))
 
 
 def test_a_script_that_workers_cannot_import_gets_an_answer_and_does_not_hang():
-    script = "from stts_mini.data import on_all_cores; list(on_all_cores(abs, range(70)))"
+    script = "from stts_mini.clips import on_all_cores; list(on_all_cores(abs, range(70)))"
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "under `if __name__ == '__main__':`" in done.stderr
 
 
 def test_the_processes_end_when_nobody_reads_on():
-    results = data.on_all_cores(abs, range(-70, 0))
+    results = on_disk.on_all_cores(abs, range(-70, 0))
     assert next(results) == 70
     results.close()
     assert not multiprocessing.active_children()

@@ -8,7 +8,8 @@ import torch
 
 from stts_mini import eval as evaluation
 from stts_mini import world
-from stts_mini.data import QA, TOKENIZER, Clip, Reader
+from stts_mini.clips import QA, Clip
+from stts_mini.data import TOKENIZER, Reader
 from stts_mini.drawing import evidence
 from stts_mini.eval import Result, evaluate, look_up, option_likelihoods, pick_questions, table
 from stts_mini.model import Encoded, Output
@@ -143,7 +144,7 @@ def test_kept_cells_and_evidence_are_counted(setup):
 def test_evidence_is_weighed_by_pixels_in_kept_cells(setup):
     model, clips = setup
     one = clips[0]
-    video = Reader(4, 48)(one.video)
+    video = Reader(4, 48)(one)
     scene = world.make_scene(one.split, one.kind, one.seed)
     keep = torch.zeros(1, 4, 9, dtype=torch.bool)
     keep[0, 3, 4] = True  # the middle cell of the last frame: pixels 16..31

@@ -102,7 +102,7 @@ def test_methods_are_what_they_are_called(lab, monkeypatch):
 
 def test_the_oracle_ranks_cells_with_evidence_first(lab):
     clip = next(c for c in lab[0].test if c.kind == "short")
-    video = Reader(4, 48, 10.0)(clip.video)
+    video = Reader(4, 48, 10.0)(clip)
     scores, some = oracle(clip, video), sum(evidence_per_cell(clip, video, 3).values()) > 0
     assert scores.shape == (4, 9) and not some[0].any() and some[1:].any()
     assert scores[some].min() > scores[~some].max()

@@ -134,7 +134,8 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(folder):
 
 
 def make_sampler(config):
-    from stts_mini.data import Reader, Sampler, load_clips, prepare
+    from stts_mini.clips import load_clips, prepare
+    from stts_mini.data import Reader, Sampler
 
     clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size))
     return Sampler(clips, Reader(config.max_frames, config.image_size), config.batch_size, config.questions, 0)
@@ -180,7 +181,7 @@ def test_nothing_is_pruned_in_the_curriculum(folder, monkeypatch):
     seen = []
     original = training.forward_backward
 
-    def spy(model, batch, config, device, k, encode):
+    def spy(model, batch, config, device, k, encode, run):
         seen.append((k, max(batch.num_frames.tolist())))
         return original(model, batch, config, device, k)
 

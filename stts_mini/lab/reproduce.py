@@ -35,8 +35,9 @@ import numpy as np
 import torch
 
 from stts_mini import checkpoint, world
+from stts_mini.clips import Clip, fingerprint, load_clips, prepare
 from stts_mini.config import PRESETS, TrainConfig
-from stts_mini.data import Clip, Reader, fingerprint, load_clips, prepare
+from stts_mini.data import Reader
 from stts_mini.eval import Result, evaluate, evidence_per_cell, look_up, test_set
 from stts_mini.lab.tome import merging
 from stts_mini.model import VLM
