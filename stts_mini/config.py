@@ -194,8 +194,9 @@ PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
-def parse_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, argparse.Namespace]:
-    """A config from --preset and flags, and what is not a setting: resume, dry_run, preset."""
+def parse_flags(argv: Sequence[str] | None, given: dict | None = None) -> tuple[TrainConfig, argparse.Namespace]:
+    """A config from --preset and flags, and what is not a setting: resume, dry_run, preset. `given`: settings that
+    go before the preset's, and that flags override."""
     parser = argparse.ArgumentParser(
         "python -m stts_mini.train",
         allow_abbrev=False,
@@ -216,9 +217,9 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, argparse.Names
             kind = hints[f.name]
             parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **options)
     args = parser.parse_args(argv)
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)}
+    flags = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)}
     try:
-        config = TrainConfig(**{**PRESETS[args.preset], **given})
+        config = TrainConfig(**{**PRESETS[args.preset], **(given or {}), **flags})
     except ValueError as error:
         parser.error(str(error))
     return config, argparse.Namespace(resume=args.resume, dry_run=args.dry_run, preset=args.preset)

@@ -298,11 +298,12 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
         rows.append(f"{'average':17}{100 * np.mean([result.mean(of) for of in groups.values()]):7.1f}%")
     rows += [row(t, [t]) for t in tasks if not any(t in of for of in groups.values())]
     if result.cells:
-        rows.append(
-            f"vision tokens of videos kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%),"
-            f" evidence kept (mean over tasks): {100 * result.evidence_kept():.1f}%, packed rows:"
-            f" {result.rows[0]} (at least {result.rows[1]})"
+        kept = (
+            f"vision tokens of videos kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%)"
         )
+        evidence = f"evidence kept (mean over tasks): {100 * result.evidence_kept():.1f}%"
+        packed = f"packed rows: {result.rows[0]} (at least {result.rows[1]})"
+        rows.append(", ".join([kept, evidence, packed] if result.evidence else [kept, packed]))
     return "\n".join(rows)
 
 
@@ -411,7 +412,7 @@ def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], P
 def broken_clips(broken: dict[tuple, VideoError]) -> str:
     """A line for each clip that could not be read, under one that counts them; nothing if all could."""
     lines = [f"  {error}\n" for error in broken.values()]
-    return f"{len(lines)} clips could not be read, and were left out:\n" * bool(lines) + "".join(lines)
+    return f"could not be read, and left out: {len(lines)}\n" * bool(lines) + "".join(lines)
 
 
 def check_world(state: dict, path: str | Path) -> None:

@@ -100,7 +100,7 @@ def read_video(
         raise ValueError(f"start = {start}, end = {end}: give seconds, 0 ≤ start ≤ end")
     if size is not None and size < 1:
         raise ValueError(f"size = {size}: give at least 1 pixel, or None to keep the size")
-    _check_file(path)
+    check_file(path)
     first, last = _packet_span(path)
     while True:
         until = last - first if end is None else min(last - first, Fraction(str(end)))
@@ -130,7 +130,8 @@ def thinned(video: Video, max_frames: int, fps: float) -> Video:
     return Video(video.frames[shown], [video.times[i] for i in shown], video.duration, video.skipped)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise VideoError unless this is a file that can be opened."""
     if path.is_dir():
         raise VideoError(f"{path} is a directory: give one video file")
     if not path.exists():

@@ -1,0 +1,70 @@
+"""Check a file of your own clips before a night of training: every bad line, with its number and the reason.
+
+    python -m stts_mini.lab.check mine.jsonl             reads and decodes everything
+    python -m stts_mini.lab.check mine.jsonl --quick     does not decode: the lines, and whether the files are there
+
+Exits 1 if any line is bad. A file that can be decoded in part is no bad line: what is broken in it is told, and
+training goes on without it.
+
+What this file does not do: say what a line may hold (`clips.py`), decode (`video.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from stts_mini.clips import Clip, on_all_cores, parse_clip
+from stts_mini.data import try_read
+from stts_mini.video import Video, VideoError, check_file
+
+decode = partial(try_read, max_frames=2, fps=2.0, size=32)
+
+
+def parsed(index: Path) -> Iterator[tuple[int, Clip | ValueError]]:
+    """Every line that is not empty: its number, and its clip or what is wrong with it."""
+    for number, line in enumerate(index.read_text().splitlines(), start=1):
+        if line.strip():
+            try:
+                clip = parse_clip(line, number, index.parent)
+                for path in clip.images or (clip.video,):
+                    check_file(path)
+                yield number, clip
+            except ValueError as error:
+                yield number, error
+
+
+def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
+    """How many lines there are; what is wrong with the bad ones; what else is worth knowing."""
+    lines = dict(parsed(index))
+    bad = {number: str(line) for number, line in lines.items() if isinstance(line, ValueError)}
+    good = [number for number in lines if number not in bad]
+    notes, read = [], [] if quick else on_all_cores(decode, [lines[number] for number in good])
+    for number, video in zip(good, read, strict=not quick):
+        if isinstance(video, VideoError):
+            bad[number] = str(video)
+        elif isinstance(video, Video) and video.skipped:
+            notes.append(f"line {number}: {video.skipped} broken packets or frames in {lines[number].video}")
+    return len(lines), [f"line {number}: {bad[number]}" for number in sorted(bad)], notes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    parser = argparse.ArgumentParser("python -m stts_mini.lab.check", description=__doc__.split("\n")[0])
+    parser.add_argument("index", type=Path, help="a file of JSON lines")
+    parser.add_argument("--quick", action="store_true", help="do not decode the videos")
+    args = parser.parse_args(argv)
+    try:
+        count, bad, notes = check(args.index, args.quick)
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"{parser.prog}: error: {args.index}: {error}")
+    print("\n".join([*bad, *notes, f"{count} lines, {len(bad)} bad"]))
+    if bad or not count:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
