@@ -67,6 +67,8 @@ def model_config(state: dict[str, Any]) -> VLMConfig:
         parts = dict(state["model_config"])
         vit, llm, marks = ViTConfig(**parts.pop("vit")), LLMConfig(**parts.pop("llm")), Marks(**parts.pop("marks", {}))
         return VLMConfig(vit=vit, llm=llm, marks=marks, **{**parts, "taps": tuple(parts["taps"])})
+    except ValueError as error:  # a scorer of somebody's file, say
+        raise CheckpointError(f"the checkpoint's model cannot be made: {error}") from error
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"the checkpoint was written by another version of this code ({error})") from error
 

@@ -27,6 +27,7 @@ def lab(tmp_path_factory):
     patch.chdir(folder)
     patch.setitem(reproduce.PRESETS, "base", {**TINY, "k": 0.0, "train_parade": 2})
     patch.setattr(reproduce, "RECIPE", TINY_ROW)
+    patch.setattr(reproduce, "WIDEN", dict(image_steps=0, brief_steps=0, steps=1, seed=5))
     patch.setattr(reproduce, "FRAMES", 4)
     device = torch.device("cpu")
     for seed in (0, 1):
@@ -37,7 +38,8 @@ def lab(tmp_path_factory):
 
 def test_bases_are_in_half_precision_and_are_not_trained_again(lab):
     state = checkpoint.load(lab[1] / "base1.pt")
-    assert {w.dtype for w in state["model"].values()} == {torch.float16} and state["train_config"]["seed"] == 1
+    assert {w.dtype for w in state["model"].values()} == {torch.float16}
+    assert state["train_config"]["seed"] == 5 and state["train_config"]["init"].endswith("base1/checkpoint.pt")
     before = (lab[1] / "base1.pt").stat().st_mtime_ns
     reproduce.train_base(lab[1], "data", 1, torch.device("cpu"))
     assert (lab[1] / "base1.pt").stat().st_mtime_ns == before
@@ -147,3 +149,33 @@ def test_the_rows_of_the_tables():
         own = {"k", "out", "init", "scorer", "sim_weight", "bias", "blind", "max_frames", "image_size"}
         a, b = (asdict(r.config("data", Path("b"))) for r in (row, Row("unpruned", 0.0, row.seed)))
         assert {name for name in a if a[name] != b[name]} <= own
+
+
+OWN_SCORER = """
+import torch
+from torch import nn
+
+
+class Middle(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.w2 = config.w**2
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, num_frames=None):
+        return self.weight * x.detach().unflatten(2, (-1, self.w2)).std(dim=(3, 4))
+"""
+
+
+def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkeypatch):
+    """One file, touched by nobody else: trained, judged, in the tables."""
+    monkeypatch.setitem(reproduce.PRESETS, "base", {**reproduce.PRESETS["base"]})
+    (tmp_path / "mine.py").write_text(OWN_SCORER)
+    name = f"{tmp_path / 'mine.py'}:Middle"
+    reproduce.main(["--scorer", name, "--k", "0.5", "--results", str(lab[1]), "--clips", "3"])
+    rows = Results(lab[1] / "rows")
+    assert rows.seeds(name, 0.5) == [0, 1, 2] and (lab[1] / "rows" / "Middle-k50-seed2.json").exists()
+    text = page(rows)
+    assert "| Middle | 50 |" in text
+    with pytest.raises(SystemExit, match="there is no file"):
+        reproduce.main(["--scorer", "nowhere.py:Middle", "--results", str(lab[1])])

@@ -3,6 +3,7 @@
     python -m stts_mini.lab.reproduce --base 0          the unpruned model that rows start from
     python -m stts_mini.lab.reproduce --table k         the rows of one table (and the bases, if need be)
     python -m stts_mini.lab.reproduce --all             everything that is still missing, in order
+    python -m stts_mini.lab.reproduce --scorer my_file.py:MyScorer --k 0.5      a scorer of yours, beside the others
 
 Every row fine-tunes the same unpruned base with the same clips and questions in the same order for the same
 number of steps, and is asked the same questions about the same held-out clips: so rows compare pairwise. A
@@ -38,11 +39,11 @@ from stts_mini import checkpoint, world
 from stts_mini.clips import Clip, fingerprint, load_clips, prepare
 from stts_mini.config import PRESETS, TrainConfig
 from stts_mini.data import Reader
-from stts_mini.eval import Result, evaluate, evidence_per_cell, look_up, test_set
+from stts_mini.eval import Result, evaluate, evidence_per_cell, look_up, parse_k, test_set
 from stts_mini.lab.tome import merging
 from stts_mini.model import VLM
 from stts_mini.packing import scaled_frames
-from stts_mini.scorer import SCORERS
+from stts_mini.scorer import find_scorer
 from stts_mini.train import pick_device, train
 from stts_mini.video import Video
 
@@ -59,7 +60,8 @@ RECIPE = dict(
 
 @dataclass(frozen=True)
 class Row:
-    """One trained model: by this method, at this k, from base `seed` mod BASES."""
+    """One trained model: by this method (a key of METHODS, or a scorer's name), at this k, from base `seed` mod
+    BASES."""
 
     method: str
     k: float
@@ -67,12 +69,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The result's file name, without its end."""
-        return f"{self.method}-k{round(100 * self.k)}-seed{self.seed}"
+        """The result's file name, without its end; a scorer of yours is known by its class."""
+        return f"{self.method.rpartition(':')[2]}-k{round(100 * self.k)}-seed{self.seed}"
 
     def config(self, data: str, init: Path) -> TrainConfig:
         """All settings of the run."""
-        k, settings = self.k, dict(METHODS[self.method])
+        k, settings = self.k, dict(METHODS.get(self.method, {"scorer": self.method}))
         if self.method == "frames":  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
         if self.method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
@@ -109,6 +111,9 @@ def taught_by(method: str) -> dict:
     return {"oracle": dict(annotate=oracle), "tome": dict(encoder=merging)}.get(method, {})
 
 
+TABLES = ("k", "methods")
+
+
 def rows_of(table: str) -> list[Row]:
     """The rows that a table needs, the most important first."""
     seeds = (0, 1, 2)
@@ -120,7 +125,7 @@ def rows_of(table: str) -> list[Row]:
         bold = [Row("cosine", k, s) for k in (0.8, 0.5) for s in seeds]
         others = ("no-aux", "no-bias", "oracle", "tome", "frames", "resolution")
         return [*ladder[:15], *bold, *(Row(m, k, 0) for k in (0.5, 0.8) for m in others), Row("blind", 0.0, 0)]
-    raise ValueError(f"table {table!r}: know k, methods")
+    raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class Lab:
         torch.manual_seed(seed)
         own, given = model.scorer, taught_by(way.method)
         if way.method in ("cosine", "random"):
-            model.scorer = SCORERS[way.method](model.config.scorer).to(self.device)
+            model.scorer = find_scorer(way.method)(model.config.scorer).to(self.device)
         encode = given["encoder"](model) if "encoder" in given else None
         encode = model.encode_blind if way.method == "blind" else encode
         result = evaluate(
@@ -280,8 +285,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--base", type=int, metavar="SEED", help="train the unpruned model with this seed")
-    what.add_argument("--table", choices=("k", "methods"), help="train what is missing of one table")
+    what.add_argument("--table", choices=TABLES, help="train what is missing of one table")
     what.add_argument("--all", action="store_true", help="train whatever is missing")
+    what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
+    parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="folder of bases and rows")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
     parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
@@ -292,8 +299,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             train_base(args.results, args.data, seed, device)
         if args.base is not None:
             return
+        if args.scorer:
+            find_scorer(args.scorer)
+            rows = [Row(args.scorer, args.k, seed) for seed in (0, 1, 2)]
+        else:
+            tables = [args.table] if args.table else TABLES
+            rows = list(dict.fromkeys(row for table in tables for row in rows_of(table)))
         lab = Lab(args.data, args.clips, device)
-        for row in rows_of(args.table) if args.table else list(dict.fromkeys(rows_of("k") + rows_of("methods"))):
+        for row in rows:
             path = args.results / "rows" / f"{row.name}.json"
             with claimed(Path("runs") / "rows" / f"{row.name}.lock") as mine:
                 if path.exists() or not mine:

@@ -125,6 +125,7 @@ class Results:
         ):
             if len(marks := {of(r) for r in self.records.values()} - {None}) > 1:
                 raise ValueError(f"{folder} holds rows of different {what}: {sorted(marks)}; run some of them again")
+        self.own = sorted({method for method, *_ in self.records} - set(NAMES))  # scorers from somebody's file
         self.fingerprint = next(iter(r["fingerprint"] for r in self.records.values()), "")
 
     def seeds(self, method: str, k: float, way: str = "as trained") -> list[int]:
@@ -198,9 +199,8 @@ def row(results: Results, method: str, k: float, way: str = "as trained", name: 
     nominal = "100" if method == "blind" else str(round(100 * (k or asked["k"])))
     groups = [with_interval(scores, group) for group in ("short", "long", "average")]
     kept = "–" if kept is None else percent(kept)
-    return (
-        "| " + " | ".join([name or NAMES[method], nominal, effective, *groups, paired, kept, str(scores.seeds)]) + " |"
-    )
+    name = name or NAMES.get(method, method.rpartition(":")[2])
+    return "| " + " | ".join([name, nominal, effective, *groups, paired, kept, str(scores.seeds)]) + " |"
 
 
 HEAD = """| | k | effective k | short | long | average | against unpruned | evidence kept | seeds |
@@ -211,7 +211,7 @@ def ladder(results: Results) -> str:
     """Tables 1 and 8 of the paper: accuracy against k."""
     lines = [row(results, "unpruned", 0.0)]
     for k in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
-        lines += [row(results, method, k) for method in ("stts", "random", "cosine")]
+        lines += [row(results, method, k) for method in ("stts", "random", "cosine", *results.own)]
     lines.append(row(results, "unpruned", 0.0, "1 frames", "frame 0 only"))
     lines.append(row(results, "blind", 0.0))
     return "\n".join([HEAD, *filter(None, lines)])
@@ -231,13 +231,14 @@ def methods(results: Results) -> str:
 def pairs(results: Results) -> str:
     """STTS against every other trained method, paired."""
     lines = ["| k | STTS − | short | long | average | seeds |", "|---|---|---|---|---|---|"]
-    others = [m for m in NAMES if m not in ("stts", "unpruned", "blind")]
+    others = [m for m in (*NAMES, *results.own) if m not in ("stts", "unpruned", "blind")]
     for k, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), others):
         both = [s for s in results.seeds("stts", k) if s in results.seeds(other, k)]
         if both:
             a, b = (results.scores(m, k, seeds=both) for m in ("stts", other))
             differences = [against(a, b, group) for group in ("short", "long", "average")]
-            lines.append(f"| {round(100 * k)} | {NAMES[other]} | {' | '.join(differences)} | {len(both)} |")
+            name = NAMES.get(other, other.rpartition(":")[2])
+            lines.append(f"| {round(100 * k)} | {name} | {' | '.join(differences)} | {len(both)} |")
     return "\n".join(lines)
 
 
