@@ -27,7 +27,7 @@ def lab(tmp_path_factory):
     patch.chdir(folder)
     patch.setitem(reproduce.PRESETS, "base", {**TINY, "k": 0.0, "train_parade": 2})
     patch.setattr(reproduce, "RECIPE", TINY_ROW)
-    patch.setattr(reproduce, "WIDEN", dict(image_steps=0, brief_steps=0, steps=1, seed=5))
+    patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(image_steps=0, brief_steps=0, steps=1)})
     patch.setattr(reproduce, "FRAMES", 4)
     device = torch.device("cpu")
     for seed in (0, 1):
@@ -39,7 +39,7 @@ def lab(tmp_path_factory):
 def test_bases_are_in_half_precision_and_are_not_trained_again(lab):
     state = checkpoint.load(lab[1] / "base1.pt")
     assert {w.dtype for w in state["model"].values()} == {torch.float16}
-    assert state["train_config"]["seed"] == 5 and state["train_config"]["init"].endswith("base1/checkpoint.pt")
+    assert state["train_config"]["seed"] == 101 and state["train_config"]["init"].endswith("base1-few/checkpoint.pt")
     before = (lab[1] / "base1.pt").stat().st_mtime_ns
     reproduce.train_base(lab[1], "data", 1, torch.device("cpu"))
     assert (lab[1] / "base1.pt").stat().st_mtime_ns == before

@@ -49,9 +49,14 @@ from stts_mini.video import Video
 
 FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
 BASES = 2  # row seed s starts from base s mod 2
-WIDEN = dict(  # a base's second run: any number of frames from 13 to 64, at a rate that has not yet died away
-    image_steps=0, brief_steps=0, glance_steps=0, coarse_steps=0, steps=1000, warmup=20, muon_lr=0.003, lr=1.5e-3,
-)  # fmt: skip
+# A base is trained in three runs: on few frames, on any number of them, on many; each at a rate of its own, for what is
+# learned after the rate has died away is little. Each begins where the one before stopped.
+AGAIN = dict(image_steps=0, brief_steps=0, glance_steps=0, coarse_steps=0, warmup=20, muon_lr=0.003, lr=1.5e-3)
+BASE_RUNS = {
+    "few": {},
+    "wide": dict(AGAIN, steps=1000, thinning=5.0),  # 13 to 64 frames
+    "many": dict(AGAIN, steps=900, thinning=2.5),  # 26 to 64
+}
 RECIPE = dict(
     max_frames=FRAMES, fps=10.0, thinning=1.0, image_steps=0, brief_steps=0, steps=250, warmup=10, muon_lr=0.002,
     lr=1e-3, scorer_lr_ratio=5.0, save_every=1000,
@@ -191,19 +196,22 @@ def base_checkpoint(folder: Path, seed: int) -> Path:
 
 
 def train_base(folder: Path, data: str, seed: int, device: torch.device) -> Path:
-    """Train an unpruned model from nothing, in two runs (each is resumed if it was begun): on few frames first, and
-    then on any number of them; keep its weights in half precision, small enough for a repository."""
-    path, out, wide = base_checkpoint(folder, seed), Path("runs") / f"base{seed}", Path("runs") / f"base{seed}-wide"
+    """Train an unpruned model from nothing, in the runs of BASE_RUNS (what was begun is resumed); keep its weights in
+    half precision, small enough for a repository."""
+    path, init = base_checkpoint(folder, seed), ""
     if path.exists():
         return path
     with claimed(Path("runs") / f"base{seed}.lock", wait=True):
         if path.exists():  # another process has made it meanwhile
             return path
-        few = TrainConfig(**{**PRESETS["base"], "data": data, "seed": seed, "out": str(out)})
-        any_number = dict(out=str(wide), init=str(out / "checkpoint.pt"))
-        for config in (few, dataclasses.replace(few, **WIDEN, **any_number)):
-            model = train(config, (Path(config.out) / "checkpoint.pt").exists(), device)
-        state = checkpoint.load(wide / "checkpoint.pt")
+        for name, settings in BASE_RUNS.items():
+            out = Path("runs") / f"base{seed}-{name}"
+            order = seed + 100 * (name == "many")  # the clips of "wide" once more, in another order
+            own = dict(data=data, out=str(out), init=init, seed=order)
+            config = TrainConfig(**{**PRESETS["base"], **settings, **own})
+            model = train(config, (out / "checkpoint.pt").exists(), device)
+            init = str(out / "checkpoint.pt")
+        state = checkpoint.load(init)
         rest = {name: state[name] for name in ("step", "train_config", "world")}
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(path, model.half(), **rest)
