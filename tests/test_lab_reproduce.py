@@ -179,3 +179,13 @@ def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkey
     assert "| Middle | 50 |" in text
     with pytest.raises(SystemExit, match="there is no file"):
         reproduce.main(["--scorer", "nowhere.py:Middle", "--results", str(lab[1])])
+
+
+def test_the_real_settings_of_every_row_and_base_can_be():
+    """The tests above run with small ones in their place."""
+    for table in reproduce.TABLES:
+        for row in rows_of(table):
+            config = row.config("data", Path("base.pt"))
+            assert config.curriculum_steps == 0 and config.thinning == 1
+    for settings in reproduce.BASE_RUNS.values():
+        TrainConfig(**{**reproduce.PRESETS["base"], **settings})
