@@ -71,8 +71,8 @@ class Browser:
     def open(self, path):
         """Load a file and wait until it says that it is ready."""
         self.call("POST", "/url", url=path.resolve().as_uri())
-        wait = "return new Promise((done) => { const look = () => document.body.dataset.ready ? done() : setTimeout(look, 20);"
-        self.run(wait + " look(); })")
+        look = "const look = () => document.body.dataset.ready ? done() : setTimeout(look, 20);"
+        self.run(f"return new Promise((done) => {{ {look} look(); }})")
 
     def log(self):
         """What the page has written to the console, errors among it."""

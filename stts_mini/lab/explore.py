@@ -20,7 +20,7 @@ clip, if it lies in a prepared folder of the toy world, and those given by --ask
         kept, row, offset                   for each frame: its kept cells, its row (−1: none), where in it, in patches
         rows, least_rows                    T′, and ⌈Σ/N⌉, the fewest that could hold the kept patches
         tokens                              of the LLM's prefix: kept cells, time stamps and frame markers
-        cost, share                         multiply-adds by part (see `multiply_adds`), and their sum over that at k = 0
+        cost, share                         multiply-adds by part (`multiply_adds`), and their sum over that at k = 0
     questions [{question, answer, said}]    answer: the right one, or null; said: {scorer: [an answer for each k]}
 
 Legend
@@ -333,7 +333,9 @@ def run(args: argparse.Namespace) -> dict:
     notes = remarks(model, state, video)
     data = dict(format=FORMAT, video=args.video.name, model=name, notes=notes, start=start, **found)
 
-    print(f"{args.video}: {len(video.frames)} frames of {video.duration:.1f} s, {model.config.cells} cells each; {name}")
+    print(
+        f"{args.video}: {len(video.frames)} frames of {video.duration:.1f} s, {model.config.cells} cells each; {name}"
+    )
     print(*(f"note: {note}\n" for note in notes), sep="", end="")
     print(table(data, start))
     side = 2 * data["grid"] * max(round(SHOWN / 2 / data["grid"]), 1)  # even, and every cell as large as the others
