@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stts_mini import checkpoint
-from stts_mini.data import WORLD_ID, collate, load_clips, prepare, prompt_ids
+from stts_mini.clips import WORLD_ID, load_clips, prepare
+from stts_mini.data import TOKENIZER, collate
 from stts_mini.lab import explore
 from stts_mini.lab.explore import LADDER, film, jpeg, known_questions, main, multiply_adds, page, pick_scorers
 from stts_mini.model import VLM
@@ -151,18 +152,30 @@ def test_questions_of_the_world_and_their_answers(place, data):
     one = data["questions"][0]
     assert (one["question"], one["answer"]) == ("what moves ?", None)
     model, _ = checkpoint.load_model(place / "model.pt")
-    batch = collate([read_video(place / "clip.mp4", 32, size=48)], [[(prompt_ids("what moves ?"), [])]])
+    batch = collate([read_video(place / "clip.mp4", 32, size=48)], [[(TOKENIZER.prompt("what moves ?"), [])]])
     for i, k in enumerate(data["ladder"]):
-        assert one["said"]["stts"][i] == explore.TOKENIZER.decode(model.generate(batch, k)[0][0])
+        assert one["said"]["stts"][i] == TOKENIZER.decode(model.generate(batch, k)[0][0])
     assert {len(said) for said in one["said"].values()} == {11}
+
+
+def test_a_scorer_of_one_s_own_is_one_more_choice(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    lines = ["import torch", "", "class Late(torch.nn.Module):", "    def __init__(self, config):"]
+    lines += ["        super().__init__()", "    def forward(self, x, num_frames=None):"]
+    lines += ["        return torch.arange(x.shape[1] * 9.0).view(1, -1, 9)"]
+    (place / "mine.py").write_text("\n".join(lines) + "\n")
+    main(["clip.mp4", "--checkpoint", "model.pt", "--scorer", "mine.py:Late", "--json", "mine.json"])
+    own = json.loads((place / "mine.json").read_text())["scorers"]["mine.py:Late"]
+    assert own["levels"][5]["keep"] == ["1" * 9] + ["0" * 9] * 6 + ["1" * 9] * 5 and own["scores"][2][1] == 19
+    assert "mine.py:Late" in capsys.readouterr().out
 
 
 def test_a_film_dims_what_goes(place, data):
     white = np.full((12, 48, 48, 3), 200, np.uint8)
     pages = film(data, white, 0.35)
-    assert pages.shape == (12, 136, 4 * 48, 3)
+    assert pages.shape == (12, 136, 4 * 52, 3)
     for column, own in enumerate(data["scorers"].values(), start=1):
-        dim = (pages[:, 20:68, 48 * column : 48 * column + 48] == 40).all(3)
+        dim = (pages[:, 20:68, 52 * column : 52 * column + 48] == 40).all(3)
         gone = [frame.count("0") for frame in own["levels"][data["ladder"].index(0.35)]["keep"]]
         assert dim.sum((1, 2)).tolist() == [n * 16 * 16 for n in gone]
     with av.open(str(place / "out.mp4")) as container:

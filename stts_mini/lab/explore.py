@@ -48,13 +48,14 @@ import torch
 from torch import Tensor
 
 from stts_mini import checkpoint
+from stts_mini.clips import Clip, load_clips
 from stts_mini.config import TrainConfig
-from stts_mini.data import TOKENIZER, Clip, collate, load_clips, prompt_ids
+from stts_mini.data import TOKENIZER, AnyTokenizer, collate, tokenizer_of
 from stts_mini.eval import check_world, parse_k, pick_questions
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import first_fit_descending, num_removed, select
 from stts_mini.picture import HEAT, clip_views, write_text
-from stts_mini.scorer import SCORERS
+from stts_mini.scorer import find_scorer
 from stts_mini.sequence import prefix_ids
 from stts_mini.video import Video, read_video, write_video
 
@@ -99,14 +100,14 @@ def multiply_adds(config: VLMConfig, kept: Sequence[int], length: int, scored: b
     )
 
 
-def level(config: VLMConfig, video: Video, scores: Tensor | None, k: float, biased: bool) -> dict:
-    """What is kept at one k, how it is packed, and what that takes: see the module's docstring. scores (T, C)."""
-    T, C, w2 = len(video.frames), config.cells, config.w**2
+def level(config: VLMConfig, stamps: list[list[int]], scores: Tensor | None, k: float, biased: bool) -> dict:
+    """What is kept at one k, how it is packed, and what that takes: see the module's docstring. scores (T, C); stamps:
+    the tokens of each frame's time."""
+    T, C, w2 = len(stamps), config.cells, config.w**2
     keep = torch.ones(T, C, dtype=torch.bool) if scores is None else select(scores[None], k)[0]
     kept = keep.sum(1)  # (T,)
     row, offset, rows = first_fit_descending(kept * w2, C * w2)
-    stamps = [[TOKENIZER.encode(stamp) for stamp in video.stamps]]
-    length = len(prefix_ids(stamps, kept[None], torch.ones(1, T, dtype=torch.bool))[0])
+    length = len(prefix_ids([stamps], kept[None], torch.ones(1, T, dtype=torch.bool), config.marks)[0])
     scored = biased and num_removed(k, C, T) > 0  # with nothing to remove, the scorer never runs
     return dict(
         k=k, keep=["".join("01"[cell] for cell in frame) for frame in keep.tolist()],
@@ -123,18 +124,20 @@ def explore(
     ladder: Sequence[float] = LADDER,
     questions: Sequence[tuple[str, str | None]] = (),
     seed: int = 0,
+    tokenizer: AnyTokenizer = TOKENIZER,
 ) -> dict:
     """All that the page draws, but for names, remarks and pictures. A scorer's scores do not depend on k, so it runs
     once. `questions`: (question, right answer or None). `seed`: of the random scorer."""
     found, asked = {}, [dict(question=q, answer=right, said={}) for q, right in questions]
-    batch = collate([video], [[(prompt_ids(q), []) for q, _ in questions]]).to(next(model.parameters()).device)
+    prompts = [[(tokenizer.prompt(question), []) for question, _ in questions]]
+    batch = collate([video], prompts, tokenizer=tokenizer).to(next(model.parameters()).device)
     for name, scorer in scorers.items():
         torch.manual_seed(seed)
         scores = model.encode_video(batch.frames, k=0.5, scorer=scorer).scores  # None for a single frame
         biased = getattr(scorer, "injects_bias", False)
         own = None if scores is None else scores[0].float().cpu()  # (T, C)
-        levels = [level(model.config, video, own, k, biased) for k in ladder]
-        whole = sum(level(model.config, video, own, 0.0, biased)["cost"].values())
+        levels = [level(model.config, batch.stamps[0], own, k, biased) for k in ladder]
+        whole = sum(level(model.config, batch.stamps[0], own, 0.0, biased)["cost"].values())
         for one in levels:
             one["share"] = round(sum(one["cost"].values()) / whole, 4)
         found[name] = dict(scores=None if own is None else [[_exact(s) for s in frame] for frame in own], levels=levels)
@@ -144,7 +147,7 @@ def explore(
         for k in ladder if questions else ():
             said = model.generate(batch, k, encode=lambda *args: model.encode_video(*args, scorer=again))[0]  # noqa: B023
             for one, ids in zip(asked, said, strict=True):
-                one["said"].setdefault(name, []).append(TOKENIZER.decode(ids))
+                one["said"].setdefault(name, []).append(tokenizer.decode(ids).strip())
     side = round(model.config.cells**0.5)
     return dict(
         grid=side, w=model.config.w, times=video.times, stamps=video.stamps, duration=video.duration,
@@ -172,15 +175,14 @@ def load(path: Path | None) -> tuple[VLM, dict, str]:
     return model, state, f"{path or DEFAULT}, step {state['step']}"
 
 
-def pick_scorers(model: VLM, names: Sequence[str]) -> dict[str, Scored]:
+def pick_scorers(model: VLM, names: Sequence[str]) -> dict[str, torch.nn.Module]:
     """STTS, cosine and random, and others by name; the one that the model was trained with is the model's own."""
     picked = {}
     for name in dict.fromkeys([*("stts", "cosine", "random"), *names]):
-        if name not in SCORERS:
-            raise ValueError(f"scorer {name!r}: know {', '.join(SCORERS)}")
         own = name == model.config.scored_by
         torch.manual_seed(0)
-        picked[name] = model.scorer if own else SCORERS[name](model.config.scorer).to(next(model.parameters()).device)
+        picked[name] = model.scorer if own else find_scorer(name)(model.config.scorer)
+        picked[name].to(next(model.parameters()).device).eval()
     return picked
 
 
@@ -206,12 +208,12 @@ def remarks(model: VLM, state: dict, video: Video) -> list[str]:
 
 
 def known_questions(path: Path) -> list[tuple[str, str | None]]:
-    """What is asked about a clip of the toy world, by the JSON lines beside it: one question of each task that its
-    kind is judged by, or, if there is none, of each task. Nothing for other footage."""
+    """What is asked about a whole video by the JSON lines beside it: of the toy world one question of each task that
+    its kind is judged by, or, if there is none, of each task; of your own all. Nothing for other footage."""
     for index in sorted(path.parent.glob("*.jsonl")):
         clips: list[Clip] = []
         with suppress(ValueError, OSError):  # somebody else's JSON lines
-            clips = [clip for clip in load_clips(index) if clip.video.name == path.name]
+            clips = [c for c in load_clips(index) if c.source == (path.parent / path.name, None, None)]
         for clip in clips:
             picked = [qa for qa, _ in pick_questions(clip)] or list({qa.task: qa for qa in clip.qa}.values())
             return [(qa.question, qa.answer) for qa in picked]
@@ -243,7 +245,8 @@ def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
     the pruned cells dimmed above the score map (coloured by rank: dark goes first)."""
     T, S = frames.shape[:2]
     at = data["ladder"].index(k)
-    pages = np.zeros((T, 2 * S + 40, (len(data["scorers"]) + 1) * S, 3), np.uint8)
+    stride = S + 4  # a little room between the columns
+    pages = np.zeros((T, 2 * S + 40, (len(data["scorers"]) + 1) * stride, 3), np.uint8)
     pages[:, 20 : S + 20, :S] = frames
     for column, (name, own) in enumerate(data["scorers"].items(), start=1):
         keep = np.array([[c == "1" for c in frame] for frame in own["levels"][at]["keep"]])  # (T, C)
@@ -252,11 +255,11 @@ def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
             rank[1:] = np.argsort(np.argsort(own["scores"][1:], axis=None, kind="stable")).reshape(rank[1:].shape)
             rank[1:] /= rank[1:].size
         _, dimmed, heated = clip_views(frames, keep, rank)
-        across = slice(column * S, (column + 1) * S)
+        across = slice(column * stride, column * stride + S)
         pages[:, 20 : S + 20, across], pages[:, S + 20 : 2 * S + 20, across] = dimmed, heated
         for t in range(T):
-            write_text(pages[t], name, column * S + 4, 5)
-            write_text(pages[t], f"kept {keep[t].sum()}/{keep.shape[1]}", column * S + 4, 2 * S + 25)
+            write_text(pages[t], name, column * stride + 4, 5)
+            write_text(pages[t], f"kept {keep[t].sum()}/{keep.shape[1]}", column * stride + 4, 2 * S + 25)
     for t, stamp in enumerate(data["stamps"]):
         write_text(pages[t], f"{stamp} s", 4, 5)
         write_text(pages[t], f"k={k:g}", 4, S + 26)
@@ -304,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--k", type=parse_k, default=None, help="what to open with (default: as trained, or 0.5)")
     parser.add_argument("--frames", type=int, default=32, help="frames, at most (default: 32)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second, at most (default: 2)")
-    parser.add_argument("--scorer", action="append", default=[], help="one more choice beside stts, cosine, random")
+    parser.add_argument("--scorer", action="append", default=[], help="one more choice: my_file.py:MyScorer")
     parser.add_argument("--ask", action="append", default=[], metavar="QUESTION", help="ask this at every k")
     parser.add_argument("--seed", type=int, default=0, help="of the random scorer (default: 0)")
     args = parser.parse_args(argv)
@@ -321,6 +324,8 @@ def run(args: argparse.Namespace) -> dict:
     page_file = args.out or (None if args.mp4 or args.json else Path(f"{args.video.stem}.html"))
     outputs = [path for path in (page_file, args.mp4, args.json) if path]
     check_outputs(outputs, [args.video, args.checkpoint or DEFAULT])
+    for scorer in args.scorer:
+        find_scorer(scorer)  # before the checkpoint, which may be trained with it
     model, state, name = load(args.checkpoint)
     if args.ask and not state:
         raise ValueError("--ask needs a model that has learned to answer: give --checkpoint")
@@ -328,7 +333,7 @@ def run(args: argparse.Namespace) -> dict:
     start = (state.get("train_config", {}).get("k") or 0.5) if args.k is None else args.k
     asked = [*known_questions(args.video), *((question, None) for question in args.ask)] if state else []
     found = explore(
-        model, video, pick_scorers(model, args.scorer), sorted({*LADDER, start}), asked, args.seed
+        model, video, pick_scorers(model, args.scorer), sorted({*LADDER, start}), asked, args.seed, tokenizer_of(state)
     )  # fmt: skip
     notes = remarks(model, state, video)
     data = dict(format=FORMAT, video=args.video.name, model=name, notes=notes, start=start, **found)
