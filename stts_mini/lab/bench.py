@@ -72,8 +72,8 @@ SHAPES = {
     # 25 blocks, 9×9 patches, w = 3, l = 3; ViT, LLM and the LLM's quadratic part have Molmo2-4B's shares of the cost
     "narrow": Shape(
         VLMConfig(
-            ViTConfig(36, 4, 48, 25, 1, 180), LLMConfig(len(TOKENIZER), 224, 13, 4, 1, 32, 576),
-            w=3, score_after=3, scorer_heads=1, scorer_mlp=180, connector_mlp=576, taps=(-7, -1),
+            ViTConfig(36, 4, 32, 25, 1, 120), LLMConfig(len(TOKENIZER), 160, 13, 2, 1, 32, 400),
+            w=3, score_after=3, scorer_heads=1, scorer_mlp=120, connector_mlp=400, taps=(-7, -1),
         )
     ),
     "toy": Shape(TrainConfig().model),
