@@ -110,12 +110,12 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, kv_heads, S, d)
-        group = c.heads // c.kv_heads
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         # cuDNN's attention has given wrong results under masks: keep to kernels that are right
         masked_on_cuda = q.is_cuda and mask is not None
+        if masked_on_cuda:  # the masked kernel there knows no groups; elsewhere, copies would cost more than attention
+            k, v = (t.repeat_interleave(c.heads // c.kv_heads, dim=1) for t in (k, v))
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if masked_on_cuda else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=not masked_on_cuda)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
 
 
