@@ -17,6 +17,7 @@ that a caller may mix text with whatever else has width D.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -193,6 +194,8 @@ class LLM(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         rope = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        if mask is not None:  # as what is added to the logits, made once: each layer would make it anew
+            mask = x.new_zeros(mask.shape).masked_fill(~mask, -math.inf)
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, mask, cache, i)
         return self.norm(x)
