@@ -1,6 +1,6 @@
 """Is it really faster? Pruned against unpruned, beside the counted limit, and where the time goes.
 
-    python -m stts_mini.lab.bench                           about two minutes on two cores; prints tables
+    python -m stts_mini.lab.bench                           sized for a few minutes on two cores; prints tables
     python -m stts_mini.lab.bench -o bench.json --plot bench.png
     python -m stts_mini.lab.bench --shape toy               the model of `python -m stts_mini.train`
     python -m stts_mini.lab.bench --shape so400m            real geometry in bfloat16, where CUDA is
