@@ -17,6 +17,7 @@ that a caller may mix text with whatever else has width D.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -110,12 +111,12 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, kv_heads, S, d)
-        group = c.heads // c.kv_heads
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         # cuDNN's attention has given wrong results under masks: keep to kernels that are right
         masked_on_cuda = q.is_cuda and mask is not None
+        if masked_on_cuda:  # the masked kernel there knows no groups; elsewhere, copies would cost more than attention
+            k, v = (t.repeat_interleave(c.heads // c.kv_heads, dim=1) for t in (k, v))
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if masked_on_cuda else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=not masked_on_cuda)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
 
 
@@ -193,6 +194,8 @@ class LLM(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         rope = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        if mask is not None:  # as what is added to the logits, made once: each layer would make it anew
+            mask = x.new_zeros(mask.shape).masked_fill(~mask, -math.inf)
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, mask, cache, i)
         return self.norm(x)

@@ -21,6 +21,7 @@ judge (`eval.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -249,7 +250,10 @@ class VLM(nn.Module):
         keep = keep.to(x.device)
         kept_patches = keep[own_frame].repeat_interleave(w * w, dim=1)  # (F, N)
         packed = pack(x, kept_patches)
-        mask = block_mask(packed.frame) if prunable.any() else None  # unpruned: one whole frame a row
+        mask = None  # unpruned: one whole frame a row
+        if prunable.any():  # as what is added to the logits, made once: each block would make it anew
+            allowed = block_mask(packed.frame)
+            mask = packed.x.new_zeros(allowed.shape).masked_fill(~allowed, -math.inf)  # (F', 1, N, N)
         y, features = packed.x, {}
         for i, block in enumerate(self.vit.blocks[l + 2 :], start=l + 2):
             y = block(y, mask=mask)

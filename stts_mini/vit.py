@@ -64,7 +64,8 @@ class ViTConfig:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """softmax(QKᵀ/√d + S) V over q, k, v (F, heads, N, d), with S = key_bias (F, N), the same for every
-    head and query, and/or a boolean mask (F, 1, N, N), True = may attend. Returns (F, heads, N, d).
+    head and query, and/or a mask (F, 1, N, N): booleans, True = may attend, or floats that are added to the
+    logits, without a gradient. Returns (F, heads, N, d).
 
     A float mask that needs a gradient would drop PyTorch to its slow path, so S rides in extra channels
     instead: [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. A query that may attend to nothing gets zeros.

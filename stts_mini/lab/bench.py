@@ -1,0 +1,462 @@
+"""Is it really faster? Pruned against unpruned, beside the counted limit, and where the time goes.
+
+    python -m stts_mini.lab.bench                           sized for a few minutes on two cores; prints tables
+    python -m stts_mini.lab.bench -o bench.json --plot bench.png
+    python -m stts_mini.lab.bench --shape toy               the model of `python -m stts_mini.train`
+    python -m stts_mini.lab.bench --shape so400m            real geometry in bfloat16, where CUDA is
+
+In one process, every k takes its turn in every round, forwards and backwards; the speed-up is the median over
+rounds of time(unpruned) / time(k) within a round, the first round being warm-up. A training step is forward and
+backward, without the optimiser; inference is encoding and prefill (`VLM.generate` up to the first new token).
+The limit is the ratio of the multiply-adds that had to be done (`flops.py`), for the very cells that were kept;
+*reached* is speed-up / limit. Memory is measured in a process of its own for every k.
+
+Weights and frames are random, which changes no time; scores are drawn such that frames differ from one another
+as much as cells within a frame do, for untrained scores would spread the kept cells evenly, and that is easy
+to pack. The model's own scorer runs and gets its gradient all the same.
+
+What this file does not do: judge answers (`eval.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stts_mini.config import TrainConfig
+from stts_mini.data import TOKENIZER
+from stts_mini.lab import flops
+from stts_mini.lab.bench_page import STAGES, draw, page
+from stts_mini.lab.reproduce import commit, write_json
+from stts_mini.llm import LLMConfig
+from stts_mini.model import VLM, Encoded, VLMConfig
+from stts_mini.packing import check_k
+from stts_mini.sequence import Batch
+from stts_mini.tokenizer import END
+from stts_mini.train import autocast, peak_memory, pick_device
+from stts_mini.video import read_video, write_video
+from stts_mini.vit import ViTConfig
+
+KS = (0.0, 0.3, 0.4, 0.5, 0.8)
+PROMPT, ANSWER, NEW_TOKENS = 14, 2, 8  # tokens of the one question that is asked of a video, and of its answer
+OVERHEAD = ("score", "select", "pack", "unpack")  # what an unpruned model would not do
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model to time, tokens of a time stamp, and where it may run."""
+
+    config: VLMConfig
+    stamp: int = 1
+    cuda_only: bool = False
+
+
+SHAPES = {
+    # 25 blocks, 9×9 patches, w = 3, l = 3; ViT, LLM and the LLM's quadratic part have Molmo2-4B's shares of the cost
+    "narrow": Shape(
+        VLMConfig(
+            ViTConfig(36, 4, 32, 25, 1, 120), LLMConfig(len(TOKENIZER), 160, 13, 2, 1, 32, 400),
+            w=3, score_after=3, scorer_heads=1, scorer_mlp=120, connector_mlp=400, taps=(-7, -1),
+        )
+    ),
+    "toy": Shape(TrainConfig().model),
+    "so400m": Shape(
+        dataclasses.replace(flops.PAPER, llm=LLMConfig(151936, 1024, 28, 16, 8, 128, 3072), connector_mlp=3072),
+        stamp=4, cuda_only=True,
+    ),
+}  # fmt: skip
+LOADS = ((2, 64), (1, 256))  # (videos, frames): the paper's two shapes
+LADDER = (8, 16, 32, 64, 128, 256, 512)  # frames of one video
+
+
+# ------------------------------------------------------------------------------------- what is run
+
+
+class Uneven(nn.Module):
+    """The model's own scorer, with its cost and its gradient, but with drawn scores in the place of its own."""
+
+    injects_bias = True
+
+    def __init__(self, scorer: nn.Module, videos: int, frames: int, cells: int):
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        level = torch.randn(videos, frames, 1, generator=draw) + torch.randn(videos, frames, cells, generator=draw)
+        self.scorer, self.drawn = scorer, level.sigmoid()
+
+    def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        own = self.scorer(x, num_frames)
+        return own + (self.drawn.to(own) - own).detach()
+
+
+@dataclass
+class Job:
+    """A model, a batch, and an encoder with uneven scores: what is timed."""
+
+    model: VLM
+    batch: Batch
+    encode: Callable[..., Encoded]
+    device: torch.device
+
+    def train(self, k: float) -> None:
+        """Gradients of one batch, anew."""
+        with autocast(self.device):
+            output = self.model(self.batch, k, self.encode)
+            loss = output.task_loss + output.sim_loss
+        loss.backward()
+        self.model.zero_grad()
+
+    def infer(self, k: float, new_tokens: int = 1) -> None:
+        """From frames to the first new token, or beyond."""
+        with autocast(self.device):
+            self.model.generate(self.batch, k, new_tokens, self.encode)
+
+    def encoded(self, k: float) -> Encoded:
+        """What the encoder keeps."""
+        with autocast(self.device), torch.no_grad():
+            return self.encode(self.batch.frames, self.batch.num_frames, k)
+
+
+def build(shape: Shape, device: torch.device) -> VLM:
+    """A model that never says END, so that every answer is as long as it may be."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = VLM(shape.config)
+    model.llm.embed_tokens.weight.data[END] = 0
+    return model
+
+
+def job(model: VLM, shape: Shape, videos: int, frames: int, device: torch.device) -> Job:
+    """Random frames, one question a video."""
+    config, draw = shape.config, torch.Generator().manual_seed(1)
+    size = config.vit.image_size
+    pixels = torch.randint(256, (videos, frames, 3, size, size), dtype=torch.uint8, generator=draw)
+    word = len(TOKENIZER) - 1 if config.llm.vocab_size >= len(TOKENIZER) else config.llm.vocab_size - 1
+    stamps = [[[word] * shape.stamp] * frames] * videos
+    branches = [[([word] * PROMPT, [word] * ANSWER)]] * videos
+    batch = Batch(pixels.to(device), torch.tensor([frames] * videos), stamps, branches)
+    scorer = Uneven(model.scorer, videos, frames, config.cells)
+    return Job(model, batch, partial(model.encode_video, scorer=scorer), device)
+
+
+def work(shape: Shape, encoded: Encoded, k: float, training: bool) -> flops.Work:
+    """What had to be done."""
+    pairs = zip(encoded.kept, encoded.shown, strict=True)
+    kept = [cells[real].tolist() for cells, real in pairs]
+    text = [[(PROMPT, ANSWER if training else 0)]] * len(kept)
+    return flops.needed(shape.config, kept, k, text, shape.stamp)
+
+
+# ------------------------------------------------------------------------------------ how it is timed
+
+
+def stop_clock(device: torch.device, cpu_time: bool) -> Callable[[], float]:
+    """Seconds; on CUDA, of work that is done. cpu_time: the processor's, for a machine that is busy with other
+    things (with one thread)."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if cpu_time else time.perf_counter()
+
+    return now
+
+
+def in_turns(run: Callable[[float], None], ks: Sequence[float], rounds: int, now: Callable) -> dict[float, list[float]]:
+    """Seconds of run(k), for every k, in every round but a first one to warm up; every other round in reverse."""
+    seconds: dict[float, list[float]] = {k: [] for k in ks}
+    for i in range(rounds + 1):
+        for k in ks[:: 1 if i % 2 else -1]:
+            began = now()
+            run(k)
+            seconds[k].append(now() - began)
+    return {k: times[1:] for k, times in seconds.items()}
+
+
+def speedups(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, now: Callable) -> list[dict]:
+    """A row for every k: how much faster than unpruned, and how much of the limit that is."""
+    training = what == "training"
+    load = dict(what=what, videos=len(job.batch.num_frames), frames=job.batch.frames.shape[1])
+    try:
+        seconds = in_turns(job.train if training else job.infer, ks, rounds, now)
+        packs = {k: job.encoded(k) for k in ks}
+    except torch.OutOfMemoryError:
+        job.model.zero_grad()
+        return [dict(**load, k=k, seconds=None) for k in ks]
+    total = lambda k: sum(flops.multiply_adds(shape.config, work(shape, packs[k], k, training), training).values())
+    rows = []
+    for k in ks:
+        ratios = [a / b for a, b in zip(seconds[ks[0]], seconds[k], strict=True)]
+        limit, packed = total(ks[0]) / total(k), packs[k].packed
+        rows.append(
+            dict(
+                **load, k=k, seconds=statistics.median(seconds[k]), speedup=statistics.median(ratios),
+                lowest=min(ratios), highest=max(ratios), limit=limit, reached=statistics.median(ratios) / limit,
+                multiply_adds=total(k), rows=len(packed.frame), least_rows=packed.least_rows,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def pays_from(rows: Sequence[dict], what: str, k: float) -> int | None:
+    """The number of frames of one video from which on pruning is faster, wherever it was measured.
+
+    >>> row = lambda frames, speedup: dict(what="training", videos=1, k=0.5, frames=frames, speedup=speedup)
+    >>> pays_from([row(8, 0.9), row(16, 1.1), row(32, 1.4)], "training", 0.5)
+    16
+    """
+    own = {
+        r["frames"]: r["speedup"] for r in rows if (r["what"], r["videos"], r["k"]) == (what, 1, k) and "speedup" in r
+    }
+    paying = [n for n in own if all(own[more] > 1 for more in own if more >= n)]
+    return min(paying, default=None)
+
+
+class Stopwatch:
+    """Seconds of each stage, forward and backward together, by hooks: the model knows nothing of it.
+
+    `border` is called where a stage begins, with the tensor that the stage before it made. In the backward pass,
+    that tensor's gradient is there when the stage before begins its own.
+    """
+
+    def __init__(self, model: VLM, now: Callable[[], float]):
+        self.now, self.stage, self.seconds = now, None, defaultdict(float)
+        l, blocks = model.config.score_after, model.vit.blocks
+        before = lambda module, stage: module.register_forward_pre_hook(
+            lambda _, args, options: self.border(options.get("key_bias", args[0]), stage(args[0])), with_kwargs=True
+        )
+        after = lambda module, stage: module.register_forward_hook(lambda _, args, y: self.border(y, stage))
+        self.hooks = [
+            before(model.scorer, lambda _: "score"), after(model.scorer, "select"),
+            before(blocks[l + 1], lambda _: "stem"), after(blocks[l + 1], "pack"),
+            before(blocks[l + 2], lambda _: "packed"), after(blocks[-1], "unpack"),
+            before(model.connector, lambda _: "connector"), after(model.connector, "layout"),
+            before(model.llm, lambda x: "llm" if x.shape[1] > 1 else "decode"), after(model.llm, "logits"),
+        ]  # fmt: skip
+
+    def enter(self, stage: str | None) -> None:
+        """Time from now on belongs to this stage."""
+        now = self.now()
+        if self.stage is not None:
+            self.seconds[self.stage] += now - self.since
+        self.stage, self.since = stage, now
+
+    def border(self, tensor: Tensor | None, stage: str) -> None:
+        """A stage begins, in a forward pass."""
+        made_by = self.stage
+        if tensor is not None and tensor.requires_grad:
+            tensor.register_hook(lambda _: self.enter(made_by))
+        self.enter(stage)
+
+    def __enter__(self) -> Stopwatch:
+        self.enter("stem")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.enter(None)
+        for hook in self.hooks:
+            hook.remove()
+
+
+def stages(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, now: Callable) -> list[dict]:
+    """A row for every k: median seconds of each stage, and its multiply-adds. Decoding is by the token."""
+    training, taken = what == "training", {k: defaultdict(list) for k in ks}
+
+    def run(k: float) -> None:
+        with Stopwatch(job.model, now) as watch:
+            job.train(k) if training else job.infer(k, 1 + NEW_TOKENS)
+        watch.seconds["decode"] /= NEW_TOKENS
+        for stage in STAGES:
+            taken[k][stage].append(watch.seconds[stage])
+
+    in_turns(run, ks, rounds, now)
+    rows, load = [], dict(what=what, videos=len(job.batch.num_frames), frames=job.batch.frames.shape[1])
+    for k in ks:
+        todo = work(shape, job.encoded(k), k, training)
+        counted = flops.multiply_adds(shape.config, todo, training)
+        if not training:
+            cached = [todo.tokens // len(job.batch.num_frames)] * len(job.batch.num_frames)
+            counted["decode"] = sum(flops.multiply_adds(shape.config, flops.decoded(shape.config, cached)).values())
+        seconds = {stage: statistics.median(times[1:]) for stage, times in taken[k].items()}
+        rows.append(dict(**load, k=k, seconds=seconds, multiply_adds=counted))
+    for row in rows:
+        whole = sum(seconds for stage, seconds in rows[0]["seconds"].items() if stage != "decode")
+        row["overhead"] = sum(row["seconds"][stage] for stage in OVERHEAD) / whole
+    return rows
+
+
+def high_water() -> int:
+    """The most bytes that this process has held. (What `getrusage` says may be the parent's: it outlives exec.)"""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return round(peak_memory() * 1e9)
+    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+
+
+def step_memory(shape: Shape, videos: int, frames: int, k: float, device: torch.device) -> int | None:
+    """Bytes that one training step takes beyond the weights, None if they are not there. In a process of its own:
+    another step's memory may still be held."""
+    model = build(shape, device)
+    job(model, shape, 1, 2, device).train(k)  # whatever is set up once
+    task = job(model, shape, videos, frames, device)
+    try:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            task.train(k)
+            return torch.cuda.max_memory_allocated() - before
+        before = high_water()
+        task.train(k)
+        return high_water() - before
+    except torch.OutOfMemoryError:
+        return None
+
+
+def memory(name: str, videos: int, frames: int, ks: Sequence[float], device: torch.device) -> list[dict]:
+    """A row for every k: peak memory of a training step, each in a fresh process, and the counted floor."""
+    shape, rows = SHAPES[name], []
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in VLM(shape.config).parameters())
+    for k in ks:
+        words = ["--shape", name, "--threads", torch.get_num_threads(), "--device", device.type]
+        words += ["--load", f"{videos}x{frames}", "--memory-of", k]
+        command = [sys.executable, "-m", "stts_mini.lab.bench", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"no memory measured at k = {k}: {done.stderr.strip()[-500:]}")
+        kept = [flops.evenly_kept(k, shape.config.cells, frames)] * videos
+        todo = flops.needed(shape.config, kept, k, [[(PROMPT, ANSWER)]] * videos, shape.stamp)
+        number = 2 if device.type == "cuda" else 4
+        floor = number * flops.saved_floats(shape.config, todo) + 4 * weights
+        rows.append(dict(k=k, videos=videos, frames=frames, bytes=json.loads(done.stdout), floor=floor))
+    return rows
+
+
+def reading(size: int, now: Callable, frames: int = 64, seconds: int = 32, side: int = 240) -> dict:
+    """Seconds to sample so many frames of an H.264 clip, a slow pan, of 24 pictures a second."""
+    texture = np.random.default_rng(0).integers(256, size=(side // 8, 2 * side // 8, 3), dtype=np.uint8)
+    texture = texture.repeat(8, axis=0).repeat(8, axis=1)
+    pictures = np.stack([texture[:, i % side : i % side + side] for i in range(24 * seconds)])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_video(path, pictures, fps=24.0)
+        began = now()
+        video = read_video(path, max_frames=frames, size=size)
+        return dict(frames=len(video.frames), clip_seconds=seconds, side=side, seconds=now() - began)
+
+
+# ------------------------------------------------------------------------------------- all of it
+
+
+def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
+    """Everything, as plain values."""
+    shape, now = SHAPES[name], stop_clock(device, args.cpu_time)
+    model, ladder_ks = build(shape, device), [0.0, *(k for k in args.k if k in (0.3, 0.5))]
+    report = dict(
+        shape=name, config=dataclasses.asdict(shape.config), device=device_name(device), torch=torch.__version__,
+        threads=torch.get_num_threads(), clock="CPU" if args.cpu_time else "wall", commit=commit(),
+        rounds=args.rounds, started_under_load=load_average(), speed=[], stages=[],
+    )  # fmt: skip
+    tell = partial(print, file=sys.stderr, flush=True)
+    for videos, frames in args.load:
+        task = job(model, shape, videos, frames, device)
+        for what in ("training", "inference"):
+            tell(f"{what}, {videos} × {frames} frames")
+            report["speed"] += speedups(task, shape, what, args.k, args.rounds, now)
+    for frames in (n for n in args.ladder if (1, n) not in args.load):
+        task, rounds = job(model, shape, 1, frames, device), max(min(args.rounds * 128 // frames, 15), 1)
+        for what in ("training", "inference"):
+            tell(f"{what}, {frames} frames")
+            report["speed"] += speedups(task, shape, what, ladder_ks, rounds, now)
+    task = job(model, shape, *args.load[0], device)
+    for what in ("training", "inference"):
+        tell(f"stages of {what}")
+        report["stages"] += stages(task, shape, what, (0.0, args.k[-1] if 0.5 not in args.k else 0.5), args.rounds, now)
+    report["pays_from"] = {
+        what: {k: pays_from(report["speed"], what, k) for k in ladder_ks[1:]} for what in ("training", "inference")
+    }
+    tell("memory, reading")
+    report["memory"] = memory(name, *args.load[-1], ladder_ks, device)
+    report["reading"] = reading(shape.config.vit.image_size, now)
+    return report
+
+
+def device_name(device: torch.device) -> str:
+    """What the figures are of."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"{device} ({platform.machine()})"
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run in the last minute: more than ours, and the figures are those of a busy machine."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    load = lambda text: tuple(int(n) for n in text.split("x"))
+    numbers = lambda kind: lambda text: tuple(kind(n) for n in text.split(","))
+    parser = argparse.ArgumentParser(
+        "python -m stts_mini.lab.bench", description=__doc__.split("\n")[0], allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="narrow", help="the model's sizes")
+    parser.add_argument(
+        "--load", type=load, nargs="+", default=LOADS, metavar="BxT", help="videos × frames, at every k"
+    )
+    parser.add_argument(
+        "--ladder", type=numbers(int), default=LADDER, metavar="T,T", help="frames of one video, at k = 0.3, 0.5"
+    )
+    parser.add_argument(
+        "--k", type=numbers(float), default=KS, metavar="K,K", help="shares of cells to remove, 0 first"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="times that every k is run, beside a round of warm-up")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count the processor's time, for busy machines (with --threads 1)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("-o", "--out", type=Path, help="write everything measured to this JSON file")
+    parser.add_argument("--plot", help="draw it to this PNG (needs matplotlib)")
+    parser.add_argument("--memory-of", type=float, metavar="K", help=argparse.SUPPRESS)  # for the processes of `memory`
+    args = parser.parse_args(argv)
+    try:
+        device = pick_device(args.device)
+        torch.set_num_threads(args.threads)
+        if SHAPES[args.shape].cuda_only and device.type != "cuda":
+            print(f"{args.shape} needs CUDA, for it would take hours here ({device}): skipped")
+            return
+        if args.memory_of is not None:
+            print(json.dumps(step_memory(SHAPES[args.shape], *args.load[0], args.memory_of, device)))
+            return
+        for k in args.k:
+            check_k(k)
+        if args.k[0] != 0:
+            raise ValueError(f"--k {args.k}: give 0 first, it is what the others are compared with")
+        report = measure(args.shape, args, device)
+        print(page(report))
+        if args.out:
+            write_json(args.out, report)
+        if args.plot:
+            draw(report, args.plot)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""The benchmark's parts under a clock of our own: what is timed, in which order, and to which stage it is put down."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+import stts_mini.model
+from stts_mini.lab import bench, flops
+from stts_mini.lab.bench import Shape, Stopwatch, Uneven, build, in_turns, job, pays_from, speedups, stages, work
+from stts_mini.lab.bench_page import STAGES, draw, page
+from stts_mini.llm import LLMConfig
+from stts_mini.model import VLMConfig
+from stts_mini.vit import ViTConfig
+
+CPU = torch.device("cpu")
+TINY = Shape(
+    VLMConfig(
+        ViTConfig(8, 2, 8, 5, 2, 12), LLMConfig(24, 12, 1, 2, 1, 6, 16), w=2, score_after=1, scorer_heads=2,
+        scorer_mlp=8, connector_mlp=8, taps=(-2, -1),
+    )
+)  # fmt: skip
+
+
+class Clock:
+    """Time stands still but for `pass_`."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+    def pass_(self, seconds):
+        self.time += seconds
+
+
+def test_turns_are_taken_in_both_directions_after_a_round_of_warm_up():
+    clock, order = Clock(), []
+
+    def run(k):
+        order.append(k)
+        clock.pass_(100 if len(order) <= 2 else 1 + k)
+
+    seconds = in_turns(run, (0.0, 0.5), rounds=3, now=clock)
+    assert order == [0.5, 0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.5]
+    assert seconds == {0.0: [1.0] * 3, 0.5: [1.5] * 3}
+
+
+def test_a_speedup_is_the_median_of_ratios_beside_the_counted_limit(monkeypatch):
+    """Whole rounds are slow now and then: their ratios are not."""
+    clock, task = Clock(), job(build(TINY, CPU), TINY, 2, 4, CPU)
+    slow = iter([1, 1, 1, 1, 50, 50, 2, 2])
+    monkeypatch.setattr(task, "train", lambda k: clock.pass_(next(slow) * (2 if k else 6)))
+    plain, pruned = speedups(task, TINY, "training", (0.0, 0.5), 3, clock)
+    assert plain["speedup"] == plain["limit"] == plain["reached"] == 1
+    assert pruned["speedup"] == pytest.approx(3) == pruned["lowest"] == pruned["highest"]
+    total = lambda k: sum(
+        flops.multiply_adds(TINY.config, work(TINY, task.encoded(k), k, training=True), backward=True).values()
+    )
+    assert pruned["limit"] == pytest.approx(total(0.0) / total(0.5)) and pruned["limit"] > 1.2
+    assert pruned["reached"] == pytest.approx(3 / pruned["limit"])
+    assert (plain["rows"], plain["least_rows"]) == (8, 8) and pruned["least_rows"] == 4 <= pruned["rows"]
+
+
+def test_what_does_not_fit_is_told(monkeypatch):
+    task = job(build(TINY, CPU), TINY, 1, 2, CPU)
+
+    def full(k):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(task, "train", full)
+    rows = speedups(task, TINY, "training", (0.0, 0.5), 1, Clock())
+    assert [row["seconds"] for row in rows] == [None, None]
+
+
+def test_pruning_pays_from_where_it_always_does():
+    row = lambda frames, speedup, k=0.5, videos=1, what="training": dict(
+        what=what, videos=videos, k=k, frames=frames, speedup=speedup
+    )
+    rows = [row(8, 1.2), row(16, 0.9), row(32, 1.1), row(64, 1.3), row(16, 2.0, k=0.3), row(16, 2.0, videos=2)]
+    assert pays_from(rows, "training", 0.5) == 32 and pays_from(rows, "training", 0.3) == 16
+    assert pays_from([row(8, 0.9)], "training", 0.5) is None and pays_from(rows, "inference", 0.5) is None
+
+
+def test_drawn_scores_with_the_scorers_own_gradient():
+    own = build(TINY, CPU).scorer
+    uneven = Uneven(own, 2, 3, 4)
+    x = torch.rand(2, 3, 16, 8)
+    scores = uneven(x)
+    torch.testing.assert_close(scores, uneven.drawn)
+    weight = torch.rand_like(scores)
+    got = torch.autograd.grad((scores * weight).sum(), list(own.parameters()))
+    expected = torch.autograd.grad((own(x) * weight).sum(), list(own.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_frames_are_kept_unevenly():
+    task = job(build(TINY, CPU), TINY, 1, 64, CPU)
+    assert task.encoded(0.5).kept[0, 1:].float().std() > 0.5
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_answers_have_their_length(training):
+    """What the count takes for granted of the batch: tokens of the LLM, and that no answer ends early."""
+    task = job(build(TINY, CPU), TINY, 2, 3, CPU)
+    must = work(TINY, task.encoded(0.5), 0.5, training)
+    if training:
+        output = task.model(task.batch, 0.5, task.encode)
+        assert must.tokens == output.tokens and must.logits == len(output.targets)
+    else:
+        calls = []
+        task.model.llm.register_forward_hook(lambda _, args, y: calls.append(args[0].shape[:2]))
+        task.infer(0.5, 1 + 3)
+        assert sum(B * L for B, L in calls[:2]) == must.tokens and calls[2:] == [(2, 1)] * 3
+
+
+class Slow(torch.autograd.Function):
+    """The identity, that takes a second forward and two backward."""
+
+    @staticmethod
+    def forward(ctx, x, clock):
+        ctx.clock = clock
+        clock.pass_(1)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.clock.pass_(2)
+        return gradient, None
+
+
+PLACES = {
+    "stem": ("vit.blocks.0", "vit.blocks.1", "vit.blocks.2"), "score": ("scorer.pooler",),
+    "packed": ("vit.blocks.3", "vit.blocks.4"), "connector": ("connector.pooler",), "llm": ("llm.layers.0",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage, place", [(stage, place) for stage, places in PLACES.items() for place in places])
+def test_time_is_put_down_to_its_stage(stage, place):
+    clock, task = Clock(), job(build(TINY, CPU), TINY, 2, 4, CPU)
+    task.model.get_submodule(place).register_forward_hook(lambda _, args, y: Slow.apply(y, clock))
+    hooks = lambda: sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in task.model.modules())
+    before = hooks()
+    with Stopwatch(task.model, clock) as watch:
+        task.train(0.5)
+    assert {s: t for s, t in watch.seconds.items() if t} == {stage: 3}
+    assert hooks() == before
+
+
+@pytest.mark.parametrize("stage, name", [("select", "select"), ("select", "attention_bias"), ("pack", "pack")])
+def test_time_between_modules_too(stage, name, monkeypatch):
+    clock, task, own = Clock(), job(build(TINY, CPU), TINY, 2, 4, CPU), getattr(stts_mini.model, name)
+
+    def slow(*args, **options):
+        clock.pass_(1)
+        y = own(*args, **options)
+        return Slow.apply(y, clock) if name == "attention_bias" else y
+
+    monkeypatch.setattr(stts_mini.model, name, slow)
+    with Stopwatch(task.model, clock) as watch:
+        task.train(0.5)
+    assert {s: t for s, t in watch.seconds.items() if t} == {stage: 4 if name == "attention_bias" else 1}
+
+
+def test_decoding_is_by_the_token():
+    clock, task = Clock(), job(build(TINY, CPU), TINY, 2, 4, CPU)
+    task.model.llm.layers[0].register_forward_hook(lambda _, args, y: clock.pass_(1 if y.shape[1] > 1 else 10))
+    plain, pruned = stages(task, TINY, "inference", (0.0, 0.5), 1, clock)
+    assert plain["seconds"]["llm"] == 2 and plain["seconds"]["decode"] == 10  # prefix, prompt; a token
+    assert pruned["multiply_adds"]["decode"] < plain["multiply_adds"]["decode"]
+    assert plain["overhead"] == pruned["overhead"] == 0
+
+
+REPORT = dict(
+    shape="tiny", device="cpu", threads=1, torch="2", commit="c0ffee", clock="wall", rounds=1, started_under_load=0.5,
+    reading=dict(frames=4, clip_seconds=2, side=8, seconds=0.25), pays_from={"training": {0.3: None, 0.5: 8}},
+    memory=[
+        dict(k=0.0, videos=1, frames=8, bytes=None, floor=3e6), dict(k=0.5, videos=1, frames=8, bytes=4e6, floor=2e6)
+    ],
+    speed=[
+        dict(
+            what=what, videos=1, frames=frames, k=k, seconds=2.0, speedup=1 + k, lowest=1.0, highest=1 + 2 * k,
+            limit=1 + 3 * k, reached=0.9, rows=8, least_rows=7,
+        )
+        for what in ("training", "inference") for frames in (8, 16) for k in (0.0, 0.5, 0.8)
+    ],
+    stages=[
+        dict(
+            what=what, videos=1, frames=8, k=k, overhead=k / 10, seconds=dict.fromkeys(STAGES, 0.002 - k / 1000),
+            multiply_adds=dict(stem=8, llm=8 - 8 * k),
+        )
+        for what in ("training", "inference") for k in (0.0, 0.5)
+    ],
+)  # fmt: skip
+
+
+def test_the_page():
+    text = page(REPORT)
+    assert "| training | 1 × 16 | 0.5 | 2.000 | 1.50 | 1.00–2.00 | 2.50 | 0.90 | 8 (7) |" in text
+    assert "- training, k = 0.3: nowhere measured" in text and "- training, k = 0.5: 8 frames" in text
+    assert "| llm | 2.00 | 1.50 | 1.33 | 2.00 |" in text and "5.0% of the time of the unpruned pass" in text
+    assert "| 1 × 8 frames | 0 | did not fit | 3 | |" in text and "| 0.5 | 4 | 2 | 2.00 |" in text
+    out = {**REPORT, "speed": [dict(what="training", videos=1, frames=8, k=0.0, seconds=None)]}
+    assert "| training | 1 × 8 | 0 | out of memory |" in page(out)
+
+
+def test_the_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw(REPORT, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(bench.SHAPES, "toy", TINY)
+    monkeypatch.setattr(bench, "memory", lambda name, videos, frames, ks, device: REPORT["memory"])
+    monkeypatch.setattr(bench, "reading", lambda size, now: REPORT["reading"])
+    bench.main(
+        ["--shape", "toy", "--load", "2x3", "--ladder", "2,4", "--k", "0,0.5", "--rounds", "1", "-o",
+         str(tmp_path / "b.json")]
+    )  # fmt: skip
+    report = json.loads((tmp_path / "b.json").read_text())
+    ran = {(r["what"], r["videos"], r["frames"], r["k"]) for r in report["speed"]}
+    assert ran == {(w, *l, k) for w in ("training", "inference") for l in ((2, 3), (1, 2), (1, 4)) for k in (0.0, 0.5)}
+    assert report["config"]["vit"]["depth"] == 5 and report["threads"] == torch.get_num_threads()
+    assert "| training | 2 × 3 | 0.5 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, what", [(["--k", "0.5"], "give 0 first"), (["--k", "0,50"], "did you mean 0.5")])
+def test_bad_flags_are_refused(words, what, monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "toy", TINY)
+    with pytest.raises(SystemExit, match=what):
+        bench.main(["--shape", "toy", "--load", "1x2", "--ladder", "2", "--rounds", "1", *words])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without CUDA is told")
+def test_real_geometry_needs_cuda(capsys):
+    bench.main(["--shape", "so400m"])
+    assert "so400m needs CUDA" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: the bfloat16 path is not run")
+def test_bfloat16_on_cuda():
+    cuda = torch.device("cuda")
+    shape = dataclasses.replace(bench.SHAPES["so400m"], stamp=1)
+    rows = speedups(
+        job(build(shape, cuda), shape, 1, 8, cuda), shape, "training", (0.0, 0.5), 1, bench.stop_clock(cuda, False)
+    )
+    assert rows[1]["speedup"] > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory of a process is measured cleanly on Linux only")
+def test_memory_is_a_step_of_its_own():
+    plain, pruned = bench.memory("toy", 1, 32, (0.0, 0.5), CPU)
+    assert plain["bytes"] > pruned["bytes"] > 0.9 * pruned["floor"] and pruned["bytes"] < 3 * pruned["floor"]
+
+
+def test_reading_reads():
+    told = bench.reading(16, bench.stop_clock(CPU, cpu_time=True), frames=5, seconds=1, side=16)
+    assert told["frames"] == 3 and told["seconds"] > 0  # 0, 0.5 s and the last
