@@ -84,14 +84,11 @@ class CellPooler(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A cell has one query, so its keys and values need not be made, w² of each: q·(W_k x) = (W_kᵀq)·x, and
-        # Σ a (W_v x + b) = W_v (Σ a x) + b. The keys' bias adds the same to all of a query's logits: it cancels.
-        W_k, W_v = (p.weight.unflatten(0, (self.heads, -1)) for p in (self.k_proj, self.v_proj))  # (heads, d, in)
-        q = self.q_proj(x.mean(-2)).unflatten(-1, (self.heads, -1))  # (..., heads, d)
-        asked = torch.einsum("...hd,hdi->...hi", q, W_k)  # (..., heads, in)
-        weights = (asked @ x.mT / q.shape[-1] ** 0.5).softmax(-1)  # (..., heads, w²)
-        pooled = torch.einsum("...hi,hdi->...hd", weights @ x, W_v).flatten(-2) + self.v_proj.bias
-        return self.out_proj(pooled)
+        q = self.q_proj(x.mean(-2)).unflatten(-1, (self.heads, 1, -1))  # (..., heads, 1, d)
+        k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in (self.k_proj, self.v_proj))
+        weights = (q * k).sum(-1) / q.shape[-1] ** 0.5  # (..., heads, w²)
+        pooled = (weights.softmax(-1)[..., None] * v).sum(-2)  # (..., heads, d)
+        return self.out_proj(pooled.flatten(-2))
 
 
 class Scorer(nn.Module):

@@ -11,7 +11,7 @@ What a perfect implementation must compute is decided here, once:
                text the lower triangle, of vision tokens all; logits of predicted tokens only
 Counted are products of matrices: linear layers, and QKᵀ and weights·V of the attention over frames and
 sequences. A backward pass does each of them twice more, but for the patch embedding, whose input needs no
-gradient: once more. Not counted: norms, activations, softmax, rotations, the
+gradient: once more. Not counted: norms, activations, softmax, rotations, the sums of nine inside a cell, the
 losses, the optimiser, anything that moves data. One multiply-add is two FLOP.
 
 Work says how much there is to do, `multiply_adds` what it costs. `needed` gives the Work of a perfect
@@ -134,25 +134,21 @@ def multiply_adds(config: VLMConfig, work: Work, backward: bool = False) -> dict
         """ViT blocks: four projections, two layers of the MLP; attention."""
         return count * (tokens * (4 * D * D + 2 * D * vit.mlp) + 2 * D * pairs)
 
-    def pooler(features: int, heads: int) -> int:
-        """One cell: its query, that through the keys' weights, logits and means of its tokens, values, output."""
-        return features * D * 3 + 2 * heads * w2 * features + D * D
+    def pooler(features: int) -> int:
+        """One cell: its query, its tokens' keys and values, its output."""
+        return features * D * (1 + 2 * w2) + D * D
 
     embed = work.frames * N * 3 * vit.patch_size**2 * D
     dense = blocks(config.score_after + 2, work.frames * N, work.frames * N * N)
     dense += work.frames * N * N * 2 * vit.heads * work.biased
     learned = config.scored_by == "stts"
-    score = (
-        work.scored * (pooler(D, config.scorer_heads) + (2 * D + config.scorer_mlp + 1) * config.scorer_mlp)
-        if learned
-        else 0
-    )
+    score = work.scored * (pooler(D) + (2 * D + config.scorer_mlp + 1) * config.scorer_mlp) if learned else 0
     layer = work.tokens * (2 * W * (heads + kv_heads) + 3 * W * llm.mlp) + 2 * heads * work.seen
     count = {
         "stem": dense,
         "score": score,
         "packed": blocks(config.num_packed, work.slots, work.pairs),
-        "connector": work.kept * (pooler(len(config.taps) * D, vit.heads) + 2 * D * M + M * W),
+        "connector": work.kept * (pooler(len(config.taps) * D) + 2 * D * M + M * W),
         "llm": llm.depth * layer + work.logits * W * llm.vocab_size,
     }
     times = 3 if backward else 1
@@ -186,7 +182,7 @@ def limit(config: VLMConfig, videos: int, frames: int, k: float, questions: int 
 
     Molmo2-4B, two videos of 64 frames and one of 256 (a stamp like "12.5" is about four tokens there):
     >>> [round(limit(PAPER, B, T, 0.5, stamp=4), 2) for B, T in ((2, 64), (1, 256))]
-    [1.96, 2.34]
+    [1.95, 2.33]
     """
 
     def total(k: float) -> int:
