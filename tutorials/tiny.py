@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stts_mini import drawing
 from stts_mini.config import TrainConfig
-from stts_mini.data import TOKENIZER, collate, prompt_ids
+from stts_mini.data import TOKENIZER, collate
 from stts_mini.model import VLM, Output
 from stts_mini.sequence import Batch
 from stts_mini.train import build_model, build_optimizers
@@ -55,7 +55,7 @@ def batch(seeds: Sequence[int]) -> Batch:
     for seed in seeds:
         thing = scene(seed)[0].objects[0]
         answers = zip(QUESTIONS, (thing.colour, thing.shape), strict=True)
-        asked.append([(prompt_ids(text), TOKENIZER.encode(answer)) for text, answer in answers])
+        asked.append([(TOKENIZER.prompt(text), TOKENIZER.encode(answer)) for text, answer in answers])
     return collate([clip(seed) for seed in seeds], asked)
 
 
