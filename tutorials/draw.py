@@ -115,7 +115,8 @@ def tokens(words: Sequence[str], kinds: Sequence[str], title: str = "", per_row:
     for i, (word, kind) in enumerate(zip(words, kinds, strict=True)):
         y, x = divmod(i, per_row)
         ax.add_patch(Rectangle((x + 0.03, y + 0.08), 0.94, 0.84, fc=KINDS[kind], ec="none"))
-        ax.text(x + 0.5, y + 0.5, word, ha="center", va="center", fontsize=7, color="white")
+        dark = kind in ("marker", "cell", "answer")
+        ax.text(x + 0.5, y + 0.5, word, ha="center", va="center", fontsize=8, color="white" if dark else "black")
     ax.set(xlim=(0, per_row), ylim=(rows, 0))
     ax.axis("off")
     ax.set_title(title, fontsize=11)

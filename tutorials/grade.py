@@ -1,6 +1,7 @@
 """The package's property tests as a grader for what you write in a notebook.
 
     grade("packing", first_fit_descending, only="first_fit")      your function in the place of ours, then the tests
+    grade_scorer("my_scorer.py:MyScorer")                         what every scorer must do, asked of yours
 
 What you hand in is written to a file of its own, which starts with HEADER; `ours` there is the package's own module, so
 that `ours.select` stays what it was when yours has taken its place. The same as a command: see tests/README.md.
@@ -45,11 +46,21 @@ def grade(module: str, *parts, only: str = "") -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.py"
         path.write_text(HEADER.format(module=module) + "\n\n".join(["", *texts]))
-        command = [sys.executable, "-m", "pytest", f"tests/test_{module}.py", f"--{module}", str(path), "-x"]
-        command += ["-p", "no:cacheprovider", *(["-k", only] if only else [])]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return _run(f"tests/test_{module}.py", f"--{module}", str(path), *(["-k", only] if only else []))
+
+
+def grade_scorer(name: str) -> bool:
+    """Run tests/test_any_scorer.py on a class of yours, "my_file.py:MyScorer"."""
+    path, _, class_name = name.rpartition(":")
+    return _run("tests/test_any_scorer.py", "--scorer", f"{Path(path).resolve()}:{class_name}")
+
+
+def _run(*arguments: str) -> bool:
+    """pytest with these arguments; prints what passed, or the end of what it said."""
+    command = [sys.executable, "-m", "pytest", *arguments, "-x", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print("\n".join((done.stdout + done.stderr).splitlines()[-30:]))
     else:
-        print(", ".join(re.findall(r"\d+ passed", done.stdout)), "tests of", f"tests/test_{module}.py")
+        print(", ".join(re.findall(r"\d+ passed", done.stdout)), "tests of", arguments[0])
     return done.returncode == 0
