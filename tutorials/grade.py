@@ -57,7 +57,7 @@ def grade_scorer(name: str) -> bool:
 
 def _run(*arguments: str) -> bool:
     """pytest with these arguments; prints what passed, or the end of what it said."""
-    command = [sys.executable, "-m", "pytest", *arguments, "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *arguments, "-x", "-p", "no:cacheprovider", "--color=no"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print("\n".join((done.stdout + done.stderr).splitlines()[-30:]))

@@ -73,7 +73,7 @@ def shows(seeds: Sequence[int]) -> Tensor:
 def config(**settings) -> TrainConfig:
     """A model that is small enough for seconds of training."""
     small = dict(
-        k=0.7, steps=150, image_steps=0, brief_steps=0, lr=2e-3, muon_lr=0.01, vit_width=32, vit_mlp=128, vit_depth=4,
+        k=0.7, steps=140, image_steps=0, brief_steps=0, lr=2e-3, muon_lr=0.01, vit_width=64, vit_mlp=256, vit_depth=4,
         llm_width=64, llm_depth=2, llm_heads=2, llm_kv_heads=1,
     )  # fmt: skip
     return TrainConfig(**{**small, **settings})
