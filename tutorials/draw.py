@@ -32,7 +32,9 @@ def strip(pictures, titles: Sequence[str] = (), title: str = "", width: float = 
     """Draw T pictures side by side; `colorbar`: what their numbers are (with vmin and vmax among the options)."""
     T = len(pictures)
     side, ratio = width / T, pictures[0].shape[0] / pictures[0].shape[1]
-    fig, axes = plt.subplots(1, T, figsize=(width, side * ratio + 0.6), squeeze=False, layout="constrained")
+    lines = max([text.count("\n") for text in titles], default=0)
+    size = (width, side * ratio + 0.6 + 0.25 * lines)
+    fig, axes = plt.subplots(1, T, figsize=size, squeeze=False, layout="constrained")
     for t, ax in enumerate(axes[0]):
         drawn = ax.imshow(pictures[t], **options)
         ax.set(xticks=[], yticks=[])
