@@ -1,6 +1,7 @@
 """Run every notebook of tutorials/ from a clean kernel; fail on the first error.
 
     python tutorials/run.py            check only
+    python tutorials/run.py 02 05      only those whose name begins so
     python tutorials/run.py --write    and write the outputs back into the notebooks
 
 Needs `pip install -e '.[tutorials]'`.
@@ -17,10 +18,12 @@ FOLDER = Path(__file__).parent
 
 
 def main() -> None:
-    for path in sorted(FOLDER.glob("*.ipynb")):
+    wanted = tuple(a for a in sys.argv[1:] if a != "--write") or ("",)
+    for path in sorted(p for p in FOLDER.glob("*.ipynb") if p.name.startswith(wanted)):
         began = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
+        where = {"metadata": {"path": str(FOLDER)}}
+        NotebookClient(notebook, timeout=300, coalesce_streams=True, resources=where).execute()
         if "--write" in sys.argv[1:]:
             for cell in notebook.cells:
                 cell.metadata.pop("execution", None)  # when it ran is nobody's business
