@@ -65,6 +65,7 @@ class TrainConfig:
     image_steps: int = setting(400, "first steps, on one-frame clips only")
     brief_steps: int = setting(300, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
     glance_steps: int = setting(0, "next steps, on clips of 12 to 16 s only; unpruned, too")
+    k_ramp: int = setting(0, "then k grows to its value over so many steps; 0: at once")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
     warmup: int = setting(20, "steps of linear warm-up; after the curriculum, a cosine to zero")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
@@ -100,7 +101,7 @@ class TrainConfig:
         check_k(self.k)
         may_be_0 = {
             "k", "train_short", "train_watch", "train_parade", "train_image", "train_brief", "train_glance",
-            "image_steps", "brief_steps", "glance_steps", "coarse_steps", "warmup", "sim_weight", "muon_lr",
+            "image_steps", "brief_steps", "glance_steps", "coarse_steps", "k_ramp", "warmup", "sim_weight", "muon_lr",
             "scorer_lr_ratio", "vision_lr_ratio", "cache_gb", "seed", "score_after",
         }  # fmt: skip
         numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
@@ -169,8 +170,15 @@ class TrainConfig:
         return sum(steps for _, steps in self.stages)
 
     def k_at(self, step: int) -> float:
-        """k at a step: 0 in the curriculum, for STTS starts from an unpruned model (paper §4)."""
-        return self.k if step >= self.curriculum_steps else 0.0
+        """k at a step: 0 in the curriculum, for STTS starts from an unpruned model (paper §4); then its value, reached
+        over `k_ramp` steps.
+
+        >>> config = TrainConfig(k=0.8, image_steps=10, brief_steps=0, k_ramp=4)
+        >>> [config.k_at(step) for step in (9, 10, 11, 12, 13, 99)]
+        [0.0, 0.2, 0.4, 0.6, 0.8, 0.8]
+        """
+        pruned = step - self.curriculum_steps + 1
+        return round(self.k * min(pruned / max(self.k_ramp, 1), 1.0), 4) if pruned > 0 else 0.0
 
 
 PRESETS: dict[str, dict] = {
