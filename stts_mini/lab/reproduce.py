@@ -296,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--table", choices=TABLES, help="train what is missing of one table")
     what.add_argument("--all", action="store_true", help="train whatever is missing")
     what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="only rows of these seeds")
     parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="folder of bases and rows")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
@@ -303,16 +304,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     device = pick_device("auto")
     try:
-        for seed in range(BASES) if args.base is None else [args.base]:
+        for seed in sorted({seed % BASES for seed in args.seeds}) if args.base is None else [args.base]:
             train_base(args.results, args.data, seed, device)
         if args.base is not None:
             return
         if args.scorer:
             find_scorer(args.scorer)
-            rows = [Row(args.scorer, args.k, seed) for seed in (0, 1, 2)]
+            rows = [Row(args.scorer, args.k, seed) for seed in args.seeds]
         else:
             tables = [args.table] if args.table else TABLES
-            rows = list(dict.fromkeys(row for table in tables for row in rows_of(table)))
+            rows = [row for table in tables for row in rows_of(table) if row.seed in args.seeds]
+            rows = list(dict.fromkeys(rows))
         lab = Lab(args.data, args.clips, device)
         for row in rows:
             path = args.results / "rows" / f"{row.name}.json"
