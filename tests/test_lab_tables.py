@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stts_mini import world
-from stts_mini.lab.tables import Results, Scores, difference, interval, kind_of, main, value
+from stts_mini.lab.tables import BEGIN, END, Results, Scores, difference, interval, kind_of, main, value
 
 TASKS = (*world.SHORT_TASKS, *world.LONG_TASKS, "image/attribute", "image/count")
 
@@ -105,6 +105,25 @@ def test_the_page_says_what_the_files_say(tmp_path):
     write(tmp_path, "random", 0.8, 1, p=0.0)
     with pytest.raises(SystemExit, match="not what the rows say"):
         main(["--results", str(tmp_path), "--check"])
+
+
+def test_the_readmes_table_is_made_and_checked(tmp_path):
+    write(tmp_path, "unpruned", 0.0, 0)
+    readme = tmp_path / "FRONT.md"
+    readme.write_text(f"# A\n{BEGIN}{END}\nafter\n")
+    flags = ["--results", str(tmp_path), "--readme", str(readme)]
+    with pytest.raises(SystemExit, match=r"is not what the rows say"):
+        main([*flags, "--check"])
+    main(flags)
+    text = readme.read_text()
+    assert text.startswith("# A\n") and text.endswith(f"{END}\nafter\n") and "| unpruned | 0 |" in text
+    main([*flags, "--check"])
+    readme.write_text(text.replace("| unpruned | 0 |", "| unpruned | 1 |"))
+    with pytest.raises(SystemExit, match=r"FRONT.md is not what the rows say"):
+        main([*flags, "--check"])
+    readme.write_text("# no marks")
+    with pytest.raises(SystemExit, match="no place for the table"):
+        main(flags)
 
 
 @pytest.mark.parametrize(

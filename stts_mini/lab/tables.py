@@ -1,7 +1,7 @@
 """Tables of the results, with intervals: from the JSON files that `lab/reproduce.py` writes to one Markdown page.
 
-    python -m stts_mini.lab.tables            writes tutorials/results/README.md
-    python -m stts_mini.lab.tables --check    exits 1 if the page on disk is another
+    python -m stts_mini.lab.tables --readme README.md     writes tutorials/results/README.md, and the README's table
+    python -m stts_mini.lab.tables --readme README.md --check     exits 1 if what is on disk is another
 
 A score is a mean over tasks (short, long), and the average is the mean of the two, as in the paper. The 95%
 interval is a hierarchical bootstrap: seeds are drawn with replacement, and within each kind of clip the clips,
@@ -311,26 +311,44 @@ def page(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+BEGIN, END = "<!-- made by stts_mini.lab.tables: begin -->\n", "<!-- end -->"
+
+
+def inserted(readme: str, table: str) -> str:
+    """The text of a README with the table between its two marks. Raises ValueError if they are not there.
+
+    >>> inserted(f"a {BEGIN}old{END} b", "new").splitlines()[1:]
+    ['new', '<!-- end --> b']
+    """
+    before, mark, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"the README has no place for the table, between {BEGIN.strip()} and {END}")
+    return f"{before}{BEGIN}{table}\n{END}{after}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser("python -m stts_mini.lab.tables", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
+    parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
     args = parser.parse_args(argv)
     try:
         results = Results(args.results / "rows")
         if not results.records:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.reproduce makes them")
-        text = page(results)
+        made = {args.results / "README.md": page(results)}
+        if args.readme:
+            made[args.readme] = inserted(args.readme.read_text(), ladder(results))
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
-    path = args.results / "README.md"
-    if args.check:
-        if not path.exists() or path.read_text() != text:
-            sys.exit(f"{path} is not what the rows say: run python -m stts_mini.lab.tables")
-        return
-    path.write_text(text)
-    print(text)
+    for path, text in made.items():
+        if args.check and (not path.exists() or path.read_text() != text):
+            sys.exit(f"{path} is not what the rows say: run python -m stts_mini.lab.tables --readme README.md")
+        if not args.check:
+            path.write_text(text)
+    print(made[args.results / "README.md"] if not args.check else "the pages are what the rows say")
 
 
 if __name__ == "__main__":
