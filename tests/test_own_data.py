@@ -214,3 +214,58 @@ def test_the_fingerprint_sees_parts_and_pictures():
     clip = replace(clip, video=Path("a.mp4"))
     others = [replace(clip, start=1.0), replace(clip, video=Path("b.mp4")), replace(clip, images=(Path("c.png"),))]
     assert len({fingerprint([c]) for c in [clip, *others]}) == 4
+
+
+def test_the_worlds_own_index_is_in_that_format(tmp_path, capsys):
+    """Written by `prepare`, read as anybody's clips: its kinds and tasks stay."""
+    from stts_mini.clips import prepare
+    from stts_mini.world import SHORT_TASKS
+
+    index = prepare(tmp_path / "data", "train", {"short": 3, "image": 2}, 48)
+    config = tiny(tmp_path, data=str(index), val=str(index), steps=3, warmup=1)
+    training.finish(config, train(config, False, CPU), CPU)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result["choice"]) == {*SHORT_TASKS, "image/attribute", "image/count"}
+    assert "short (mean)" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")  # other people's warnings are not our errors
+def test_tensorboard_gets_what_the_log_gets(tmp_path, monkeypatch):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    index = write_own_clips(tmp_path / "clips", 2)
+    config = tiny(tmp_path, data=str(index), steps=3, warmup=1, tensorboard=True)
+    train(config, False, CPU)
+    board = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    rows = (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]
+    losses = [float(row.split(",")[1]) for row in rows]
+    assert [e.step for e in board.Scalars("task_loss")] == [0, 1, 2]
+    assert [e.value for e in board.Scalars("task_loss")] == pytest.approx(
+        [float(r.split(",")[1]) for r in rows], rel=1e-4
+    )
+
+
+def test_without_tensorboard_the_flag_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    index = write_own_clips(tmp_path / "clips", 2)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        train(tiny(tmp_path, data=str(index), steps=3, warmup=1, tensorboard=True), False, CPU)
+
+
+def test_recomputing_changes_no_gradient(mixed, tmp_path):
+    """Activation checkpointing: the same values, the same gradients, bit for bit."""
+    batch = Sampler(load_clips(mixed), Reader(4, 48), 4, 2, 0)(0)
+    gradients = []
+    for recompute in (False, True):
+        config = tiny(tmp_path, recompute=recompute)
+        model = build_model(config, CPU).train()
+        run = training.wrap(model, config, CPU)
+        calls = []
+        model.vit.blocks[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        training.forward_backward(model, batch, config, CPU, 0.5, None, run)
+        assert len(calls) == 1 + recompute
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
