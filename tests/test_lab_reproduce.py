@@ -121,16 +121,16 @@ def test_the_random_scorer_is_seeded_by_the_row(lab):
 def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, monkeypatch, capsys):
     run = []
     monkeypatch.setattr(reproduce, "run_row", lambda row, *_: run.append(row.name) or {})
-    monkeypatch.setattr(reproduce, "rows_of", lambda _: [Row("stts", k, 7) for k in (0.1, 0.2, 0.3)])
-    there = lab[1] / "rows" / "stts-k10-seed7.json"
+    monkeypatch.setattr(reproduce, "rows_of", lambda _: [Row("stts", k, 2) for k in (0.1, 0.2, 0.3)])
+    there = lab[1] / "rows" / "stts-k10-seed2.json"
     there.write_text("{}")
-    with claimed(Path("runs/rows/stts-k20-seed7.lock")) as mine:
+    with claimed(Path("runs/rows/stts-k20-seed2.lock")) as mine:
         assert mine
         reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
-    assert run == ["stts-k30-seed7"] and (lab[1] / "rows" / "stts-k30-seed7.json").exists()
+    assert run == ["stts-k30-seed2"] and (lab[1] / "rows" / "stts-k30-seed2.json").exists()
     reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
-    assert run == ["stts-k30-seed7", "stts-k20-seed7"]
-    for path in (lab[1] / "rows").glob("*seed7.json"):
+    assert run == ["stts-k30-seed2", "stts-k20-seed2"]
+    for path in (lab[1] / "rows").glob("stts-k[123]0-seed2.json"):
         path.unlink()
 
 

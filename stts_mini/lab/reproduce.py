@@ -48,6 +48,7 @@ from stts_mini.train import pick_device, train
 from stts_mini.video import Video
 
 FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
+SEEDS = (0, 1, 2)
 BASES = 2  # row seed s starts from base s mod 2
 # A base is trained in three runs: on few frames, on any number of them, on many; each at a rate of its own, for what is
 # learned after the rate has died away is little. Each begins where the one before stopped.
@@ -121,13 +122,12 @@ TABLES = ("k", "methods")
 
 def rows_of(table: str) -> list[Row]:
     """The rows that a table needs, the most important first."""
-    seeds = (0, 1, 2)
-    ladder = [Row("unpruned", 0.0, s) for s in seeds]
-    ladder += [Row(m, k, s) for k in (0.5, 0.8, 0.9) for m in ("stts", "random") for s in seeds]
+    ladder = [Row("unpruned", 0.0, s) for s in SEEDS]
+    ladder += [Row(m, k, s) for k in (0.5, 0.8, 0.9) for m in ("stts", "random") for s in SEEDS]
     if table == "k":
         return ladder + [Row(m, k, 0) for k in (0.3, 0.4, 0.6, 0.7) for m in ("stts", "random")]
     if table == "methods":
-        bold = [Row("cosine", k, s) for k in (0.8, 0.5) for s in seeds]
+        bold = [Row("cosine", k, s) for k in (0.8, 0.5) for s in SEEDS]
         others = ("no-aux", "no-bias", "oracle", "tome", "frames", "resolution")
         return [*ladder[:15], *bold, *(Row(m, k, 0) for k in (0.5, 0.8) for m in others), Row("blind", 0.0, 0)]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--table", choices=TABLES, help="train what is missing of one table")
     what.add_argument("--all", action="store_true", help="train whatever is missing")
     what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="only rows of these seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only rows of these seeds")
     parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="folder of bases and rows")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
