@@ -172,18 +172,20 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
         raise ValueError(f"{named.pop()} = {paths}: give a path" + " or more, in square brackets" * ("images" in row))
     times = {name: row[name] for name in ("start", "end") if row.get(name) is not None}
     for name, value in times.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
             raise ValueError(f"{name} = {value!r}: give seconds, 0 or more")
         times[name] = float(value)
     if times and "video" not in row:
         raise ValueError("start and end are for videos")
     if times.get("start", 0.0) > times.get("end", float("inf")):
         raise ValueError(f"start {times['start']} comes after end {times['end']}")
+    kind, split, seed = row.get("kind", OWN), row.get("split", OWN), row.get("seed", number)
+    if kind not in (*world.TASKS, OWN) or split not in (*world.SPLITS, OWN) or not isinstance(seed, int):
+        raise ValueError(f"kind {kind!r}, split {split!r}, seed {seed!r} name no scene of the world: leave them out")
     if not isinstance(row.get("qa"), list) or not row["qa"]:
         raise ValueError("no qa: give a list of at least one question and answer")
     qa = tuple(_parse_qa(q, row.get("kind", OWN)) for q in row["qa"])
     paths = tuple(folder / p for p in paths)
-    kind, split, seed = row.get("kind", OWN), row.get("split", OWN), row.get("seed", number)
     return Clip(paths[0], kind, split, seed, qa, **times, images=() if "video" in row else paths)
 
 
@@ -191,25 +193,33 @@ def _parse_qa(q: dict, kind: str) -> QA:
     """One question of a line. ValueError as in `parse_clip`."""
     if not isinstance(q, dict):
         raise ValueError(f"a question is {q!r}: give an object with question and answer")
+    if unknown := set(q) - {"question", "answer", "options", "task"}:
+        raise ValueError(f"unknown in a question: {', '.join(sorted(unknown))}; know question, answer, options")
     for name in ("question", "answer"):
         if not isinstance(q.get(name), str) or not q[name].strip():
             raise ValueError(f"a question without {name}: {json.dumps(q)[:100]}")
     options = q.get("options") or []
-    if not isinstance(options, list) or not all(isinstance(o, str) and o for o in options):
+    if not isinstance(options, list) or not all(isinstance(o, str) and o.strip() for o in options):
         raise ValueError(f"options = {options!r}: give a list of texts")
-    if options and q["answer"] not in options:
-        raise ValueError(f"the answer {q['answer']!r} is not among its options {options}")
+    question, answer, options = q["question"].strip(), q["answer"].strip(), [o.strip() for o in options]
+    if options and answer not in options:
+        raise ValueError(f"the answer {answer!r} is not among its options {options}")
     if len(set(options)) < len(options):
         raise ValueError(f"options = {options}: an option comes twice")
     task = q.get("task", "question")
-    return QA(task if kind != OWN or len(options) > 1 else FREE, q["question"], q["answer"], tuple(options))
+    return QA(task if kind != OWN or len(options) > 1 else FREE, question, answer, tuple(options))
+
+
+def lines_of(index: Path) -> list[str]:
+    """The lines of a file, as JSON lines end: at a line feed and nowhere else (not at U+2028, say)."""
+    return index.read_text(encoding="utf-8-sig").split("\n")
 
 
 def load_clips(index: str | os.PathLike) -> list[Clip]:
     """The clips of a JSON-lines file; empty lines count, and are skipped. Raises ValueError that names a bad line's
     number, and for a file without any clip."""
     index, clips = Path(index), []
-    for number, line in enumerate(index.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines_of(index), start=1):
         if line.strip():
             try:
                 clips.append(parse_clip(line, number, index.parent))

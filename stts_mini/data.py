@@ -61,16 +61,16 @@ class Reader:
         self.max_frames, self.size, self.fps = max_frames, size, fps
         self.room = cache_gb * 1e9
         self.cache: dict[tuple, Video] = {}
-        self.broken: dict[tuple, VideoError] = {}
+        self.broken: dict[tuple, str] = {}
 
     def __call__(self, clip: Clip) -> Video:
         if clip.source in self.broken:
-            raise self.broken[clip.source]
+            raise VideoError(self.broken[clip.source])
         video = self.cache.get(clip.source)
         if video is None:
             video = self._keep(clip, try_read(clip, self.max_frames, self.fps, self.size))
         if isinstance(video, VideoError):
-            raise video
+            raise VideoError(str(video))
         return video
 
     def preload(self, clips: Sequence[Clip]) -> None:
@@ -86,7 +86,7 @@ class Reader:
 
     def _keep(self, clip: Clip, video: Video | VideoError) -> Video | VideoError:
         if isinstance(video, VideoError):
-            self.broken[clip.source] = video
+            self.broken[clip.source] = str(video)
             return video
         self.room -= video.frames.nbytes
         if self.room >= 0:
@@ -191,17 +191,23 @@ class Sampler:
         most = max(round(self.reader.max_frames / thin), 1)
         videos, branches, scores = [], [], []
         for place, number in enumerate(self.clip_numbers(step)):
-            mine = place % self.shard[1] == self.shard[0]
-            clip, video = self._readable(number, step, place) if mine else (self.clips[number], None)
-            own = []
-            for qa in self._choose(clip, rng):
-                options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
-                own.append((self.tokenizer.prompt(qa.question, options), self.tokenizer.encode(qa.answer)))
-            if mine:
+            own = self._asked(self.clips[number], rng)  # of every clip, so that all shards draw alike
+            if place % self.shard[1] == self.shard[0]:
+                clip, video = self._readable(number, step, place)
+                if clip is not self.clips[number]:
+                    own = self._asked(clip, np.random.default_rng((self.seed, 4, step, place)))
                 videos.append(video if thin == 1 else thinned(video, most, self.reader.fps / thin))
                 scores.append(self.annotate(clip, videos[-1]) if self.annotate else None)
                 branches.append(own)
         return collate(videos, branches, scores if self.annotate else None, self.tokenizer)
+
+    def _asked(self, clip: Clip, rng: np.random.Generator) -> list[tuple[list[int], list[int]]]:
+        """Questions about a clip, as (prompt ids, answer ids)."""
+        own = []
+        for qa in self._choose(clip, rng):
+            options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
+            own.append((self.tokenizer.prompt(qa.question, options), self.tokenizer.encode(qa.answer)))
+        return own
 
     def _readable(self, number: int, step: int, place: int) -> tuple[Clip, Video]:
         """The clip with this number and its video; if that is broken, another clip of its kind, by lot."""

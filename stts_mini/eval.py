@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import re
 import sys
@@ -143,10 +144,10 @@ def evaluate(
     device = next(model.parameters()).device
     result, was_training = Result(), model.training
     model.eval()
-    readable = list(_readable(clips, reader))
-    progress = Progress(name, len(readable))
-    for start in range(0, len(readable), batch_size):
-        numbers, videos = zip(*readable[start : start + batch_size], strict=True)
+    readable = _readable(clips, reader)
+    progress = Progress(name, len(clips))
+    while batch := list(itertools.islice(readable, batch_size)):  # no more videos in memory than that
+        numbers, videos = zip(*batch, strict=True)
         asked = [pick_questions(clips[n]) for n in numbers]
         prompt, ids_of = tokenizer.prompt, tokenizer.encode
         choices = [[(prompt(qa.question, shown), ids_of(o)) for qa, shown in own for o in shown] for own in asked]
@@ -158,7 +159,9 @@ def evaluate(
         if any(spoken):
             open_ended = [[(prompt(qa.question), []) for qa in own] for own in spoken]
             same = lambda *_, encoded=output.encoded: encoded  # the same selection answers both scorings
-            said = model.generate(collate(videos, open_ended, tokenizer=tokenizer).to(device), k, encode=same)
+            longest = max([16, *(len(ids_of(qa.answer)) + 1 for own in spoken for qa in own)])
+            batch = collate(videos, open_ended, tokenizer=tokenizer).to(device)
+            said = model.generate(batch, k, longest, encode=same)
         for b, n in enumerate(numbers):
             for qa, shown in asked[b]:
                 task = task_name(clips[n], qa)
@@ -170,10 +173,14 @@ def evaluate(
                 right = tokenizer.decode(ids).strip() == qa.answer
                 result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos)
-        progress.update(start + len(numbers))
+        progress.update(numbers[-1] + 1)
     progress.close()
     model.train(was_training)
-    return merged(distributed.gather(result))
+    whole = merged(distributed.gather(result))
+    if not whole.chance:
+        why = next(iter(reader.broken.values()), "there is none")
+        raise VideoError(f"none of {len(clips)} clips can be read: {why}")
+    return whole
 
 
 def _readable(clips: Sequence[Clip], reader: Reader) -> Iterator[tuple[int, Video]]:
@@ -241,7 +248,7 @@ def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos:
     side = round(C**0.5)
     for b, (clip, video) in enumerate(zip(clips, videos, strict=True)):
         T = len(video.frames)
-        if T > 1:
+        if T > 1 and not video.still:
             result.kept += int(encoded.kept[b].sum())
             result.cells += T * C
         for task, pixels in evidence_per_cell(clip, video, side).items() if T > 1 and clip.kind != OWN else ():
@@ -409,7 +416,7 @@ def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], P
     return clips, index_file(args.data, "train", trained_on, train["video_size"])
 
 
-def broken_clips(broken: dict[tuple, VideoError]) -> str:
+def broken_clips(broken: dict[tuple, str]) -> str:
     """A line for each clip that could not be read, under one that counts them; nothing if all could."""
     lines = [f"  {error}\n" for error in broken.values()]
     return f"could not be read, and left out: {len(lines)}\n" * bool(lines) + "".join(lines)

@@ -273,7 +273,7 @@ class VLM(nn.Module):
         """The batch's videos, by `encode` if given, else by `encode_video`, with the batch's own scores if it has
         any."""
         if encode is not None:
-            return encode(batch.frames, batch.num_frames, k)
+            return encode(batch.frames, batch.num_frames, k)  # not told of pictures: to it, they are a video
         given = None if batch.scores is None else lambda *_: batch.scores.to(batch.frames.device)
         return self.encode_video(batch.frames, batch.num_frames, k, given, batch.still)
 

@@ -121,6 +121,8 @@ def draw_clips(
     """Write pruned.png and pruned.mp4 into `out` for the first clips that have more than one frame, the
     last of them a long one if there is one; returns the two paths."""
     clips = [c for c in clips if c.source not in reader.broken]
+    if not clips:
+        return []
     short = [c for c in clips if c.kind == "short"]
     long = [c for c in clips if c.kind not in ("short", "image", OWN)]
     chosen = (short[: count - 1] + long[:1]) or clips[:count]

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -247,10 +248,10 @@ def find_scorer(name: str) -> type[nn.Module]:
     if name not in SCORERS and colon:
         if not Path(path).is_file():
             raise ValueError(f"scorer {name!r}: there is no file {path}")
-        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+        spec = importlib.util.spec_from_file_location(f"scorer file {path}", path)
         if spec is None or spec.loader is None:
             raise ValueError(f"scorer {name!r}: {path} is not a Python file (its name must end in .py)")
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[f"scorer file {path}"] = importlib.util.module_from_spec(spec)  # dataclasses look there
         spec.loader.exec_module(module)
         found = getattr(module, class_name, None)
         if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -176,6 +176,8 @@ def forward_backward(
             with autocast(device):
                 output = run(part.to(device), k, encode)
                 loss = shares[0] * output.task_loss + config.sim_weight * shares[1] * output.sim_loss
+                if run is not model and output.encoded.scores is not None:
+                    loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits
             (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
         task, sim = (float(torch.as_tensor(x).detach()) for x in (output.task_loss, output.sim_loss))
         correct = answers_right(output)
@@ -237,6 +239,9 @@ def train(
     out, chief = Path(config.out), distributed.rank() == 0
     if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
+    base = checkpoint.load(config.init) if config.init and not resume else None  # before it may be moved aside
+    if config.val:
+        load_clips(config.val)  # a bad line is better known before the training than after
     if not resume and chief:
         keep_old_run(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -252,9 +257,8 @@ def train(
 
     model = build_model(config, device) if model is None else model.to(device)
     optimizers = build_optimizers(model, config)
-    start = restore(out / "checkpoint.pt", model, optimizers, config, device) if resume else 0
-    if config.init and not resume:
-        base = checkpoint.load(config.init)
+    start = restore(out / "checkpoint.pt", model, optimizers, config, device, fingerprint(clips)) if resume else 0
+    if base is not None:
         check_world(base, config.init)
         checkpoint.start_from(model, base, config.init)
     run = wrap(model, config, device)
@@ -265,7 +269,8 @@ def train(
         own = {} if tokenizer is TOKENIZER else dict(tokenizer=dict(json=tokenizer.json_text, marks=tokenizer.names))
         checkpoint.save(
             out / "checkpoint.pt", model, step=step, train_config=dataclasses.asdict(config),
-            optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), world=WORLD_ID, **own,
+            optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), world=WORLD_ID,
+            clips=fingerprint(clips), **own,
         )  # fmt: skip
 
     log = Log(out / "log.csv", start, config.tensorboard) if chief else None
@@ -282,7 +287,7 @@ def train(
             )
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             if not math.isfinite(task + sim) or not torch.isfinite(norm):
-                saved = chief and log.saved
+                saved = step + 1 > config.save_every or start > 0
                 last = f"the last good checkpoint is {out / 'checkpoint.pt'}" if saved else "nothing was saved yet"
                 raise TrainError(
                     f"step {step}: loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}, on clips"
@@ -301,7 +306,8 @@ def train(
                     log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
                     save(step + 1)
             if asked:
-                progress.close()
+                with distributed.first():  # nobody leaves before the checkpoint is there
+                    progress.close()
                 print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
                 sys.exit(130)
     progress.close()
@@ -322,7 +328,12 @@ def keep_old_run(out: Path) -> None:
 
 
 def restore(
-    path: Path, model: VLM, optimizers: list[torch.optim.Optimizer], config: TrainConfig, device: torch.device
+    path: Path,
+    model: VLM,
+    optimizers: list[torch.optim.Optimizer],
+    config: TrainConfig,
+    device: torch.device,
+    clips: str,
 ) -> int:
     """Load a run's last checkpoint into model and optimisers; returns the step to go on with."""
     state = checkpoint.load(path)  # on the CPU: load_state_dict moves what belongs elsewhere
@@ -335,6 +346,8 @@ def restore(
     then = {**{f.name: f.default for f in dataclasses.fields(config)}, **then}  # of a run that knew fewer settings
     changed = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if now[name] != then[name]]
     changed = [line for line in changed if line.split()[0] not in free]
+    if state.get("clips", clips) != clips:
+        changed.append(f"the training clips were {state['clips']}, are {clips}")
     if changed:
         raise checkpoint.CheckpointError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
     checkpoint.load_weights(model, state, path)
@@ -411,6 +424,8 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
     blind = evaluate(
         model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind", tokenizer=tokenizer
     )  # fmt: skip
+    for broken in distributed.gather(reader.broken):
+        reader.broken |= broken
     if distributed.rank():
         return {}
     print(f"\ntest set {fingerprint(clips)}, k = {config.k}, up to {config.max_frames} frames, 1 seed ({config.seed})")

@@ -132,15 +132,19 @@ def thinned(video: Video, max_frames: int, fps: float) -> Video:
 
 def check_file(path: Path) -> None:
     """Raise VideoError unless this is a file that can be opened."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise VideoError(f"no such file: {path}") from None
+    except (OSError, ValueError) as error:  # a folder without permission, a name too long, or with a zero in it
+        raise VideoError(f"{path} cannot be looked at: {error}") from None
     if path.is_dir():
         raise VideoError(f"{path} is a directory: give one video file")
-    if not path.exists():
-        raise VideoError(f"no such file: {path}")
     if not os.access(path, os.R_OK):
         raise VideoError(f"no permission to read {path}")
     if not path.is_file():
         raise VideoError(f"{path} is not a regular file: copy the video into one")
-    if path.stat().st_size == 0:
+    if size == 0:
         raise VideoError(f"{path} is empty (0 bytes)")
 
 

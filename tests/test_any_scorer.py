@@ -113,7 +113,16 @@ def test_it_trains_and_survives_a_checkpoint(name, tmp_path):
 
 
 MINE = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 from torch import nn
+
+
+@dataclass
+class Options:
+    scale: float = 1.0
 
 
 class Mine(nn.Module):

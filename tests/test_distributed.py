@@ -13,6 +13,7 @@ from stts_mini.clips import load_clips, prepare
 from stts_mini.data import Reader, Sampler
 from stts_mini.eval import evaluate, merged
 from stts_mini.train import build_model, train
+from tests.own import write_own_clips
 from tests.test_train import TINY
 from tests.tiny import tiny
 
@@ -107,10 +108,21 @@ def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path
     assert set(result["choice"]) >= {"attribute", "needle"}
     torchrun(2, "-m", "stts_mini.train", *flags, "--out", "half", "--steps=3", cwd=tmp_path)
     state = checkpoint.load(tmp_path / "half" / "checkpoint.pt")
-    state["train_config"]["steps"] = 4
-    torch.save(state, tmp_path / "half" / "checkpoint.pt")
-    again = train(tiny(folder, data=str(folder / "data"), out=str(tmp_path / "half")), True, CPU)
-    assert all(p.isfinite().all() for p in again.parameters())
+    assert state["step"] == 3
+    # three steps of three have another schedule than three of four: so against one process that did the same
+    third = train(tiny(folder, data=str(folder / "data"), out=str(tmp_path / "third"), steps=3), False, CPU)
+    for name, weight in third.state_dict().items():
+        torch.testing.assert_close(state["model"][name], weight, rtol=1e-3, atol=1e-4)
+    resumed = []
+    for out in ("half", "third"):
+        state = checkpoint.load(tmp_path / out / "checkpoint.pt")
+        state["train_config"]["steps"] = 4
+        torch.save(state, tmp_path / out / "checkpoint.pt")
+        resumed.append(train(tiny(folder, data=str(folder / "data"), out=str(tmp_path / out)), True, CPU).state_dict())
+    for name, weight in resumed[1].items():  # by one process, what two had begun
+        torch.testing.assert_close(resumed[0][name], weight, rtol=1e-3, atol=1e-4)
+    before = checkpoint.load(tmp_path / "half" / "checkpoint.pt")["model"]
+    assert any(not torch.equal(before[name], state["model"][name]) for name in before)
 
 
 def test_results_of_several_processes_are_one(folder):
@@ -141,3 +153,31 @@ def test_more_parts_than_clips_are_refused(folder, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 5)
     with pytest.raises(ValueError, match="batch_size 4 cannot be cut into 5 parts"):
         train(tiny(folder), False, CPU)
+
+
+OWN = """
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.w2, self.score = config.w**2, nn.Linear(config.width, 1)
+
+    def forward(self, x, num_frames=None):
+        return self.score(x.unflatten(2, (-1, self.w2)).mean(3)).squeeze(-1)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_broken_clips_and_a_scorer_of_ones_own(tmp_path):
+    """A scorer whose weights get no gradient; a clip that one of the two finds broken."""
+    index = write_own_clips(tmp_path / "clips", 5)
+    lines = index.read_text().splitlines()
+    lines[1] = lines[1].replace("1.mp4", "missing.mp4")
+    index.write_text("\n".join(lines))
+    (tmp_path / "mine.py").write_text(OWN)
+    settings = {**TINY, "data": index, "val": index, "scorer": "mine.py:Mine", "steps": 4}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "run", cwd=tmp_path)
+    assert said.count("all done") == 1 and "missing.mp4" in said and (tmp_path / "run" / "result.json").exists()

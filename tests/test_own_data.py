@@ -69,6 +69,11 @@ def mixed(tmp_path_factory):
         ({"video": "a", "qa": [{**ASKED[0], "options": ["he"]}]}, "the answer 'she' is not among its options"),
         ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "she"]}]}, "an option comes twice"),
         ({"video": "a", "qa": [{**ASKED[0], "options": "she"}]}, "give a list of texts"),
+        ({"video": "a", "qa": [{**ASKED[0], "optoins": ["she"]}]}, "unknown in a question: optoins"),
+        ({"video": "a", "qa": [{**ASKED[0], "options": ["she ", "she"]}]}, "an option comes twice"),
+        ({"video": "a", "qa": ASKED, "kind": "movie"}, "kind 'movie', split 'own', seed 1 name no scene"),
+        ({"video": "a", "qa": ASKED, "seed": "x"}, "name no scene of the world: leave them out"),
+        ({"video": "a", "qa": ASKED, "start": 10**400}, "give seconds, 0 or more"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong(line, message, tmp_path):
@@ -267,3 +272,94 @@ def test_recomputing_changes_no_gradient(mixed, tmp_path):
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_lines_end_where_json_lines_end(tmp_path):
+    """Not at U+2028, which JSON strings may hold; and a mark of byte order is no text."""
+    line = json.dumps({"video": "a.mp4", "qa": [{"question": "a\u2028b\u0085c ?", "answer": "d"}]}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{line}\n{line}\n".encode())
+    assert [c.seed for c in load_clips(tmp_path / "a.jsonl")] == [1, 2]
+
+
+def test_odd_file_names_are_bad_clips_and_nothing_worse(tmp_path):
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(VideoError, match="cannot be looked at"):
+            read_video(tmp_path / name, 2)
+
+
+def test_long_answers_and_answers_with_spaces_can_be_right(tmp_path):
+    text = "the man opens the door and leaves the house"
+    line = {"video": "0.mp4", "qa": [{"question": " what happens ?", "answer": f" {text} "}]}
+    own_line(tmp_path, 0)
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    (clip,) = load_clips(tmp_path / "a.jsonl")
+    assert clip.qa == (QA("free", "what happens ?", text),)
+    model = build_model(tiny(tmp_path), CPU)
+    says = TOKENIZER.encode(text)
+    model.generate = lambda batch, k, longest, **_: [[says[:longest]]]
+    assert len(says) > 16 and evaluate(model, [clip], Reader(4, 48), 0.5).accuracy("free") == 1.0
+
+
+def test_a_broken_clip_is_told_each_time_and_holds_on_to_nothing(mixed):
+    """A raised error keeps the frames of its callers alive: it must be a new one each time."""
+    clip = next(c for c in load_clips(mixed) if c.video.name == "broken.mp4")
+    reader, errors = Reader(4, 48), []
+    for _ in range(3):
+        with pytest.raises(VideoError) as caught:
+            reader(clip)
+        errors.append(caught.value)
+    assert len({id(e) for e in errors}) == 3 and len({str(e) for e in errors}) == 1
+    assert all(isinstance(reason, str) for reason in reader.broken.values())
+
+
+def test_evaluation_holds_no_more_videos_than_a_batch(mixed, tmp_path):
+    import gc
+    import weakref
+
+    clips = [load_clips(mixed)[0]] * 12
+    reader, alive, most = Reader(4, 48, cache_gb=0.0), [], []
+
+    class Counting:
+        broken = reader.broken
+
+        def __call__(self, clip):
+            video = reader(clip)
+            alive.append(weakref.ref(video))
+            gc.collect()
+            most.append(sum(ref() is not None for ref in alive))
+            return video
+
+    evaluate(build_model(tiny(tmp_path), CPU), clips, Counting(), 0.5, batch_size=2, generate=False)
+    assert len(most) == 12 and max(most) <= 5  # the batch before, this one, and the one being read
+
+
+def test_shards_draw_alike_even_beside_a_broken_clip(mixed):
+    clips = load_clips(mixed)
+    for step in range(12):
+        whole, *shards = (Sampler(clips, Reader(4, 48), 4, 2, 0, shard=s)(step) for s in ((0, 1), (0, 2), (1, 2)))
+        for i, shard in enumerate(shards):
+            assert shard.branches == whole.branches[i::2]
+
+
+def test_what_is_wrong_is_said_before_the_training(mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "forward_backward", None)  # no step is made
+    with pytest.raises(OSError, match=r"nowhere.jsonl"):
+        train(tiny(tmp_path, data=str(mixed), val=str(tmp_path / "nowhere.jsonl")), False, CPU)
+    broken = next(c for c in load_clips(mixed) if c.video.name == "broken.mp4")
+    with pytest.raises(VideoError, match=r"none of 1 clips can be read: .*broken.mp4"):
+        evaluate(build_model(tiny(tmp_path), CPU), [broken], Reader(4, 48), 0.5)
+
+
+def test_a_run_may_start_from_the_checkpoint_that_it_moves_aside(mixed, tmp_path):
+    config = tiny(tmp_path, data=str(mixed), steps=3, warmup=1)
+    train(config, False, CPU)
+    init = str(tmp_path / "run" / "checkpoint.pt")
+    train(tiny(tmp_path, data=str(mixed), steps=3, warmup=1, init=init), False, CPU)
+    assert (tmp_path / "run.1" / "checkpoint.pt").exists() and (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_resuming_with_other_clips_is_refused(mixed, tmp_path):
+    train(tiny(tmp_path, data=str(mixed), steps=3, warmup=1), False, CPU)
+    other = write_own_clips(tmp_path / "clips", 2)
+    with pytest.raises(ValueError, match=r"the training clips were .*, are "):
+        train(tiny(tmp_path, data=str(other), steps=3, warmup=1), True, CPU)

@@ -86,7 +86,7 @@ class Conversation:
         """The answer, piece by piece, as it is decoded."""
         with self.seconds.of("question"):
             cache = self.cache.rows(torch.tensor([0], device=self.device))  # a branch: the prefix stays as it is
-            ids, read, said = self.tokenizer.prompt(question, options), self.length, []
+            ids, read, said, printed = self.tokenizer.prompt(question, options), self.length, [], ""
             hidden = self.hidden(ids, cache, read)
         for _ in range(max_new_tokens):
             with self.seconds.of("decode"):
@@ -94,10 +94,12 @@ class Conversation:
                 read, ids = read + len(ids), [token]
                 if token == self.model.config.marks.end:
                     return
-                before = self.tokenizer.decode(said)
                 said.append(token)
                 hidden = self.hidden(ids, cache, read)
-            yield self.tokenizer.decode(said).removeprefix(before)
+            text = self.tokenizer.decode(said)
+            if not text.endswith("\ufffd"):  # half of a character: wait for the rest of it
+                yield text[len(printed) :]
+                printed = text
 
     @torch.no_grad()
     def likelihoods(self, question: str, options: Sequence[str]) -> list[tuple[str, float]]:
@@ -144,11 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", default="runs/cpu/checkpoint.pt", help="what `python -m stts_mini.train` made")
     parser.add_argument("--k", type=parse_k, default=None, help="share of cells to remove; as in training if not given")
     parser.add_argument("--frames", type=int, default=None, help="frames to look at; as in training if not given")
-    parser.add_argument("--scorer", default=None, help="my_file.py:MyScorer, if it was trained with that one")
+    parser.add_argument("--scorer", default=None, help="another scorer than in training, or my_file.py:MyScorer")
     args = parser.parse_args(argv)
     try:
-        if args.scorer:
-            find_scorer(args.scorer)
         run(args)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
@@ -158,9 +158,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """What the command line says."""
+    other = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
     model, state = checkpoint.load_model(args.checkpoint, pick_device("auto"))
     check_world(state, args.checkpoint)
     train = state["train_config"]
+    if train["blind"]:
+        raise ValueError(f"{args.checkpoint} was trained blind: it has learned nothing of videos")
+    if args.frames is not None and args.frames < 1:
+        raise ValueError(f"--frames {args.frames}: give at least 1")
+    if other and args.scorer != model.config.scored_by:
+        model.scorer = other(model.config.scorer).to(next(model.parameters()).device)
     frames, k = args.frames or train["max_frames"], train["k"] if args.k is None else args.k
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
     images = (args.video, *args.pictures) if args.pictures else ()

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from stts_mini.clips import Clip, on_all_cores, parse_clip
+from stts_mini.clips import Clip, lines_of, on_all_cores, parse_clip
 from stts_mini.data import try_read
 from stts_mini.video import Video, VideoError, check_file
 
@@ -26,7 +26,7 @@ decode = partial(try_read, max_frames=2, fps=2.0, size=32)
 
 def parsed(index: Path) -> Iterator[tuple[int, Clip | ValueError]]:
     """Every line that is not empty: its number, and its clip or what is wrong with it."""
-    for number, line in enumerate(index.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines_of(index), start=1):
         if line.strip():
             try:
                 clip = parse_clip(line, number, index.parent)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         count, bad, notes = check(args.index, args.quick)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {args.index}: {error}")
     print("\n".join([*bad, *notes, f"{count} lines, {len(bad)} bad"]))
     if bad or not count:

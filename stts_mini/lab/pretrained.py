@@ -89,7 +89,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name in files:
         if not (folder / name).exists():
             raise WeightsError(f"{folder} has no {name}")
-        weights |= load_file(folder / name)
+        try:
+            weights |= load_file(folder / name)
+        except Exception as error:  # safetensors raises an error of its own
+            raise WeightsError(f"{folder / name} cannot be read: {error}") from error
     return weights
 
 
@@ -115,6 +118,8 @@ def llm_config(folder: Path) -> LLMConfig:
     c = read_config(folder, "qwen3")
     if c.get("attention_bias"):
         raise WeightsError(f"{folder} has biases in its attention: Qwen3 has none")
+    if c.get("rope_scaling"):
+        raise WeightsError(f"{folder} scales its rotary positions ({c['rope_scaling']}): only plain ones are known")
     rope = (c.get("rope_parameters") or {}).get("rope_theta", c.get("rope_theta", 1e6))
     heads = c["num_attention_heads"]
     return LLMConfig(
@@ -173,7 +178,12 @@ def load_tokenizer(folder: Path) -> PretrainedTokenizer:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise WeightsError(f"{folder} has no tokenizer.json, the fast tokenizer's file")
-    return PretrainedTokenizer(path.read_text())
+    try:
+        return PretrainedTokenizer(path.read_text())
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers raises bare ones
+        raise WeightsError(f"{path} is not a tokenizer: {error}") from error
 
 
 def settings_of(vit: ViTConfig, llm: LLMConfig) -> dict:

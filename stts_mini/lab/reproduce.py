@@ -304,12 +304,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     device = pick_device("auto")
     try:
+        if args.scorer:
+            find_scorer(args.scorer)
         for seed in sorted({seed % BASES for seed in args.seeds}) if args.base is None else [args.base]:
             train_base(args.results, args.data, seed, device)
         if args.base is not None:
             return
         if args.scorer:
-            find_scorer(args.scorer)
             rows = [Row(args.scorer, args.k, seed) for seed in args.seeds]
         else:
             tables = [args.table] if args.table else TABLES
