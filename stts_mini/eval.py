@@ -354,17 +354,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", default=None, help="also write the scores to this file")
     args = parser.parse_args(argv)
     try:
-        run(args)
+        with distributed.processes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) as device:
+            run(args, device)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, device: torch.device) -> dict:
     """Evaluate as the command line says; prints the table and returns what --json writes."""
     torch.manual_seed(args.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     own = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
     model, state = checkpoint.load_model(args.checkpoint, device)
     check_world(state, args.checkpoint)
@@ -375,6 +375,9 @@ def run(args: argparse.Namespace) -> dict:
         raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
+    with distributed.first():  # process 0 writes what is missing of the clips
+        if distributed.rank() == 0:
+            clips_to_judge(args, train)
     clips, asked = clips_to_judge(args, train)
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
     trained, scorer = model.config.scored_by, args.scorer or model.config.scored_by
@@ -390,13 +393,13 @@ def run(args: argparse.Namespace) -> dict:
     without = evaluate(model, clips, reader, 0.0, blind, generate=False, name="blind", tokenizer=tokenizer)
     lookup = look_up(load_clips(asked), clips) if asked.exists() else None
     print(table(result, without, lookup))
-    print(broken_clips(reader.broken), end="")
+    print(broken_clips({k: why for own in distributed.gather(reader.broken) for k, why in own.items()}), end="")
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
         split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__, train_config=train,
         **summarise(result, without, lookup),
     )  # fmt: skip
-    if args.json:
+    if args.json and distributed.rank() == 0:
         Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 

@@ -106,6 +106,9 @@ def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path
         torch.testing.assert_close(weight, one.state_dict()[name], rtol=1e-3, atol=1e-4)
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert set(result["choice"]) >= {"attribute", "needle"}
+    judge = ["-m", "stts_mini.eval", "two/checkpoint.pt", "--data", str(folder / "data"), "--clips", "3"]
+    said = [torchrun(n, *judge, cwd=tmp_path).split(", packed rows")[0] for n in (1, 2)]  # other batches, other rows
+    assert said[0] == said[1] and "short (mean)" in said[0]  # shared, gathered, told once
     torchrun(2, "-m", "stts_mini.train", *flags, "--out", "half", "--steps=3", cwd=tmp_path)
     state = checkpoint.load(tmp_path / "half" / "checkpoint.pt")
     assert state["step"] == 3

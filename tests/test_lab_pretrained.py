@@ -11,7 +11,7 @@ import torch
 from stts_mini import checkpoint
 from stts_mini import eval as evaluation
 from stts_mini.config import TrainConfig
-from stts_mini.lab import pretrained
+from stts_mini.lab import ask, pretrained
 from stts_mini.lab.pretrained import WeightsError, llm_config, load_llm, load_vit, vit_config
 from stts_mini.llm import LLM
 from stts_mini.tokenizer import PretrainedTokenizer
@@ -174,6 +174,10 @@ def test_train_save_load_ask(tmp_path, capsys):
     assert 0 < moved < 1e-3  # trained, from where it started
     evaluation.main([str(path), "--data", str(data), "--json", str(tmp_path / "e.json")])
     assert "question" in json.loads((tmp_path / "e.json").read_text())["choice"]
+    capsys.readouterr()
+    ask.main([str(data.parent / "0.mp4"), "what ?", "--options", "red", "blue", "--checkpoint", str(path)])
+    said = capsys.readouterr().out
+    assert "cells kept" in said and "decode" in said and "red" in said
     pretrained.main(["--export", str(path), str(tmp_path / "folder")])
     again, tokenizer = pretrained.load_folder(tmp_path / "folder")
     assert again.config == model.config and tokenizer.marks == model.config.marks
