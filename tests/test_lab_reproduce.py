@@ -177,6 +177,9 @@ def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkey
     assert rows.seeds(name, 0.5) == [0, 1, 2] and (lab[1] / "rows" / "Middle-k50-seed2.json").exists()
     text = page(rows)
     assert "| Middle | 50 |" in text
+    (tmp_path / "other.py").write_text(OWN_SCORER)
+    with pytest.raises(SystemExit, match=r"is the row of .*mine.py:Middle: move it, or rename your class"):
+        reproduce.main(["--scorer", f"{tmp_path / 'other.py'}:Middle", "--results", str(lab[1]), "--clips", "3"])
     with pytest.raises(SystemExit, match="there is no file"):
         reproduce.main(["--scorer", "nowhere.py:Middle", "--results", str(lab[1])])
 

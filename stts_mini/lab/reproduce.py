@@ -320,6 +320,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows:
             path = args.results / "rows" / f"{row.name}.json"
             with claimed(Path("runs") / "rows" / f"{row.name}.lock") as mine:
+                if path.exists():
+                    other = json.loads(path.read_text()).get("row", {}).get("method", row.method)
+                    if other != row.method:  # two files with a class of one name
+                        raise ValueError(f"{path} is the row of {other}: move it, or rename your class")
                 if path.exists() or not mine:
                     continue
                 print(f"row {row.name}", flush=True)
