@@ -10,6 +10,7 @@ What this file does not do: split batches (`data.py`), weigh losses (`train.py`)
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -48,8 +49,10 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         if rank():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         yield device
+        dist.barrier()  # all leave together: who ends while others still work can be torn down by gloo's threads
     finally:
         sys.stdout = printed
+        gc.collect()  # DDP's hold on the group goes first
         dist.destroy_process_group()
 
 
