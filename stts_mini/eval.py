@@ -375,8 +375,8 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
         raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
-    with distributed.first():  # process 0 writes what is missing of the clips
-        if distributed.rank() == 0:
+    with distributed.first() as here:  # process 0 writes what is missing of the clips, for all
+        if here and distributed.world_size() > 1:
             clips_to_judge(args, train)
     clips, asked = clips_to_judge(args, train)
     reader = Reader(frames, model.config.vit.image_size, train["fps"])

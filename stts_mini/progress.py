@@ -68,7 +68,7 @@ class Log:
             except ImportError as error:
                 raise ValueError("--tensorboard needs a package: pip install tensorboard") from error
             self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=start)
-        self.path, self.rows, self.tokens, self.saved = path, [], 0, start > 0
+        self.path, self.rows, self.tokens = path, [], 0
         self.loss = self.accuracy = None
         old = list(csv.reader(path.read_text().splitlines()))[1:] if start and path.exists() else []
         old = [row for row in old if len(row) == len(self.NAMES)]  # the last one may have been cut off
@@ -94,6 +94,6 @@ class Log:
         """Append the rows since the last call."""
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows(self.rows)
-        self.rows, self.saved = [], True
+        self.rows = []
         if self.board:
             self.board.flush()

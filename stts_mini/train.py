@@ -266,6 +266,7 @@ def train(
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
     def save(step: int) -> None:
+        """Write the checkpoint that a resumed run goes on from."""
         own = {} if tokenizer is TOKENIZER else dict(tokenizer=dict(json=tokenizer.json_text, marks=tokenizer.names))
         checkpoint.save(
             out / "checkpoint.pt", model, step=step, train_config=dataclasses.asdict(config),

@@ -14,6 +14,7 @@ from stts_mini.data import Reader, Sampler
 from stts_mini.eval import evaluate, merged
 from stts_mini.train import build_model, train
 from tests.own import write_own_clips
+from tests.test_any_scorer import MINE
 from tests.test_train import TINY
 from tests.tiny import tiny
 
@@ -158,20 +159,6 @@ def test_more_parts_than_clips_are_refused(folder, monkeypatch):
         train(tiny(folder), False, CPU)
 
 
-OWN = """
-from torch import nn
-
-
-class Mine(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.w2, self.score = config.w**2, nn.Linear(config.width, 1)
-
-    def forward(self, x, num_frames=None):
-        return self.score(x.unflatten(2, (-1, self.w2)).mean(3)).squeeze(-1)
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_with_broken_clips_and_a_scorer_of_ones_own(tmp_path):
     """A scorer whose weights get no gradient; a clip that one of the two finds broken."""
@@ -179,7 +166,7 @@ def test_two_processes_with_broken_clips_and_a_scorer_of_ones_own(tmp_path):
     lines = index.read_text().splitlines()
     lines[1] = lines[1].replace("1.mp4", "missing.mp4")
     index.write_text("\n".join(lines))
-    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "mine.py").write_text(MINE)
     settings = {**TINY, "data": index, "val": index, "scorer": "mine.py:Mine", "steps": 4}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "run", cwd=tmp_path)

@@ -279,6 +279,7 @@ def stages(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, 
     training, taken = what == "training", {k: defaultdict(list) for k in ks}
 
     def run(k: float) -> None:
+        """One pass at k, its stages timed."""
         with Stopwatch(job.model, now) as watch:
             job.train(k) if training else job.infer(k, 1 + NEW_TOKENS)
         watch.seconds["decode"] /= NEW_TOKENS
