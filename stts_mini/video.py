@@ -3,18 +3,20 @@
     sample_times(duration)   2 times a second, the last frame included; too many: uniformly spaced
     frame shown at t         the latest one with presentation time ≤ t, counted from the clip's first
 
-A first pass reads the packets' time stamps without decoding. A second pass decodes and converts only
-the frames that are shown, so memory is bounded by the frames asked for, not by the clip. Times are
-exact fractions: no frame is missed by a rounding error. Paper §4; the sampling rule is Molmo2's.
+A first pass reads the packets' time stamps without decoding. A second pass decodes what it must, jumping to
+the keyframe before the next frame that is shown, and converts only those that are: memory is bounded by the
+frames asked for, not by the clip. Times are exact fractions: no frame is missed by a rounding error. Paper §4;
+the sampling rule is Molmo2's.
 
-What this file does not do: guess times from frame numbers, seek (a long clip is read through), read
-audio, or write anything but H.264 MP4.
+What this file does not do: guess times from frame numbers, read audio, or write anything but H.264 MP4.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -101,19 +103,20 @@ def read_video(
     if size is not None and size < 1:
         raise ValueError(f"size = {size}: give at least 1 pixel, or None to keep the size")
     check_file(path)
-    first, last = _packet_span(path)
+    first, last, keys = _packet_times(path)
     while True:
         until = last - first if end is None else min(last - first, Fraction(str(end)))
         if begin > until:
             raise VideoError(f"{path} ends at {float(last - first):.1f} s: it has nothing at start = {start}")
         times = sample_times(until - begin, max_frames, fps)
-        shown, span, skipped = _decode(path, [first + begin + t for t in times], size)
+        decoded = _Pass(path, [first + begin + t for t in times], size, keys)
+        frames, stamps = zip(*decoded, strict=True)
+        span = decoded.first, last if decoded.last is None else decoded.last
         if span == (first, last):
             break
         first, last = span  # the packets promised frames that do not decode: sample what does
-    frames, stamps = zip(*shown, strict=True)
     times = [float(max(t - first - begin, 0)) for t in stamps]  # what is shown at `start` may have begun before
-    return Video(np.stack(frames), times, float(until - begin), skipped)
+    return Video(np.stack(frames), times, float(until - begin), decoded.skipped)
 
 
 def thinned(video: Video, max_frames: int, fps: float) -> Video:
@@ -185,11 +188,12 @@ def _packets(container, stream):
         yield packet
 
 
-def _packet_span(path: Path) -> tuple[Fraction, Fraction]:
-    """Presentation times of the first and the last packet, in seconds, without decoding."""
+def _packet_times(path: Path) -> tuple[Fraction, Fraction, list[Fraction]]:
+    """Presentation times of the first packet, of the last and of all keyframes, in seconds, without decoding."""
     container, stream = _open(path)
     with container:
         first = last = None
+        keys = []
         for packet in _packets(container, stream):
             if packet is None or packet.size == 0 or packet.is_discard or not packet.time_base:
                 continue
@@ -198,61 +202,84 @@ def _packet_span(path: Path) -> tuple[Fraction, Fraction]:
                 time = stamp * Fraction(packet.time_base)
                 first = time if first is None else min(first, time)
                 last = time if last is None else max(last, time)
+                if packet.is_keyframe and packet.pts is not None:
+                    keys.append(time)
     if first is None:
         raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it, say into MP4")
-    return first, last
+    return first, last, sorted(keys)
 
 
-def _decode(path: Path, wanted: list[Fraction], size: int | None):
-    """Decode once through and convert the frame shown at each wanted time (in rising order).
+class _Pass:
+    """A pass through a file: iterate for (frame (H, W, 3), its time), the frame shown at each wanted time.
 
-    Returns [(frame (H, W, 3), its time)], (time of the first good frame, of the last), broken parts.
-    A wanted time before the first good frame shows that frame.
+    wanted  times in rising order; one before the first good frame shows that frame
+    keys    times of keyframes: if one lies ahead, and not beyond the next wanted time, the pass goes there at once. A
+            jump that does not land where it should is undone: the file is read through, from its beginning.
+    Afterwards: first, last (times of the first good frame and of the last; last is None if there are others after the
+    last one shown), skipped (broken parts met on the way).
     """
-    shown: list[tuple[np.ndarray, Fraction]] = []
-    first = latest = latest_time = None
-    skipped = 0
-    convert = VideoReformatter()  # one for all frames: setting it up costs more than using it
-    container, stream = _open(path)
-    with container:
 
-        def decoded():
-            """Good frames in order; counts what is broken."""
-            nonlocal skipped
-            for packet in _packets(container, stream):
-                if packet is None:
-                    skipped += 1
-                    continue
-                try:
-                    yield from packet.decode()
-                except (av.FFmpegError, ValueError):
-                    skipped += 1
-            with suppress(av.FFmpegError):  # raised if the last packet has emptied the decoder already
-                yield from stream.codec_context.decode(None)  # a stream that broke off still holds frames
+    def __init__(self, path: Path, wanted: list[Fraction], size: int | None, keys: list[Fraction]):
+        self.path, self.wanted, self.size, self.keys = path, wanted, size, keys
+        self.first = self.last = None
+        self.skipped = 0
 
-        def show():
-            repeated = shown and shown[-1][1] == latest_time
-            shape = shown[0][0].shape if shown else None
-            shown.append((shown[-1][0] if repeated else _to_rgb(convert, latest, size, shape), latest_time))
-
-        for frame in decoded():
-            if frame.pts is None or not frame.time_base or frame.is_corrupt:
-                skipped += 1
-                continue
-            time = frame.pts * Fraction(frame.time_base)
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Fraction]]:
+        convert = VideoReformatter()  # one for all frames: setting it up costs more than using it
+        latest = picture = shape = None  # the frame to show, with its time; as pixels; their shape
+        frames = self._good_frames()
+        ahead = next(frames, None)  # decoded, and not to be shown yet
+        self.first = ahead and ahead[1]
+        for time in self.wanted:
+            key = bisect_right(self.keys, time) - 1
+            if ahead is not None and key >= 0 and self.keys[key] > ahead[1]:
+                frames.close()
+                frames = self._good_frames(self.keys[key])
+                if (ahead := next(frames, None)) is None or ahead[1] > self.keys[key]:
+                    self.keys, self.skipped = [], 0
+                    frames = self._good_frames()
+                    ahead = next(frames, None)
+            while ahead is not None and (latest is None or ahead[1] <= time):
+                if latest is None or ahead[1] > latest[1]:  # of stamps that run backwards, the later stays
+                    latest, picture = ahead, None
+                ahead = next(frames, None)
             if latest is None:
-                first = time
-            elif time <= latest_time:
-                continue  # a stamp that runs backwards: the later frame stays
-            else:
-                while len(shown) < len(wanted) and wanted[len(shown)] < time:
-                    show()
-            latest, latest_time = frame, time
-        if latest is None:
-            raise VideoError(f"{path} has a video stream, but none of its frames can be decoded ({skipped} broken)")
-        while len(shown) < len(wanted):
-            show()
-    return shown, (first, latest_time), skipped
+                broken = f"none of its frames can be decoded ({self.skipped} broken)"
+                raise VideoError(f"{self.path} has a video stream, but {broken}")
+            if picture is None:  # a frame shown at two times is converted once
+                picture = _to_rgb(convert, latest[0], self.size, shape)
+                shape = picture.shape
+            yield picture, latest[1]
+        self.last = latest[1] if ahead is None else None
+        frames.close()
+
+    def _good_frames(self, key: Fraction | None = None) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+        """Frames that decode, with their times, from the keyframe at `key` on; counts what is broken."""
+        container, stream = _open(self.path)
+        with container:
+            if key is not None:
+                try:
+                    container.seek(int(key / stream.time_base), stream=stream)
+                except av.FFmpegError:
+                    return
+            for frame in self._decoded(container, stream):
+                if frame.pts is None or not frame.time_base or frame.is_corrupt:
+                    self.skipped += 1
+                else:
+                    yield frame, frame.pts * Fraction(frame.time_base)
+
+    def _decoded(self, container, stream) -> Iterator[av.VideoFrame]:
+        """Whatever the decoder gives."""
+        for packet in _packets(container, stream):
+            if packet is None:
+                self.skipped += 1
+                continue
+            try:
+                yield from packet.decode()
+            except (av.FFmpegError, ValueError):
+                self.skipped += 1
+        with suppress(av.FFmpegError):  # raised if the last packet has emptied the decoder already
+            yield from stream.codec_context.decode(None)  # a stream that broke off still holds frames
 
 
 def _to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, shape: tuple | None) -> np.ndarray:

@@ -154,7 +154,7 @@ def test_first_time_stamps_below_zero(tmp_path):
         cut = struct.unpack_from(">i", raw, at)[0] + container.streams.video[0].time_base.denominator * 35 // 100
     struct.pack_into(">i", raw, at, cut)
     path.write_bytes(raw)
-    assert video_module._packet_span(path) == (0, Fraction(3, 2))  # what is cut off does not count
+    assert video_module._packet_times(path)[:2] == (0, Fraction(3, 2))  # what is cut off does not count
     with av.open(str(path)) as container:
         stamps = [(p.pts, p.is_discard) for p in container.demux(video=0) if p.size]
     assert sum(pts < 0 for pts, _ in stamps) == 4 and all(gone == (pts < 0) for pts, gone in stamps)
@@ -383,12 +383,73 @@ def test_the_packets_tell_when_a_clip_begins_and_ends(name, tmp_path, monkeypatc
         path = container_file(tmp_path, name)
     with av.open(str(path)) as container:
         times = [f.pts * Fraction(f.time_base) for f in container.decode(video=0)]
-    first, last = video_module._packet_span(path)
+    first, last, _ = video_module._packet_times(path)
     assert (first, last) == (min(times), max(times)) and last - first > 2
-    decode, calls = video_module._decode, []
-    monkeypatch.setattr(video_module, "_decode", lambda *a: calls.append(a) or decode(*a))
+    decode, calls = video_module._Pass, []
+    monkeypatch.setattr(video_module, "_Pass", lambda *a: calls.append(a) or decode(*a))
     read_video(path, 8)
     assert len(calls) == 1
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """Every frame that is decoded, by its time."""
+    decode, times = video_module._Pass._decoded, []
+
+    def decoded(self, container, stream):
+        for frame in decode(self, container, stream):
+            times.append(frame.pts * Fraction(frame.time_base))
+            yield frame
+
+    monkeypatch.setattr(video_module._Pass, "_decoded", decoded)
+    return times
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+@pytest.mark.parametrize("bf", ["0", "3"])
+def test_a_pass_goes_to_the_keyframe_before_what_it_shows(name, bf, tmp_path, looked_at):
+    stamps = range(300, 20300, 100)  # 200 frames, a keyframe every 10
+    path = write(tmp_path / name, moving_square(200), stamps, g="10", sc_threshold="0", bf=bf)
+    wanted, shown = oracle(path, 6)
+    looked_at.clear()
+    video = read_video(path, 6)
+    assert video.times == wanted and (video.frames == shown).all()
+    if (name, bf) != ("a.ts", "3"):  # there FFmpeg lands behind the keyframe, so the file is read through
+        assert len(looked_at) < 80  # of 200
+    part = read_video(path, 6, start=12.0, end=12.4)
+    assert (part.frames[0] == read_video(path, 500, 10).frames[120]).all()
+
+
+def test_a_jump_to_the_wrong_place_is_undone(tmp_path, looked_at):
+    """Whatever the keyframes are said to be."""
+    path = write(tmp_path / "a.mp4", moving_square(100), range(0, 10000, 100), g="30", sc_threshold="0")
+    first, last, keys = video_module._packet_times(path)
+    assert keys == [Fraction(3 * i) for i in range(4)]
+    wanted = [Fraction(i) for i in range(10)]
+    through = list(video_module._Pass(path, wanted, None, []))
+    assert len(looked_at) == 92  # to the frame after the last
+    for wrong in ([Fraction(i, 2) for i in range(20)], [Fraction(5)], [Fraction(99, 10)], [Fraction(-7), Fraction(8)]):
+        shown = list(video_module._Pass(path, wanted, None, wrong))
+        assert [t for _, t in shown] == wanted
+        assert all((a == b).all() for (a, _), (b, _) in zip(shown, through, strict=True))
+
+
+def test_a_broken_keyframe_is_not_jumped_to(tmp_path):
+    """Reading through shows the good frame before it; a pass that jumped there would show one after it."""
+    path = write(tmp_path / "a.mkv", moving_square(60), range(0, 6000, 100), g="10", sc_threshold="0")
+    raw = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        key = bytes(next(p for p in packets if p.is_keyframe and p.pts * p.time_base == 4))
+    at = raw.index(key)
+    raw[at + len(key) // 2 : at + len(key)] = bytes(len(key) - len(key) // 2)
+    path.write_bytes(raw)
+    wanted = [Fraction(0), Fraction(4), Fraction(59, 10)]
+    keys = video_module._packet_times(path)[2]
+    assert Fraction(4) in keys
+    jumped, through = (list(video_module._Pass(path, wanted, None, k)) for k in (keys, []))
+    assert [t for _, t in jumped] == [t for _, t in through] and through[1][1] < 4
+    assert all((a == b).all() for (a, _), (b, _) in zip(jumped, through, strict=True))
 
 
 class Stream:
@@ -436,7 +497,7 @@ def picture(pts, shade, side=16):
         ([0, "broken", 5, "broken", "broken", 10], [0, 2, 5], 3),
         ([0, 5, 3, 5, 4, 10], [0, 1, 5], 0),  # stamps that run backwards, or stand still
         ([0, 5, 7, 10, "end"], [0, 1, 3], 1),
-        ([2, "broken", None, 9, 11, "end"], [0, 0, 3], 3),  # wanted before the first good frame: that one
+        ([2, "broken", None, 9, 11, "end"], [0, 0, 3], 2),  # wanted before the first good frame: that one
     ],
 )
 def test_what_is_shown_and_what_is_counted_as_broken(stamps, shown, skipped, monkeypatch):
@@ -445,18 +506,20 @@ def test_what_is_shown_and_what_is_counted_as_broken(stamps, shown, skipped, mon
     stream = Stream(*parts, *([] if "end" in stamps else [picture(20, 200)]))
     monkeypatch.setattr(video_module, "_open", lambda _: (stream, stream))
     wanted = [Fraction(0), Fraction(1, 2), Fraction(1)]
-    frames, (first, last), broken = video_module._decode("clip", wanted, None)
+    decoded = video_module._Pass("clip", wanted, None, [])
+    frames = list(decoded)
     assert [round(int(f[0, 0, 0]) / 10) for f, _ in frames] == shown
     assert [10 * t for _, t in frames] == [stamps[i] for i in shown]
     good = [s for s in stamps if isinstance(s, int)]
-    assert (first, last) == (Fraction(good[0], 10), Fraction(good[-1] if "end" in stamps else 20, 10))
-    assert broken == skipped
+    assert decoded.first == Fraction(good[0], 10)
+    assert decoded.last == (Fraction(good[-1], 10) if good[-1] <= 10 and "end" in stamps else None)
+    assert decoded.skipped == skipped
 
 
 def test_a_stream_may_change_its_size(monkeypatch):
     stream = Stream(picture(0, 10), picture(5, 20, side=32), picture(10, 30, side=8))
     monkeypatch.setattr(video_module, "_open", lambda _: (stream, stream))
-    frames, *_ = video_module._decode("clip", [Fraction(0), Fraction(1, 2), Fraction(1)], None)
+    frames = list(video_module._Pass("clip", [Fraction(0), Fraction(1, 2), Fraction(1)], None, []))
     assert [f.shape for f, _ in frames] == [(16, 16, 3)] * 3  # all as the first
 
 
@@ -464,7 +527,7 @@ def test_a_container_that_breaks_off_ends_there(monkeypatch):
     stream = Stream(av.InvalidDataError(1, "x"))
     monkeypatch.setattr(video_module, "_open", lambda _: (stream, stream))
     with pytest.raises(VideoError, match="no frame with a time stamp"):
-        video_module._packet_span("clip")
+        video_module._packet_times("clip")
 
 
 def test_a_clip_ends_with_its_last_good_frame(tmp_path):
