@@ -65,6 +65,7 @@ class TrainConfig:
     image_steps: int = setting(400, "first steps, on one-frame clips only")
     brief_steps: int = setting(300, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
     glance_steps: int = setting(0, "next steps, on clips of 12 to 16 s only; unpruned, too")
+    saliency_steps: int = setting(0, "next steps, unpruned: the scorer learns what answers hang on, then stays (ours)")
     k_ramp: int = setting(0, "then k grows to its value over so many steps; 0: at once")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
     warmup: int = setting(20, "steps of linear warm-up; after the curriculum, a cosine to zero")
@@ -101,8 +102,8 @@ class TrainConfig:
         check_k(self.k)
         may_be_0 = {
             "k", "train_short", "train_watch", "train_parade", "train_image", "train_brief", "train_glance",
-            "image_steps", "brief_steps", "glance_steps", "coarse_steps", "k_ramp", "warmup", "sim_weight", "muon_lr",
-            "scorer_lr_ratio", "vision_lr_ratio", "cache_gb", "seed", "score_after",
+            "image_steps", "brief_steps", "glance_steps", "coarse_steps", "saliency_steps", "k_ramp", "warmup",
+            "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio", "cache_gb", "seed", "score_after",
         }  # fmt: skip
         numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
         for name, value in numbers.items():
@@ -125,7 +126,11 @@ class TrainConfig:
             if steps and not self.train_counts[kind]:
                 flags = f"give --train-{kind}, or --{kind}-steps 0"
                 raise ValueError(f"{kind}_steps = {steps}, and train_{kind} = 0 clips for them: {flags}")
-        if self.steps <= (taught := self.curriculum_steps):
+        if self.saliency_steps and not self.k:
+            raise ValueError(
+                f"saliency_steps = {self.saliency_steps} teach what to keep, and k = 0 keeps all: give --k"
+            )
+        if self.steps <= (taught := self.curriculum_steps + self.saliency_steps):
             remedy = "give more --steps, or fewer --image-steps and --brief-steps"
             raise ValueError(f"steps = {self.steps} end within the curriculum of {taught} unpruned steps: {remedy}")
         _ = self.model  # sizes that do not fit each other are refused here, before anything starts
@@ -169,15 +174,19 @@ class TrainConfig:
         """Steps before the clips come mixed."""
         return sum(steps for _, steps in self.stages)
 
+    def learns_saliency(self, step: int) -> bool:
+        """Whether the scorer's teacher at a step is saliency (`saliency.py`)."""
+        return 0 <= step - self.curriculum_steps < self.saliency_steps
+
     def k_at(self, step: int) -> float:
-        """k at a step: 0 in the curriculum, for STTS starts from an unpruned model (paper §4); then its value, reached
-        over `k_ramp` steps.
+        """k at a step: 0 in the curriculum, for STTS starts from an unpruned model (paper §4), and while the scorer
+        learns from saliency; then its value, reached over `k_ramp` steps.
 
         >>> config = TrainConfig(k=0.8, image_steps=10, brief_steps=0, k_ramp=4)
         >>> [config.k_at(step) for step in (9, 10, 11, 12, 13, 99)]
         [0.0, 0.2, 0.4, 0.6, 0.8, 0.8]
         """
-        pruned = step - self.curriculum_steps + 1
+        pruned = step - self.curriculum_steps - self.saliency_steps + 1
         return round(self.k * min(pruned / max(self.k_ramp, 1), 1.0), 4) if pruned > 0 else 0.0
 
 

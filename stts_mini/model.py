@@ -201,6 +201,7 @@ class VLM(nn.Module):
         k: float = 0.5,
         scorer: Callable[[Tensor, Tensor], Tensor] | None = None,
         still: Tensor | None = None,
+        score_all: bool = False,
     ) -> Encoded:
         """Frames to the LLM tokens of the kept cells (paper Figure 3, §3.2 and §3.3).
 
@@ -209,6 +210,7 @@ class VLM(nn.Module):
         k           share of the cells to remove, 0 ≤ k < 1; 0 is the unpruned model
         scorer      instead of the model's own: (x (B, T, N, D), num_frames) → scores (B, T, C)
         still       (B,) bool: these are several pictures, not a video, and lose nothing; None: all are videos
+        score_all   score even what loses nothing
         Raises ValueError for a k or shapes that cannot be.
         """
         if frames.ndim != 5:
@@ -231,14 +233,14 @@ class VLM(nn.Module):
 
         every = real[..., None].expand(B, T, cfg.cells)
         scores, keep, sim_loss, key_bias = None, every, 0.0, None
-        if prunable.any():
+        if prunable.any() or score_all:
             scorer = self.scorer if scorer is None else scorer
             grid = x.new_zeros(B, T, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             scores = scorer(grid, counts)
             if scores.shape != (B, T, cfg.cells):
                 raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {(B, T, cfg.cells)}")
             keep = torch.where(prunable[:, None, None].to(x.device), select(scores, k, counts), every.to(x.device))
-            if getattr(scorer, "injects_bias", False):
+            if getattr(scorer, "injects_bias", False) and prunable.any():
                 some = prunable.nonzero().squeeze(1).to(x.device)
                 target = temporal_target(grid[some], w)
                 sim_loss = similarity_loss(scores[some], target, counts[prunable], cfg.detach_target)

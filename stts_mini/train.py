@@ -53,6 +53,7 @@ from stts_mini.optim import Muon
 from stts_mini.packing import num_removed
 from stts_mini.picture import draw_clips, draw_curve
 from stts_mini.progress import Log, Progress, clock
+from stts_mini.saliency import saliency_loss
 from stts_mini.sequence import Batch
 
 
@@ -159,14 +160,18 @@ def forward_backward(
     k: float | None = None,
     encode: Callable[..., Encoded] | None = None,
     run: Callable[..., Output] | None = None,
+    saliency: bool = False,
 ):
     """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
     losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
-    several processes. Returns mean L_task, mean L_sim, answers right, answers, tokens."""
+    several processes. `saliency`: unpruned, with L_sal in the place of L_sim. Returns mean L_task, mean L_sim, answers
+    right, answers, tokens."""
     k, run = config.k if k is None else k, run or model
     encode = model.encode_blind if config.blind else encode
+    if saliency:
+        encode = functools.partial(model.encode_video, score_all=True)
     parts = parts_of(batch, config.accumulate)
-    weights = [weights_of(part, k, model.config.cells) for part in parts]
+    weights = [weights_of(part, config.k if saliency else k, model.config.cells) for part in parts]
     questions, videos = distributed.total(*(sum(column) for column in zip(*weights, strict=True)))
     sums = [0.0] * 5
     for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
@@ -175,11 +180,14 @@ def forward_backward(
         with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
             with autocast(device):
                 output = run(part.to(device), k, encode)
-                loss = shares[0] * output.task_loss + config.sim_weight * shares[1] * output.sim_loss
+                sim_loss, weight = output.sim_loss, config.sim_weight
+                if saliency:
+                    sim_loss, weight = saliency_loss(output, config.k, part.num_frames, part.still), 1.0
+                loss = shares[0] * output.task_loss + weight * shares[1] * sim_loss
                 if run is not model and output.encoded.scores is not None:
                     loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits
             (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
-        task, sim = (float(torch.as_tensor(x).detach()) for x in (output.task_loss, output.sim_loss))
+        task, sim = (float(torch.as_tensor(x).detach()) for x in (output.task_loss, sim_loss))
         correct = answers_right(output)
         own = shares[0] * task, shares[1] * sim, int(correct.sum()), len(correct), output.tokens
         sums = [a + b for a, b in zip(sums, own, strict=True)]
@@ -284,8 +292,11 @@ def train(
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = group["peak_lr"] * rate_at(step, config)
             task, sim, right, answers, tokens = forward_backward(
-                model, batch, config, device, config.k_at(step), encode, run
+                model, batch, config, device, config.k_at(step), encode, run, config.learns_saliency(step)
             )
+            if config.saliency_steps and not config.learns_saliency(step):
+                for p in model.scorer.parameters():
+                    p.grad = None  # it stays as it was taught
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             if not math.isfinite(task + sim) or not torch.isfinite(norm):
                 saved = step + 1 > config.save_every or start > 0

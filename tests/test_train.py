@@ -181,7 +181,7 @@ def test_nothing_is_pruned_in_the_curriculum(folder, monkeypatch):
     seen = []
     original = training.forward_backward
 
-    def spy(model, batch, config, device, k, encode, run):
+    def spy(model, batch, config, device, k, *_):
         seen.append((k, max(batch.num_frames.tolist())))
         return original(model, batch, config, device, k)
 

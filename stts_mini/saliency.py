@@ -1,0 +1,66 @@
+"""A third teacher for the scorer, ours and not the paper's: which cells do the answers hang on?
+
+    saliency of a cell = | xᵀ · ∂ Σ log-odds / ∂x |        x: the cell's LLM token, at k = 0; log-odds of right answers
+    L_sal = (1/(T·C)) · Σ over t ≥ 1 and cells of (s − kept)²       kept: 1 for what `select(saliency, k)` keeps, else 0
+
+Why. The paper's two teachers say nothing of what a cell is worth to an answer. The auxiliary loss says what changed.
+The LM's gradient on a score says whether *more* attention to a cell would help; in a model that is trained already it
+would have been paid, so the expected gradient is about zero, on cells that matter and on cells that don't. What
+tells them apart is its size: where nothing is read, nothing depends on it. |xᵀ∂/∂x| is the first-order change of the
+log-odds were the token taken away (Taylor importance, as in Molchanov et al., arXiv 1611.06440). Log-odds and not the
+log-likelihood, whose gradient is (1 − p) times theirs: what is answered with certainty would count for nothing.
+
+When. For `saliency_steps` unpruned steps, before pruning begins; a cell that is pruned has no gradient to learn from.
+From then on the scorer stays as it is, for the LM's gradient would blur it again (measured: tutorials/results).
+
+What this file does not do: change how a cell is scored, selected or packed. Nothing of it runs after training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stts_mini.model import Output
+from stts_mini.packing import select
+from stts_mini.scorer import similarity_loss
+
+
+def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    """log p/(1 − p) of each target: logits (A, V), targets (A,) → (A,).
+
+    >>> log_odds(torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([2])).exp()       # 1/3 against 2/3
+    tensor([0.5000])
+    """
+    target = targets[:, None]
+    others = logits.scatter(1, target, float("-inf"))
+    return logits.gather(1, target).squeeze(1) - others.logsumexp(1)
+
+
+def answer_saliency(output: Output) -> Tensor:
+    """What each cell of an unpruned batch is worth to its answers: ≥ 0, (B, T, C), detached; 0 for padding.
+
+    The graph is kept: the losses can still go backward.
+    """
+    encoded = output.encoded
+    (gradient,) = torch.autograd.grad(
+        log_odds(output.logits, output.targets).sum(), encoded.tokens, retain_graph=True
+    )  # (K, W)
+    worth = (encoded.tokens * gradient).sum(-1).abs().detach().float()  # (K,)
+    return worth.new_zeros(encoded.keep.shape).index_put(tuple(encoded.place.unbind(1)), worth)
+
+
+def saliency_loss(output: Output, k: float, num_frames: Tensor, still: Tensor | None = None) -> Tensor:
+    """L_sal of an unpruned batch whose cells were scored all the same, for a scorer that is to keep a share 1 − k.
+
+    num_frames (B,); still (B,) bool or None: several pictures, never pruned. Mean over the videos with more than one
+    frame; 0 without any. Raises ValueError if nothing was scored, or by a scorer that cannot learn.
+    """
+    scores = output.encoded.scores
+    if scores is None or not scores.requires_grad:
+        raise ValueError("a scorer without weights learns nothing from saliency: give --saliency-steps 0")
+    videos = num_frames > 1 if still is None else (num_frames > 1) & ~still
+    if not videos.any():
+        return scores.sum() * 0
+    kept = select(answer_saliency(output), k, num_frames)[videos]
+    return similarity_loss(scores[videos], kept[:, 1:].to(scores), num_frames[videos])

@@ -1,0 +1,136 @@
+"""The third teacher: its measure against finite differences, what it teaches, when it teaches."""
+
+import functools
+from itertools import pairwise
+
+import pytest
+import torch
+
+from stts_mini import train as training
+from stts_mini.config import TrainConfig
+from stts_mini.model import VLM
+from stts_mini.packing import select
+from stts_mini.saliency import answer_saliency, log_odds, saliency_loss
+from stts_mini.sequence import Batch
+from stts_mini.train import train
+from tests.test_model import batch_of, build
+from tests.test_train import CPU, folder, make_sampler, tiny  # noqa: F401
+
+
+def scored(model: VLM, batch: Batch):
+    """An unpruned output whose cells were scored."""
+    return model(batch, 0.0, functools.partial(model.encode_video, score_all=True))
+
+
+@pytest.fixture
+def small():
+    model = build()
+    return model, batch_of(model, [4, 3, 1])
+
+
+def test_log_odds_are_those_of_the_probability():
+    logits = torch.randn(7, 5, dtype=torch.float64)
+    targets = torch.arange(7) % 5
+    p = logits.softmax(-1)[torch.arange(7), targets]
+    torch.testing.assert_close(log_odds(logits, targets), (p / (1 - p)).log())
+
+
+def test_saliency_is_the_change_of_the_log_odds_when_a_token_fades(small):
+    model, batch = small
+    output = scored(model, batch)
+    worth = answer_saliency(output)
+    encoded, h = output.encoded, 1e-6
+    assert worth.shape == encoded.keep.shape and not worth.requires_grad
+    found = torch.zeros_like(worth)
+    for i, place in enumerate(encoded.place):
+        odds = []
+        for factor in (1 + h, 1 - h):
+            tokens = encoded.tokens.detach().clone()
+            tokens[i] *= factor
+            faded = encoded.__class__(tokens, encoded.kept, encoded.shown, encoded.place)
+            o = model(batch, 0.0, lambda *_, faded=faded: faded)
+            odds.append(log_odds(o.logits, o.targets).sum().item())
+        found[tuple(place)] = abs(odds[0] - odds[1]) / (2 * h)
+    torch.testing.assert_close(worth.double(), found.double(), rtol=1e-4, atol=1e-7)
+    assert (worth[1, 3:] == 0).all() and (worth[0] > 0).all()  # padding, and real frames
+
+
+def test_unpruned_and_scored_is_still_the_unpruned_model(small):
+    model, batch = small
+    plain, output = model(batch, 0.0), scored(model, batch)
+    assert torch.equal(plain.logits, output.logits) and plain.encoded.scores is None
+    assert output.sim_loss == 0 and output.encoded.keep.sum() == plain.encoded.keep.sum()
+
+
+def test_the_loss_is_the_distance_to_what_saliency_would_keep(small):
+    model, batch = small
+    output = scored(model, batch)
+    loss = saliency_loss(output, 0.5, batch.num_frames)
+    kept = select(answer_saliency(output), 0.5, batch.num_frames)
+    scores = output.encoded.scores
+    per_video = [
+        ((scores[b, 1:n] - kept[b, 1:n].double()) ** 2).sum() / (n * scores.shape[2]) for b, n in ((0, 4), (1, 3))
+    ]
+    torch.testing.assert_close(loss, sum(per_video) / 2)  # the picture is nobody's lesson
+    alone = saliency_loss(output, 0.5, batch.num_frames, torch.tensor([False, True, False]))
+    torch.testing.assert_close(alone, per_video[0])
+    nobody = saliency_loss(output, 0.5, batch.num_frames, torch.tensor([True, True, True]))
+    nobody.backward()
+    assert nobody == 0
+
+
+def test_it_teaches_the_scorer_to_keep_what_answers_hang_on(small):
+    model, batch = small
+    optimizer = torch.optim.Adam(model.scorer.parameters(), lr=1e-2)
+    with torch.no_grad():
+        kept = select(model.encode_video(batch.frames, batch.num_frames, 0.5).scores, 0.5, batch.num_frames)
+    for _ in range(150):
+        optimizer.zero_grad()
+        output = scored(model, batch)
+        saliency_loss(output, 0.5, batch.num_frames).backward()
+        optimizer.step()
+    wanted = select(answer_saliency(output), 0.5, batch.num_frames)
+    learned = select(output.encoded.scores, 0.5, batch.num_frames)
+    assert (kept != wanted).any() and torch.equal(learned, wanted)
+
+
+def test_scorers_without_weights_are_refused(small):
+    model, batch = small
+    with pytest.raises(ValueError, match=r"a scorer without weights .* --saliency-steps 0"):
+        saliency_loss(model(batch, 0.0), 0.5, batch.num_frames)
+    with pytest.raises(ValueError, match="saliency_steps = 3 teach what to keep, and k = 0 keeps all"):
+        TrainConfig(k=0.0, saliency_steps=3)
+    with pytest.raises(ValueError, match="steps = 702 end within"):
+        TrainConfig(steps=702, image_steps=400, brief_steps=300, saliency_steps=2)
+
+
+def test_parts_of_a_batch_teach_what_the_whole_teaches(folder):  # noqa: F811
+    grads = []
+    for accumulate in (1, 2):
+        config = tiny(folder, accumulate=accumulate, saliency_steps=1, steps=9)
+        model = training.build_model(config, CPU).double()
+        batch = make_sampler(config)(2)
+        batch.frames = batch.frames.double() / 127.5 - 1
+        result = training.forward_backward(model, batch, config, CPU, 0.0, saliency=True)
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+        assert result[1] > 0
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_the_scorer_is_taught_before_pruning_and_stays(folder, monkeypatch):  # noqa: F811
+    seen = []
+    original = training.forward_backward
+
+    def spy(model, batch, config, device, k, encode, run, saliency):
+        weights = torch.cat([p.detach().flatten().clone() for p in model.scorer.parameters()])
+        seen.append((k, saliency, weights, model.llm.embed_tokens.weight.detach().clone()))
+        return original(model, batch, config, device, k, encode, run, saliency)
+
+    monkeypatch.setattr(training, "forward_backward", spy)
+    train(tiny(folder, steps=7, image_steps=1, brief_steps=1, saliency_steps=2), False, CPU)
+    ks, teaching, scorers, words = zip(*seen, strict=True)
+    assert ks == (0, 0, 0, 0, 0.5, 0.5, 0.5) and teaching == (False, False, True, True, False, False, False)
+    changed = [not torch.equal(a, b) for a, b in pairwise(scorers)]
+    assert changed == [False, False, True, True, False, False]
+    assert all(not torch.equal(a, b) for a, b in pairwise(words))
