@@ -225,11 +225,7 @@ class VLM(nn.Module):
             prunable &= ~still.cpu()
         own_frame = real.nonzero().to(frames.device).unbind(1)  # (F,) videos, (F,) times: the real frames in order
 
-        frames = normalise(frames[own_frame], self.vit.position_embedding.dtype)
-        x = self.vit.embed(frames)  # (F, N, D): padding is never computed
-        x = cell_major(x, w)
-        for block in self.vit.blocks[: l + 1]:
-            x = block(x)
+        x = self.stem(frames[own_frame])  # (F, N, D): padding is never computed
 
         every = real[..., None].expand(B, T, cfg.cells)
         scores, keep, sim_loss, key_bias = None, every, 0.0, None
@@ -250,19 +246,35 @@ class VLM(nn.Module):
         x = self.vit.blocks[l + 1](x, key_bias=key_bias)
 
         keep = keep.to(x.device)
-        kept_patches = keep[own_frame].repeat_interleave(w * w, dim=1)  # (F, N)
-        packed = pack(x, kept_patches)
-        mask = None  # unpruned: one whole frame a row
-        if prunable.any():  # as what is added to the logits, made once: each block would make it anew
+        tokens, packed = self.encode_kept(x, keep[own_frame], l + 2, bool(prunable.any()))
+        return Encoded(tokens, keep.sum(2).cpu(), real, keep.nonzero(), keep, scores, packed, sim_loss)
+
+    def stem(self, frames: Tensor) -> Tensor:
+        """Blocks 0..l: frames (F, 3, H, W) → (F, N, D), cell-major; each frame on its own."""
+        x = self.vit.embed(normalise(frames, self.vit.position_embedding.dtype))
+        x = cell_major(x, self.config.w)
+        for block in self.vit.blocks[: self.config.score_after + 1]:
+            x = block(x)
+        return x
+
+    def encode_kept(self, x: Tensor, keep: Tensor, first: int, pruned: bool = True) -> tuple[Tensor, Packed]:
+        """Pack the kept cells, run the blocks from `first` on, unpack, connect.
+
+        x (F, N, D) after the block before, keep (F, C) bool → LLM tokens (K, W), by frame and cell, and the rows.
+        `pruned` False: all cells are kept, so that every row is one frame, and needs no mask.
+        """
+        cfg, w = self.config, self.config.w
+        packed = pack(x, keep.repeat_interleave(w * w, dim=1))
+        mask = None
+        if pruned:  # as what is added to the logits, made once: each block would make it anew
             allowed = block_mask(packed.frame)
             mask = packed.x.new_zeros(allowed.shape).masked_fill(~allowed, -math.inf)  # (F', 1, N, N)
         y, features = packed.x, {}
-        for i, block in enumerate(self.vit.blocks[l + 2 :], start=l + 2):
+        for i, block in enumerate(self.vit.blocks[first:], start=first):
             y = block(y, mask=mask)
             features[i - cfg.vit.depth] = y  # (F', N, D), by its place from the end
         tapped = packed.unpack(torch.cat([features[tap] for tap in cfg.taps], dim=-1))  # (K·w², taps·D)
-        tokens = self.connector(tapped.unflatten(0, (-1, w * w)))  # (K, W)
-        return Encoded(tokens, keep.sum(2).cpu(), real, keep.nonzero(), keep, scores, packed, sim_loss)
+        return self.connector(tapped.unflatten(0, (-1, w * w))), packed  # (K, W)
 
     def encode_blind(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.0) -> Encoded:
         """The blind control (k = 100 in the paper's tables): no vision tokens, no stamps, no markers."""
