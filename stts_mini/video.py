@@ -13,8 +13,10 @@ What this file does not do: guess times from frame numbers, read audio, or write
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
@@ -117,6 +119,26 @@ def read_video(
         first, last = span  # the packets promised frames that do not decode: sample what does
     times = [float(max(t - first - begin, 0)) for t in stamps]  # what is shown at `start` may have begun before
     return Video(np.stack(frames), times, float(until - begin), decoded.skipped)
+
+
+def read_chunks(path: str | os.PathLike, chunk: int, fps: float = 2.0, size: int | None = None) -> Iterator[Video]:
+    """The frames of `read_video` without a limit to their number, at most `chunk` at a time: for clips that memory
+    does not hold. Times and duration count from the clip's first frame. Raises as `read_video` does.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk = {chunk}: give at least 1 frame")
+    path = Path(path)
+    check_file(path)
+    first, last, keys = _packet_times(path)
+    ends = _Pass(path, [first, last], size, keys)  # what decodes of the first and the last frame
+    list(ends)
+    first, last = ends.first, last if ends.last is None else ends.last
+    times = sample_times(last - first, sys.maxsize, fps)
+    shown = _Pass(path, [first + t for t in times], size, keys)
+    rest = iter(shown)
+    while part := list(itertools.islice(rest, chunk)):
+        frames, stamps = zip(*part, strict=True)
+        yield Video(np.stack(frames), [float(t - first) for t in stamps], float(last - first), shown.skipped)
 
 
 def thinned(video: Video, max_frames: int, fps: float) -> Video:

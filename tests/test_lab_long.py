@@ -1,0 +1,151 @@
+"""Chunked encoding against encoding in one piece; the decoder in chunks; the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stts_mini import checkpoint
+from stts_mini.lab import long
+from stts_mini.lab.long import encode_long, within_budget
+from stts_mini.model import Encoded
+from stts_mini.packing import num_removed, select
+from stts_mini.scorer import CosineScorer
+from stts_mini.train import build_model
+from stts_mini.video import read_chunks, read_video, write_video
+from tests.test_model import batch_of, build
+from tests.tiny import tiny
+
+
+def cut(frames, sizes):
+    """Chunks of these sizes, the last ones as large as what is left."""
+
+    def chunks():
+        start = 0
+        while start < len(frames):
+            size = sizes[min(len(calls), len(sizes) - 1)]
+            calls.append(size)
+            yield frames[start : start + size]
+            start += size
+
+    calls = []
+    return chunks
+
+
+@given(
+    st.integers(1, 9), st.sampled_from([0.0, 0.05, 0.3, 0.5, 0.8, 0.95]), st.lists(st.integers(1, 4), min_size=1),
+    st.sampled_from(["log", "rescaled", "none"]), st.booleans(), st.integers(0, 1), st.integers(0, 2**31),
+)  # fmt: skip
+@settings(deadline=None)
+def test_in_chunks_is_in_one_piece(T, k, sizes, bias, cosine, score_after, seed):
+    model = build(depth=5, score_after=score_after, bias=bias, seed=seed)
+    if cosine:
+        model.scorer = CosineScorer(model.config.scorer)
+    size = model.config.vit.image_size
+    frames = torch.randn(T, 3, size, size, dtype=torch.float64)
+    whole, parts = model.encode_video(frames[None], None, k), encode_long(model, cut(frames, sizes), k)
+    assert torch.equal(parts.keep, whole.keep) and torch.equal(parts.place, whole.place)
+    assert torch.equal(parts.kept, whole.kept) and torch.equal(parts.shown, whole.shown)
+    torch.testing.assert_close(parts.tokens, whole.tokens, rtol=1e-9, atol=1e-11)
+    if whole.scores is not None:
+        torch.testing.assert_close(parts.scores, whole.scores, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("k", [0.0, 0.3, 0.8, 0.95])
+def test_one_pass_spends_the_same_budget_chunk_by_chunk(k):
+    model = build(seed=3)
+    size = model.config.vit.image_size
+    frames = torch.randn(11, 3, size, size, dtype=torch.float64)
+    calls = []
+
+    def chunks():
+        calls.append(1)
+        return frames.split(4)
+
+    one = encode_long(model, chunks, k, one_pass=True)
+    C = model.config.cells
+    most = C * 10
+    assert len(calls) == 1 and one.keep[0, 0].all()
+    assert (~one.keep).sum() == min(num_removed(k, C, 11), most)
+    for end in (4, 8):
+        assert (~one.keep[0, :end]).sum() == min(num_removed(k, C, end), C * (end - 1))
+    in_one = encode_long(model, lambda: [frames], k, one_pass=True)  # a single chunk is the whole
+    whole = model.encode_video(frames[None], None, k)
+    assert torch.equal(in_one.keep, whole.keep)
+    torch.testing.assert_close(in_one.tokens, whole.tokens, rtol=1e-9, atol=1e-11)
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.integers(0, 2**31))
+def test_the_first_chunk_loses_what_select_would_take(n, C, k, seed):
+    scores = torch.randint(4, (n, C), generator=torch.Generator().manual_seed(seed)) / 4  # with ties
+    assert torch.equal(within_budget(scores, k, 0), select(scores[None], k)[0])
+
+
+def test_a_frame_of_which_nothing_is_kept_is_not_encoded(monkeypatch):
+    model, seen = build(), []
+    stem = model.stem
+    monkeypatch.setattr(model, "stem", lambda frames: seen.append(len(frames)) or stem(frames))
+    size = model.config.vit.image_size
+    frames = torch.randn(8, 3, size, size, dtype=torch.float64)
+    encoded = encode_long(model, lambda: frames.split(4), 0.85)
+    assert seen[:2] == [4, 4] and sum(seen[2:]) == int((encoded.kept > 0).sum()) < 8
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize("fps", [2.0, 3.0])
+def test_chunks_of_a_file_are_the_frames_of_the_file(tmp_path, chunk, fps):
+    pictures = np.random.default_rng(0).integers(256, size=(41, 16, 16, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mp4", pictures, fps=4)
+    whole, parts = (
+        read_video(tmp_path / "a.mp4", 10**6, fps, size=8),
+        list(read_chunks(tmp_path / "a.mp4", chunk, fps, 8)),
+    )
+    assert [t for part in parts for t in part.times] == whole.times
+    assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+    assert all(len(part.frames) == chunk for part in parts[:-1]) and parts[0].duration == whole.duration
+    with pytest.raises(ValueError, match="chunk = 0: give at least 1 frame"):
+        next(read_chunks(tmp_path / "a.mp4", 0))
+
+
+def test_what_is_encoded_in_chunks_can_be_asked(tmp_path):
+    """An `Encoded` like any other: the LLM reads it."""
+    model = build()
+    batch = batch_of(model, [6])
+    encoded = encode_long(model, lambda: batch.frames[0].split(4), 0.5)
+    assert isinstance(encoded, Encoded)
+    chunked = model(batch, 0.5, lambda *_: encoded)
+    torch.testing.assert_close(chunked.logits, model(batch, 0.5).logits, rtol=1e-9, atol=1e-9)
+
+
+def test_the_command_on_a_file(tmp_path, capsys):
+    config = tiny(tmp_path)
+    checkpoint.save(tmp_path / "a.pt", build_model(config, torch.device("cpu")), step=0)
+    write_video(tmp_path / "a.mp4", np.zeros((9, 48, 48, 3), np.uint8), fps=2)
+    words = [str(tmp_path / "a.mp4"), "--checkpoint", str(tmp_path / "a.pt"), "--k", "0.5", "--chunk", "4"]
+    long.main(words)
+    assert "9 frames, 41 of 81 cells kept, in two passes of 4 frames at a time" in capsys.readouterr().out
+    long.main([*words, "--one-pass"])
+    assert "9 frames, 41 of 81 cells kept, in one pass of 4 frames at a time" in capsys.readouterr().out
+    for wrong, message in (([], "give a video, or --curve out.json"), ([*words, "--chunk", "0"], "--chunk 0: give")):
+        with pytest.raises(SystemExit, match=message):
+            long.main(wrong)
+
+
+def test_the_curve_measures_each_way_and_draws_it(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "curve.json"
+    long.main(["--curve", str(path), "--plot", str(tmp_path / "curve.png"), "--frames", "2,4", "--k", "0.8"])
+    report = json.loads(path.read_text())
+    assert [(r["way"], r["frames"]) for r in report["encoded"]] == [(w, n) for w in long.WAYS for n in (2, 4)]
+    assert all(r["kept"] == 9 * r["frames"] - num_removed(0.8, 9, r["frames"]) for r in report["encoded"])
+    assert "14400" in capsys.readouterr().out and (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_where_the_llm_takes_over():
+    cost = dict(frame=3.0, token=0.5, pair=0.01)
+    n = long.takes_over(cost, 0.5, 9)
+    dearer = lambda n: 0.01 * long.tokens_of(n, 0.5, 9) ** 2 > 3 * n + 0.5 * long.tokens_of(n, 0.5, 9)
+    assert dearer(n + 2) and not dearer(n - 2)
