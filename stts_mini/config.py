@@ -82,6 +82,7 @@ class TrainConfig:
     vit_mlp: int = setting(256, "width of the ViT's MLP")
     score_after: int = setting(0, "l: score after this block (0-based), prune after the next")
     bias: str = setting("log", "score to attention bias: log, rescaled or none")
+    spread: float = setting(0.0, "spread what is kept over time, by so much noise without chance (ours)")
     detach_target: bool = setting(True, "cut the auxiliary target off from the gradient")
     connector_mlp: int = setting(256, "width of the connector's SwiGLU")
     llm_width: int = setting(128, "W")
@@ -103,7 +104,7 @@ class TrainConfig:
         may_be_0 = {
             "k", "train_short", "train_watch", "train_parade", "train_image", "train_brief", "train_glance",
             "image_steps", "brief_steps", "glance_steps", "coarse_steps", "saliency_steps", "k_ramp", "warmup",
-            "sim_weight", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio", "cache_gb", "seed", "score_after",
+            "sim_weight", "spread", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio", "cache_gb", "seed", "score_after",
         }  # fmt: skip
         numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", "float")}
         for name, value in numbers.items():
@@ -149,7 +150,7 @@ class TrainConfig:
         return VLMConfig(
             vit, llm, w=self.w, score_after=self.score_after, scorer_heads=self.vit_heads, scorer_mlp=self.vit_mlp,
             connector_mlp=self.connector_mlp, scored_by=self.scorer, taps=(-min(3, packed), -1), bias=self.bias,
-            detach_target=self.detach_target,
+            spread=self.spread, detach_target=self.detach_target,
         )  # fmt: skip
 
     @property

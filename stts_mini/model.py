@@ -39,6 +39,7 @@ from stts_mini.scorer import (
     cell_major,
     cell_side,
     similarity_loss,
+    spread,
     temporal_target,
 )
 from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
@@ -55,6 +56,7 @@ class VLMConfig:
     scored_by    "stts", or a baseline: "cosine" or "random", or a class of yours (see `scorer.find_scorer`)
     taps         the blocks whose outputs the connector reads, counted from the end: −1 is the last
     bias         "log": S = log s (the paper); "rescaled": as in the public code; "none": no injection
+    spread       how far kept cells are spread over time (see `scorer.spread`); 0 as in the paper: not at all
     detach_target  whether L_sim's target is cut off from the gradient
     marks        the token ids that sequences are built with
     Raises ValueError for blocks that do not exist or are not packed, and a grid that w does not divide.
@@ -70,6 +72,7 @@ class VLMConfig:
     connector_mlp: int = 256
     taps: tuple[int, ...] = (-3, -1)
     bias: str = "log"
+    spread: float = 0.0
     detach_target: bool = True
     marks: Marks = MARKS
 
@@ -235,7 +238,8 @@ class VLM(nn.Module):
             scores = scorer(grid, counts)
             if scores.shape != (B, T, cfg.cells):
                 raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {(B, T, cfg.cells)}")
-            keep = torch.where(prunable[:, None, None].to(x.device), select(scores, k, counts), every.to(x.device))
+            keep = select(spread(scores, cfg.spread), k, counts)
+            keep = torch.where(prunable[:, None, None].to(x.device), keep, every.to(x.device))
             if getattr(scorer, "injects_bias", False) and prunable.any():
                 some = prunable.nonzero().squeeze(1).to(x.device)
                 target = temporal_target(grid[some], w)

@@ -202,6 +202,29 @@ def attention_bias(
     return torch.where(biased, bias, 0).repeat_interleave(w * w, dim=-1)
 
 
+def spread(scores: Tensor, amount: float, start: int = 0) -> Tensor:
+    """What to rank cells by if the same thing, seen again and again, is to be kept now and then, and not in every frame
+    or in none (ours, not the paper's): log-odds of the scores + amount · a fixed pattern.
+
+    scores  (B, T, C) of frames start, start + 1, …; higher = more worth keeping; in [0, 1], what lies beyond is clamped
+    returns (B, T, C), for `select`; with amount = 0 the scores themselves, as in the paper
+
+    The pattern is that of logistic noise without the chance: log u/(1 − u) with u = frac(t/φ + c/ρ), φ the golden
+    ratio, ρ the plastic number. In any run of frames a cell's u are spread evenly, and neighbours are out of step.
+
+    >>> select_by = spread(torch.full((1, 4, 2), 0.5), amount=1.0)
+    >>> (select_by[0] > 0).int().tolist()                         # of equal scores, now one and now the other
+    [[0, 1], [1, 0], [0, 1], [1, 1]]
+    """
+    if amount == 0:
+        return scores
+    T, C = scores.shape[-2:]
+    t, c = torch.arange(start, start + T, dtype=torch.float64)[:, None], torch.arange(C, dtype=torch.float64)
+    u = (t * 0.6180339887498949 + c * 0.7548776662466927) % 1  # 1/φ, 1/ρ
+    pattern = torch.logit(u, eps=0.01).to(scores)  # within ± 4.6
+    return torch.logit(scores.detach().float(), eps=1e-4).to(scores) + amount * pattern
+
+
 class RandomScorer(nn.Module):
     """Baseline: uniform random scores, from torch's CPU generator: the same on every device, and resumed
     with everything else."""

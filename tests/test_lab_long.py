@@ -37,11 +37,12 @@ def cut(frames, sizes):
 
 @given(
     st.integers(1, 9), st.sampled_from([0.0, 0.05, 0.3, 0.5, 0.8, 0.95]), st.lists(st.integers(1, 4), min_size=1),
-    st.sampled_from(["log", "rescaled", "none"]), st.booleans(), st.integers(0, 1), st.integers(0, 2**31),
+    st.sampled_from(["log", "rescaled", "none"]), st.booleans(), st.integers(0, 1),
+    st.sampled_from([0.0, 0.7]), st.integers(0, 2**31),
 )  # fmt: skip
 @settings(deadline=None)
-def test_in_chunks_is_in_one_piece(T, k, sizes, bias, cosine, score_after, seed):
-    model = build(depth=5, score_after=score_after, bias=bias, seed=seed)
+def test_in_chunks_is_in_one_piece(T, k, sizes, bias, cosine, score_after, spread, seed):
+    model = build(depth=5, score_after=score_after, bias=bias, spread=spread, seed=seed)
     if cosine:
         model.scorer = CosineScorer(model.config.scorer)
     size = model.config.vit.image_size

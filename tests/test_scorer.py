@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stts_mini.packing import select
 from stts_mini.scorer import (
     CellPooler,
     CosineScorer,
@@ -17,6 +18,7 @@ from stts_mini.scorer import (
     cell_major,
     real_frames,
     similarity_loss,
+    spread,
     temporal_target,
 )
 
@@ -244,3 +246,33 @@ def test_real_frames_are_ones_in_the_type_asked_for():
     assert real_frames(None, 3, like).tolist() == [[[1.0], [1.0], [1.0]]]
     two = real_frames(torch.tensor([3, 1]), 3, like)
     assert two.tolist() == [[[1.0], [1.0], [1.0]], [[1.0], [0.0], [0.0]]] and two.dtype == torch.float64
+
+
+def test_spread_is_logistic_noise_without_chance():
+    """In any run of frames a cell's pattern is as even as can be: no three-distance gap is large."""
+    pattern = spread(torch.full((1, 300, 9), 0.5, dtype=torch.float64), 1.0)[0]
+    assert torch.equal(pattern, spread(torch.full((1, 400, 9), 0.5, dtype=torch.float64), 1.0)[0, :300])
+    for start in (0, 37, 220):
+        u = pattern[start : start + 55].sigmoid().sort(dim=0).values  # (55, C)
+        gaps = torch.cat([u[:1], u.diff(dim=0), 1 - u[-1:]])
+        assert gaps.max() < 3 / 55
+    together = torch.corrcoef(pattern.T) - torch.eye(9)
+    assert together.abs().max() < 0.9  # no two cells are in step
+    later = spread(torch.full((1, 20, 9), 0.5, dtype=torch.float64), 1.0, start=280)
+    torch.testing.assert_close(later[0], pattern[280:])
+
+
+def test_spread_keeps_what_looks_alike_now_and_then():
+    """Two things, one a little dearer, in every frame: select alone keeps the one always and the other never."""
+    scores = torch.tensor([0.8, 0.7, 0.1, 0.1]).expand(1, 20, 4)
+    plain, even = (select(spread(scores, amount), 0.75)[0, 1:].float().mean(0) for amount in (0.0, 1.0))
+    assert plain[1] < 0.1 and 0.2 < even[1] < even[0] and even[2:].max() < even[1]
+    assert torch.equal(spread(scores, 0.0), scores)
+
+
+def test_spread_does_not_overturn_what_is_certain():
+    scores = torch.rand(2, 12, 9) * 0.02
+    scores[:, 3] = 0.98
+    assert select(spread(scores, 0.4), 0.8)[:, 3].all()
+    assert spread(torch.tensor([[[2.0, -1.0, 0.0, 1.0]]]), 1.0).isfinite().all()  # others' scores may lie beyond
+    assert not spread(torch.rand(1, 2, 3, requires_grad=True), 1.0).requires_grad

@@ -55,7 +55,7 @@ from stts_mini.eval import check_world, parse_k, pick_questions
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import first_fit_descending, num_removed, select
 from stts_mini.picture import HEAT, clip_views, write_text
-from stts_mini.scorer import find_scorer
+from stts_mini.scorer import find_scorer, spread
 from stts_mini.sequence import prefix_ids
 from stts_mini.video import Video, read_video, write_video
 
@@ -104,7 +104,7 @@ def level(config: VLMConfig, stamps: list[list[int]], scores: Tensor | None, k: 
     """What is kept at one k, how it is packed, and what that takes: see the module's docstring. scores (T, C); stamps:
     the tokens of each frame's time."""
     T, C, w2 = len(stamps), config.cells, config.w**2
-    keep = torch.ones(T, C, dtype=torch.bool) if scores is None else select(scores[None], k)[0]
+    keep = torch.ones(T, C, dtype=torch.bool) if scores is None else select(spread(scores[None], config.spread), k)[0]
     kept = keep.sum(1)  # (T,)
     row, offset, rows = first_fit_descending(kept * w2, C * w2)
     length = len(prefix_ids([stamps], kept[None], torch.ones(1, T, dtype=torch.bool), config.marks)[0])

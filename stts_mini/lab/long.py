@@ -38,7 +38,7 @@ from stts_mini.lab.bench import SHAPES, build, device_name, high_water, load_ave
 from stts_mini.lab.reproduce import commit, write_json
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k, num_removed, select
-from stts_mini.scorer import attention_bias
+from stts_mini.scorer import attention_bias, spread
 from stts_mini.video import read_chunks
 
 Chunks = Callable[[], Iterable[Tensor]]  # each call gives the frames from the first on, (n, 3, H, W) at a time
@@ -80,7 +80,7 @@ Part = tuple[Tensor, Tensor, Tensor, bool]
 def in_two_passes(model: VLM, chunks: Chunks, k: float) -> Iterator[Part]:
     """Score all frames, select over the whole video, then begin again with what is kept."""
     scores = torch.cat([own for _, own in scored(model, chunks())])  # (T, C)
-    keep = select(scores[None], k)[0]
+    keep = select(spread(scores[None], model.config.spread), k)[0]
     pruned, start = num_removed(k, scores.shape[1], len(scores)) > 0, 0
     for frames in chunks():
         now = slice(start, start := start + len(frames))
@@ -92,7 +92,7 @@ def in_one_pass(model: VLM, chunks: Chunks, k: float) -> Iterator[Part]:
     """Score a chunk and select within it."""
     start = 0
     for x, own in scored(model, chunks()):
-        keep = within_budget(own, k, start)
+        keep = within_budget(spread(own, model.config.spread, start), k, start)
         yield x[keep.any(1)], own, keep, k > 0
         start += len(x)
 
