@@ -14,6 +14,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from stts_mini.data import TOKENIZER
@@ -67,6 +68,7 @@ class TrainConfig:
     glance_steps: int = setting(0, "next steps, on clips of 12 to 16 s only; unpruned, too")
     saliency_steps: int = setting(0, "next steps, unpruned: the scorer learns what answers hang on, then stays (ours)")
     k_ramp: int = setting(0, "then k grows to its value over so many steps; 0: at once")
+    elastic: bool = setting(False, "draw k anew in each step, from 0 to --k: one model for every budget")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
     warmup: int = setting(20, "steps of linear warm-up; after the curriculum, a cosine to zero")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
@@ -181,14 +183,15 @@ class TrainConfig:
 
     def k_at(self, step: int) -> float:
         """k at a step: 0 in the curriculum, for STTS starts from an unpruned model (paper §4), and while the scorer
-        learns from saliency; then its value, reached over `k_ramp` steps.
+        learns from saliency; then its value, reached over `k_ramp` steps; if `elastic`, a share of it, by lot.
 
         >>> config = TrainConfig(k=0.8, image_steps=10, brief_steps=0, k_ramp=4)
         >>> [config.k_at(step) for step in (9, 10, 11, 12, 13, 99)]
         [0.0, 0.2, 0.4, 0.6, 0.8, 0.8]
         """
         pruned = step - self.curriculum_steps - self.saliency_steps + 1
-        return round(self.k * min(pruned / max(self.k_ramp, 1), 1.0), 4) if pruned > 0 else 0.0
+        share = np.random.default_rng((self.seed, 5, step)).random() if self.elastic else 1.0
+        return round(self.k * share * min(pruned / max(self.k_ramp, 1), 1.0), 4) if pruned > 0 else 0.0
 
 
 PRESETS: dict[str, dict] = {

@@ -11,12 +11,16 @@ from stts_mini import checkpoint
 from stts_mini.config import TrainConfig
 from stts_mini.data import Reader
 from stts_mini.eval import evidence_per_cell
-from stts_mini.lab import reproduce
+from stts_mini.lab import reproduce, tables
 from stts_mini.lab.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
 from stts_mini.lab.tables import NAMES, Results, page
 from tests.tiny import TINY
 
-TINY_ROW = dict(image_steps=0, brief_steps=0, steps=1, max_frames=4)
+TINY_ROW = dict(image_steps=0, brief_steps=0, steps=2, max_frames=4)
+TINY_METHODS = {
+    name: {**settings, "saliency_steps": 1} if "saliency_steps" in settings else settings
+    for name, settings in reproduce.METHODS.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,7 @@ def lab(tmp_path_factory):
     patch.chdir(folder)
     patch.setitem(reproduce.PRESETS, "base", {**TINY, "k": 0.0, "train_parade": 2})
     patch.setattr(reproduce, "RECIPE", TINY_ROW)
+    patch.setattr(reproduce, "METHODS", TINY_METHODS)
     patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(image_steps=0, brief_steps=0, steps=1)})
     patch.setattr(reproduce, "FRAMES", 4)
     device = torch.device("cpu")
@@ -55,18 +60,19 @@ def test_every_method_makes_a_row(method, lab):
         assert all(set(bits) <= {"0", "1"} for bits in asked["answers"].values()) and len(asked["answers"]) == 15
         for task, bits in asked["answers"].items():
             assert asked["accuracy"][task] == round(bits.count("1") / 3, 4)
-    trained, kept = record["asked"]["as trained"], {"stts", "random", "cosine", "no-aux", "no-bias", "oracle", "tome"}
+    trained, unpruned = record["asked"]["as trained"], method == "unpruned"
     every = 3 * 3 * 4 * 9  # kinds of video · clips · frames · cells
-    part = {"frames": 2, "resolution": 9 / 4, "blind": np.inf}.get(method, 2 if method in kept else 1)
+    part = {"frames": 2, "resolution": 9 / 4, "blind": np.inf, "saliency-few": 4}.get(method, 1 if unpruned else 2)
     assert trained["tokens"] == every / part
-    assert (trained["evidence_kept"] is None) == (method in ("tome", "frames", "resolution", "blind"))
+    assert (trained["evidence_kept"] is None) == (method in ("tome", "frames", "resolution", "blind", "saliency-few"))
     if method == "unpruned":
         ways = {way.split(",")[0] for way in record["asked"] if "inference" in way}
         assert ways == {"cosine", "random", "tome"} and "64 frames" in record["asked"]
         assert all(a["tokens"] == every / 2 for w, a in record["asked"].items() if w.endswith("k = 0.5"))
     assert not {"data", "init", "out"} & set(record["config"])  # nothing of the machine
     reproduce.write_json(lab[1] / "rows" / f"{row.name}.json", record)
-    assert f"| {NAMES[method]} |" in page(Results(lab[1] / "rows"))
+    name = {"elastic": "elastic, asked at k = 0.5", "saliency-few": "unpruned"}.get(method, NAMES[method])
+    assert f"| {name} |" in page(Results(lab[1] / "rows"))
 
 
 def test_methods_are_what_they_are_called(lab, monkeypatch):
@@ -136,17 +142,18 @@ def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, mo
 
 def test_the_rows_of_the_tables():
     k, methods = rows_of("k"), rows_of("methods")
-    assert len(set(k)) == len(k) == 3 + 18 + 8 and len(set(methods)) == len(methods)
+    assert len(set(k)) == len(k) == 3 + 27 + 12 and len(set(methods)) == len(methods)
     assert {(r.method, r.k) for r in k if r.seed == 2} == {
-        ("unpruned", 0.0), *((m, x) for m in ("stts", "random") for x in (0.5, 0.8, 0.9))
+        ("unpruned", 0.0), *((m, x) for m in ("stts", "saliency", "random") for x in (0.5, 0.8, 0.9))
     }  # fmt: skip
-    for row in k + methods:
+    every = [row for table in reproduce.TABLES for row in rows_of(table)]
+    for row in every:
         config = row.config("data", Path("base.pt"))
         assert isinstance(config, TrainConfig) and config.k == (
             0.0 if row.method in ("frames", "resolution") else row.k
         )
-    for row in k + methods:  # but for what makes the method, all is the same
-        own = {"k", "out", "init", "scorer", "sim_weight", "bias", "blind", "max_frames", "image_size"}
+    for row in every:  # but for what makes the method, all is the same
+        own = {"k", "out", "init", *tables.ONE_METHODS_OWN}
         a, b = (asdict(r.config("data", Path("b"))) for r in (row, Row("unpruned", 0.0, row.seed)))
         assert {name for name in a if a[name] != b[name]} <= own
 

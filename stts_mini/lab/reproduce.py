@@ -83,15 +83,25 @@ class Row:
         k, settings = self.k, dict(METHODS.get(self.method, {"scorer": self.method}))
         if self.method == "frames":  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
+        if self.method == "saliency-few":
+            settings["max_frames"] = FRAMES // 2
         if self.method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
             k, settings["image_size"] = 0.0, 32 if self.k <= 0.6 else 16
         own = dict(data=data, init=str(init), out=str(Path("runs") / "rows" / self.name), k=k, seed=self.seed)
         return TrainConfig(**{**PRESETS["base"], **RECIPE, **settings, **own})
 
 
+SALIENCY = dict(scorer="stts", sim_weight=0.0, saliency_steps=60)  # the third teacher alone: see saliency.py
 METHODS = {  # what a row's method means, as settings of the training run
     "unpruned": dict(scorer="stts"),
     "stts": dict(scorer="stts"),
+    "saliency": dict(SALIENCY, spread=0.3),
+    "saliency-plain": dict(SALIENCY),
+    "saliency-deeper": dict(SALIENCY, spread=0.3, score_after=1),
+    "saliency-few": dict(SALIENCY, spread=0.3),  # on half of the frames
+    "elastic": dict(SALIENCY, spread=0.3, elastic=True),
+    "cosine-spread": dict(scorer="cosine", spread=0.3),
+    "deeper": dict(scorer="stts", score_after=1),
     "random": dict(scorer="random"),
     "cosine": dict(scorer="cosine"),
     "no-aux": dict(scorer="stts", sim_weight=0.0),
@@ -117,19 +127,29 @@ def taught_by(method: str) -> dict:
     return {"oracle": dict(annotate=oracle), "tome": dict(encoder=merging)}.get(method, {})
 
 
-TABLES = ("k", "methods")
+TABLES = ("k", "methods", "frames", "elastic", "depth")
 
 
 def rows_of(table: str) -> list[Row]:
     """The rows that a table needs, the most important first."""
     ladder = [Row("unpruned", 0.0, s) for s in SEEDS]
-    ladder += [Row(m, k, s) for k in (0.5, 0.8, 0.9) for m in ("stts", "random") for s in SEEDS]
+    three = ("saliency", "stts", "random")
+    ladder += [Row(m, k, s) for k in (0.8, 0.5, 0.9) for m in three for s in SEEDS]
     if table == "k":
-        return ladder + [Row(m, k, 0) for k in (0.3, 0.4, 0.6, 0.7) for m in ("stts", "random")]
+        return ladder + [Row(m, k, 0) for k in (0.3, 0.4, 0.6, 0.7) for m in three]
     if table == "methods":
         bold = [Row("cosine", k, s) for k in (0.8, 0.5) for s in SEEDS]
-        others = ("no-aux", "no-bias", "oracle", "tome", "frames", "resolution")
-        return [*ladder[:15], *bold, *(Row(m, k, 0) for k in (0.5, 0.8) for m in others), Row("blind", 0.0, 0)]
+        others = ("cosine-spread", "saliency-plain", "no-aux", "no-bias", "oracle", "tome", "frames", "resolution")
+        others = [Row(m, k, 0) for k in (0.8, 0.5) for m in others]
+        pruned = [row for row in ladder if row.k in (0.0, 0.5, 0.8)]
+        return [*pruned, *bold, *others, Row("blind", 0.0, 0)]
+    if table == "frames":  # more of them at test time
+        scaled = [Row(m, 0.5, s) for m in ("saliency-few", "frames") for s in SEEDS]
+        return [*ladder[:3], *(row for row in ladder if row.k == 0.5 and row.method != "random"), *scaled]
+    if table == "depth":  # the paper's Figure 6
+        return [Row(m, 0.5, 0) for m in ("stts", "deeper", "saliency", "saliency-deeper")]
+    if table == "elastic":
+        return [Row("elastic", 0.9, 0), *(Row("saliency", k, 0) for k in (0.3, 0.5, 0.8, 0.9))]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
 
 
@@ -153,6 +173,10 @@ def askings(row: Row) -> dict[str, Asking]:
             ways[f"{name}, inference only, k = {k}"] = Asking(k, name, FRAMES)
     elif row.method == "stts" and row.k <= 0.5:
         ways["scaled"] = Asking(row.k, "stts", scaled_frames(FRAMES, row.k))
+    elif row.method in ("saliency", "saliency-few") and row.k <= 0.5:
+        ways["scaled"] = Asking(row.k, row.method, scaled_frames(config.max_frames, row.k))
+    elif row.method == "elastic":
+        ways |= {f"k = {k}": Asking(k, "elastic", FRAMES) for k in (0.0, 0.3, 0.5, 0.8)}
     return ways
 
 

@@ -103,6 +103,10 @@ ONE_METHODS_OWN = {
     "blind",
     "max_frames",
     "image_size",
+    "saliency_steps",
+    "spread",
+    "elastic",
+    "score_after",
 }
 
 
@@ -175,10 +179,15 @@ def against(a: Scores, b: Scores, group: str = "average") -> str:
 
 
 NAMES = {
-    "unpruned": "unpruned", "stts": "STTS", "random": "random", "cosine": "cosine heuristic, trained",
+    "unpruned": "unpruned", "stts": "STTS", "random": "random",
+    "saliency": "STTS, taught by saliency, spread (ours)", "cosine": "cosine heuristic, trained",
     "no-aux": "STTS without the auxiliary loss", "no-bias": "STTS without the bias (no LM gradient)",
     "oracle": "oracle: the cells that answers depend on", "tome": "merging (ToMe), trained",
     "frames": "fewer frames, unpruned", "resolution": "smaller frames, unpruned", "blind": "blind, trained",
+    "saliency-plain": "STTS, taught by saliency, not spread (ours)",
+    "cosine-spread": "cosine heuristic, trained, spread",
+    "saliency-deeper": "the same, scored a block later", "deeper": "STTS, scored a block later",
+    "saliency-few": "taught by saliency, spread (ours), trained on half of the frames", "elastic": "elastic (ours)",
 }  # fmt: skip
 
 
@@ -211,7 +220,7 @@ def ladder(results: Results) -> str:
     """Tables 1 and 8 of the paper: accuracy against k."""
     lines = [row(results, "unpruned", 0.0)]
     for k in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
-        lines += [row(results, method, k) for method in ("stts", "random", "cosine", *results.own)]
+        lines += [row(results, method, k) for method in ("stts", "saliency", "random", "cosine", *results.own)]
     lines.append(row(results, "unpruned", 0.0, "1 frames", "frame 0 only"))
     lines.append(row(results, "blind", 0.0))
     return "\n".join([HEAD, *filter(None, lines)])
@@ -221,24 +230,24 @@ def methods(results: Results) -> str:
     """Tables 2 and 5: other ways to prune."""
     lines = []
     for k in (0.5, 0.8):
-        others = ("no-aux", "no-bias", "tome", "frames", "resolution", "oracle")
-        lines += [row(results, m, k) for m in ("stts", "cosine", "random", *others)]
+        others = ("cosine-spread", "random", "no-aux", "no-bias", "tome", "frames", "resolution", "oracle")
+        lines += [row(results, m, k) for m in ("stts", "saliency", "saliency-plain", "cosine", *others)]
         for m in ("cosine", "random", "tome"):
             lines.append(row(results, "unpruned", 0.0, f"{m}, inference only, k = {k}", f"{m}, inference only"))
     return "\n".join([HEAD, *filter(None, lines)])
 
 
 def pairs(results: Results) -> str:
-    """STTS against every other trained method, paired."""
-    lines = ["| k | STTS − | short | long | average | seeds |", "|---|---|---|---|---|---|"]
-    others = [m for m in (*NAMES, *results.own) if m not in ("stts", "unpruned", "blind")]
-    for k, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), others):
-        both = [s for s in results.seeds("stts", k) if s in results.seeds(other, k)]
-        if both:
-            a, b = (results.scores(m, k, seeds=both) for m in ("stts", other))
+    """STTS, as in the paper and as taught by saliency, against every other trained method, paired."""
+    lines = ["| k | | minus | short | long | average | seeds |", "|---|---|---|---|---|---|---|"]
+    others = [m for m in (*NAMES, *results.own) if m not in ("unpruned", "blind", "elastic")]
+    for k, own, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), ("stts", "saliency"), others):
+        both = [s for s in results.seeds(own, k) if s in results.seeds(other, k)]
+        if both and own != other and (own, other) != ("stts", "saliency"):
+            a, b = (results.scores(m, k, seeds=both) for m in (own, other))
             differences = [against(a, b, group) for group in ("short", "long", "average")]
             name = NAMES.get(other, other.rpartition(":")[2])
-            lines.append(f"| {round(100 * k)} | {name} | {' | '.join(differences)} | {len(both)} |")
+            lines.append(f"| {round(100 * k)} | {NAMES[own]} | {name} | {' | '.join(differences)} | {len(both)} |")
     return "\n".join(lines)
 
 
@@ -269,26 +278,39 @@ def tasks(results: Results) -> str:
 
 
 def scaling(results: Results) -> str:
-    """Table 3: more frames at test time, the same model."""
+    """Table 3: more frames at test time, the same model, beside unpruned models with about as many vision tokens."""
     lines = [
-        "| k | frames | long, 32 frames | long, scaled | scaled − unpruned at 32 | seeds |",
+        "| | k | frames trained, asked | long | minus unpruned, as many tokens | seeds |",
         "|---|---|---|---|---|---|",
     ]
-    for k in (0.3, 0.4, 0.5):
-        more, fewer = results.scores("stts", k, "scaled"), results.scores("stts", k)
-        both = [s for s in results.seeds("stts", k) if s in results.seeds("unpruned", 0.0)]
-        if more is not None and both:
-            a, b = results.scores("stts", k, "scaled", both), results.scores("unpruned", 0.0, seeds=both)
-            frames = results.records["stts", k, both[0]]["asked"]["scaled"]["max_frames"]
-            line = [
-                round(100 * k),
-                frames,
-                with_interval(fewer, "long"),
-                with_interval(more, "long"),
-                against(a, b, "long"),
-            ]
-            lines.append(f"| {' | '.join(map(str, line))} | {len(both)} |")
+    for method, k, other in (
+        *((m, k, ("unpruned", 0.0)) for m in ("stts", "saliency") for k in (0.3, 0.4, 0.5)),
+        ("saliency-few", 0.5, ("frames", 0.5)),
+    ):
+        both = [s for s in results.seeds(method, k, "scaled") if s in results.seeds(*other)]
+        for way in ("as trained", "scaled") if both else ():
+            scores, unpruned = results.scores(method, k, way, both), results.scores(*other, seeds=both)
+            trained, asked = (results.asked(method, k, w)["max_frames"] for w in ("as trained", way))
+            line = [NAMES[method], round(100 * k), f"{trained}, {asked}", with_interval(scores, "long")]
+            lines.append(f"| {' | '.join(map(str, [*line, against(scores, unpruned, 'long'), len(both)]))} |")
     return "\n".join(lines)
+
+
+def depth(results: Results) -> str:
+    """Figure 6: scored a block deeper (of six: one dense block more)."""
+    pairs = (("stts", "deeper"), ("saliency", "saliency-deeper"))
+    return "\n".join([HEAD, *filter(None, (row(results, m, 0.5) for pair in pairs for m in pair))])
+
+
+def elastic(results: Results) -> str:
+    """One model asked at every k up to its own, beside a model for each."""
+    lines = []
+    for own in sorted({k for method, k, _ in results.records if method == "elastic"}):
+        for k in (k for k in (0.0, 0.3, 0.5, 0.8, 0.9) if k <= own):
+            way = "as trained" if k == own else f"k = {k}"
+            lines.append(row(results, "elastic", own, way, f"elastic, asked at k = {k}"))
+            lines.append(row(results, "saliency" if k else "unpruned", k))
+    return "\n".join([HEAD, *filter(None, lines)])
 
 
 def page(results: Results) -> str:
@@ -303,9 +325,11 @@ def page(results: Results) -> str:
         f" narrow; the seeds share {bases} unpruned bases, so few seeds say little of another base); differences"
         f" paired. Test set {results.fingerprint}; torch {', '.join(torch)}; commits {', '.join(commits)}.",
         "## Accuracy against k (the paper's Tables 1 and 8)\n\n" + ladder(results),
-        "## STTS against other scorers, paired\n\n" + pairs(results),
+        "## STTS against others, paired\n\n" + pairs(results),
         "## Other ways to prune (Tables 2 and 5)\n\n" + methods(results),
         "## More frames at test time (Table 3)\n\n" + scaling(results),
+        "## Scored deeper (Figure 6)\n\n" + depth(results),
+        "## One model for every k (ours)\n\n" + elastic(results),
         "## The tasks, unpruned\n\n" + tasks(results),
     ]
     return "\n\n".join(parts) + "\n"
