@@ -205,7 +205,8 @@ def row(results: Results, method: str, k: float, way: str = "as trained", name: 
     if results.asked("unpruned", 0.0):
         tokens = results.field(method, k, "tokens", way) / results.field("unpruned", 0.0, "tokens")
         effective = percent(1 - tokens)
-    nominal = "100" if method == "blind" else str(round(100 * (k or asked["k"])))
+    budget = k if method in ("frames", "resolution") else asked["k"]  # what an unpruned model spends, by other means
+    nominal = "100" if method == "blind" else str(round(100 * budget))
     groups = [with_interval(scores, group) for group in ("short", "long", "average")]
     kept = "–" if kept is None else percent(kept)
     name = name or NAMES.get(method, method.rpartition(":")[2])
