@@ -262,3 +262,25 @@ def test_memory_is_a_step_of_its_own():
 def test_reading_reads():
     told = bench.reading(16, bench.stop_clock(CPU, cpu_time=True), frames=5, seconds=1, side=16)
     assert told["frames"] == 3 and told["seconds"] > 0  # 0, 0.5 s and the last
+
+
+def test_backbones_take_turns_with_hugging_faces(capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    from stts_mini.lab import bench_backbones as backbones
+    from stts_mini.llm import LLMConfig
+    from stts_mini.vit import ViTConfig
+
+    vit, llm = ViTConfig(8, 2, 8, 1, 2, 12), LLMConfig(31, 12, 2, 2, 2, 8, 20)
+    monkeypatch.setattr(backbones, "VITS", {"a ViT": (vit, 2)})
+    monkeypatch.setattr(backbones, "LLMS", {"an LLM": (llm, 2, 5)})
+    backbones.main(["--rounds", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[2].startswith("a ViT") and lines[3].startswith("an LLM")
+    pair = backbones.vit_pair("a ViT", vit, 2)
+    order = []
+    turns = backbones.Pair("", lambda: order.append("ours"), lambda: order.append("theirs"))
+    assert len(backbones.ratios(turns, lambda run: run(), 4)) == 4
+    assert order == ["theirs", "ours", "ours", "theirs"] * 3
+    other = backbones.Pair("a ViT", pair.ours, lambda: pair.theirs() + 1)
+    with pytest.raises(RuntimeError, match="a ViT: the two outputs differ by 1"):
+        other.check()
