@@ -19,7 +19,7 @@ import os
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -213,22 +213,20 @@ def _packets(container, stream):
 def _packet_times(path: Path) -> tuple[Fraction, Fraction, list[Fraction]]:
     """Presentation times of the first packet, of the last and of all keyframes, in seconds, without decoding."""
     container, stream = _open(path)
+    stamps, keys = [], []  # in the stream's own clock: fractions are slow
     with container:
-        first = last = None
-        keys = []
         for packet in _packets(container, stream):
-            if packet is None or packet.size == 0 or packet.is_discard or not packet.time_base:
+            if packet is None or packet.size == 0 or packet.is_discard:
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
-                time = stamp * Fraction(packet.time_base)
-                first = time if first is None else min(first, time)
-                last = time if last is None else max(last, time)
+                stamps.append(stamp)
                 if packet.is_keyframe and packet.pts is not None:
-                    keys.append(time)
-    if first is None:
+                    keys.append(stamp)
+    if not stamps:
         raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it, say into MP4")
-    return first, last, sorted(keys)
+    clock = Fraction(stream.time_base)
+    return min(stamps) * clock, max(stamps) * clock, [key * clock for key in sorted(keys)]
 
 
 class _Pass:
@@ -247,48 +245,49 @@ class _Pass:
         self.skipped = 0
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Fraction]]:
-        convert = VideoReformatter()  # one for all frames: setting it up costs more than using it
-        latest = picture = shape = None  # the frame to show, with its time; as pixels; their shape
-        frames = self._good_frames()
-        ahead = next(frames, None)  # decoded, and not to be shown yet
-        self.first = ahead and ahead[1]
-        for time in self.wanted:
-            key = bisect_right(self.keys, time) - 1
-            if ahead is not None and key >= 0 and self.keys[key] > ahead[1]:
-                frames.close()
-                frames = self._good_frames(self.keys[key])
-                if (ahead := next(frames, None)) is None or ahead[1] > self.keys[key]:
-                    self.keys, self.skipped = [], 0
-                    frames = self._good_frames()
+        with ExitStack() as files:
+            container, stream = _open(self.path)
+            files.enter_context(container)
+            convert = VideoReformatter()  # one for all frames: setting it up costs more than using it
+            latest = picture = shape = None  # the frame to show, with its time; as pixels; their shape
+            frames = self._good_frames(container, stream)
+            ahead = next(frames, None)  # decoded, and not to be shown yet
+            self.first = ahead and ahead[1]
+            for time in self.wanted:
+                key = bisect_right(self.keys, time) - 1
+                if ahead is not None and key >= 0 and self.keys[key] > ahead[1]:
+                    frames = self._good_frames(container, stream, self.keys[key])
+                    if (ahead := next(frames, None)) is None or ahead[1] > self.keys[key]:
+                        self.keys, self.skipped = [], 0
+                        container, stream = _open(self.path)
+                        files.enter_context(container)
+                        frames = self._good_frames(container, stream)
+                        ahead = next(frames, None)
+                while ahead is not None and (latest is None or ahead[1] <= time):
+                    if latest is None or ahead[1] > latest[1]:  # of stamps that run backwards, the later stays
+                        latest, picture = ahead, None
                     ahead = next(frames, None)
-            while ahead is not None and (latest is None or ahead[1] <= time):
-                if latest is None or ahead[1] > latest[1]:  # of stamps that run backwards, the later stays
-                    latest, picture = ahead, None
-                ahead = next(frames, None)
-            if latest is None:
-                broken = f"none of its frames can be decoded ({self.skipped} broken)"
-                raise VideoError(f"{self.path} has a video stream, but {broken}")
-            if picture is None:  # a frame shown at two times is converted once
-                picture = _to_rgb(convert, latest[0], self.size, shape)
-                shape = picture.shape
-            yield picture, latest[1]
-        self.last = latest[1] if ahead is None else None
-        frames.close()
+                if latest is None:
+                    broken = f"none of its frames can be decoded ({self.skipped} broken)"
+                    raise VideoError(f"{self.path} has a video stream, but {broken}")
+                if picture is None:  # a frame shown at two times is converted once
+                    picture = _to_rgb(convert, latest[0], self.size, shape)
+                    shape = picture.shape
+                yield picture, latest[1]
+            self.last = latest[1] if ahead is None else None
 
-    def _good_frames(self, key: Fraction | None = None) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+    def _good_frames(self, container, stream, key: Fraction | None = None) -> Iterator[tuple[av.VideoFrame, Fraction]]:
         """Frames that decode, with their times, from the keyframe at `key` on; counts what is broken."""
-        container, stream = _open(self.path)
-        with container:
-            if key is not None:
-                try:
-                    container.seek(int(key / stream.time_base), stream=stream)
-                except av.FFmpegError:
-                    return
-            for frame in self._decoded(container, stream):
-                if frame.pts is None or not frame.time_base or frame.is_corrupt:
-                    self.skipped += 1
-                else:
-                    yield frame, frame.pts * Fraction(frame.time_base)
+        if key is not None:
+            try:
+                container.seek(int(key / stream.time_base), stream=stream)
+            except av.FFmpegError:
+                return
+        for frame in self._decoded(container, stream):
+            if frame.pts is None or not frame.time_base or frame.is_corrupt:
+                self.skipped += 1
+            else:
+                yield frame, frame.pts * Fraction(frame.time_base)
 
     def _decoded(self, container, stream) -> Iterator[av.VideoFrame]:
         """Whatever the decoder gives."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +53,7 @@ from stts_mini.packing import check_k
 from stts_mini.sequence import Batch
 from stts_mini.tokenizer import END
 from stts_mini.train import autocast, peak_memory, pick_device
-from stts_mini.video import read_video, write_video
+from stts_mini.video import _Pass, read_video, sample_times, write_video
 from stts_mini.vit import ViTConfig
 
 KS = (0.0, 0.3, 0.4, 0.5, 0.8)
@@ -349,17 +351,43 @@ def memory(name: str, videos: int, frames: int, ks: Sequence[float], device: tor
     return rows
 
 
-def reading(size: int, now: Callable, frames: int = 64, seconds: int = 32, side: int = 240) -> dict:
-    """Seconds to sample so many frames of an H.264 clip, a slow pan, of 24 pictures a second."""
+def reading(size: int, now: Callable, frames: int = 64, seconds: int = 300, side: int = 120, rounds: int = 3) -> dict:
+    """Seconds to sample so many frames of an H.264 clip, a slow pan of 16 pictures a second with a keyframe every 250:
+    by `read_video`; by it, without jumps; and by OpenCV, jumping to each time, if it is installed. Medians."""
     texture = np.random.default_rng(0).integers(256, size=(side // 8, 2 * side // 8, 3), dtype=np.uint8)
     texture = texture.repeat(8, axis=0).repeat(8, axis=1)
-    pictures = np.stack([texture[:, i % side : i % side + side] for i in range(24 * seconds)])
+    pictures = np.stack([texture[:, i % side : i % side + side] for i in range(16 * seconds)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_video(path, pictures, fps=24.0)
-        began = now()
-        video = read_video(path, max_frames=frames, size=size)
-        return dict(frames=len(video.frames), clip_seconds=seconds, side=side, seconds=now() - began)
+        write_video(path, pictures, fps=16.0)
+        times = sample_times((len(pictures) - 1) / 16, frames)
+        ways = {
+            "read_video": lambda: len(read_video(path, frames, size=size).frames),
+            "read_video, without jumps": lambda: len(list(_Pass(path, times, size, []))),
+        }
+        with suppress(ImportError):
+            import cv2
+
+            def with_opencv() -> int:
+                """Jump, decode, resize."""
+                clip, shown = cv2.VideoCapture(str(path)), []
+                for time in times:
+                    clip.set(cv2.CAP_PROP_POS_MSEC, 1000 * float(time))
+                    there, picture = clip.read()
+                    if there:
+                        shown.append(cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC)[..., ::-1])
+                return len(shown)
+
+            ways["OpenCV, jumping"] = with_opencv
+        taken = defaultdict(list)
+        for _, (name, read) in itertools.product(range(rounds), ways.items()):
+            began = now()
+            shown = read()
+            taken[name].append(now() - began)
+            if abs(shown - frames) > 1:  # OpenCV may miss the last
+                raise RuntimeError(f"{name} gave {shown} frames of {frames}")
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    return dict(frames=frames, clip_seconds=seconds, side=side, seconds=medians)
 
 
 # ------------------------------------------------------------------------------------- all of it

@@ -22,8 +22,9 @@ def page(report: dict) -> str:
     for plain, pruned in zip(report["stages"][::2], report["stages"][1::2], strict=True):
         lines += ["", *stage_table(plain, pruned)]
     lines += ["", *memory_table(report["memory"]), ""]
-    clip = "Reading {frames} frames of a clip of {clip_seconds} s, {side}×{side} pixels: {seconds:.2f} s"
-    return "\n".join([*lines, clip.format(**report["reading"])])
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report["reading"]["seconds"].items())
+    clip = "Reading {frames} frames of a clip of {clip_seconds} s, {side}×{side} pixels: ".format(**report["reading"])
+    return "\n".join([*lines, clip + took])
 
 
 def speed_table(rows: list[dict]) -> list[str]:
