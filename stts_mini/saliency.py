@@ -1,7 +1,7 @@
 """A third teacher for the scorer, ours and not the paper's: which cells do the answers hang on?
 
     saliency of a cell = | xᵀ · ∂ Σ log-odds / ∂x |        x: the cell's LLM token, at k = 0; log-odds of right answers
-    L_sal = (1/(T·C)) · Σ over t ≥ 1 and cells of (s − kept)²       kept: 1 for what `select(saliency, k)` keeps, else 0
+    L_sal = (1/(T·C)) · Σ over t ≥ 1 and cells of (s − rank)²       rank of the cell's saliency in its video, 0 to 1
 
 Why. The paper's two teachers say nothing of what a cell is worth to an answer. The auxiliary loss says what changed.
 The LM's gradient on a score says whether *more* attention to a cell would help; in a model that is trained already it
@@ -11,7 +11,8 @@ log-odds were the token taken away (Taylor importance, as in Molchanov et al., a
 log-likelihood, whose gradient is (1 − p) times theirs: what is answered with certainty would count for nothing.
 
 When. For `saliency_steps` unpruned steps, before pruning begins; a cell that is pruned has no gradient to learn from.
-From then on the scorer stays as it is, for the LM's gradient would blur it again (measured: tutorials/results).
+From then on the scorer stays as it is, for the LM's gradient would blur it again (measured: tutorials/results). Ranks,
+and not what some k would keep: a scorer that is taught the best tenth alone sees too few examples of it.
 
 What this file does not do: change how a cell is scored, selected or packed. Nothing of it runs after training.
 """
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor
 
 from stts_mini.model import Output
-from stts_mini.packing import select
 from stts_mini.scorer import similarity_loss
 
 
@@ -50,8 +50,25 @@ def answer_saliency(output: Output) -> Tensor:
     return worth.new_zeros(encoded.keep.shape).index_put(tuple(encoded.place.unbind(1)), worth)
 
 
-def saliency_loss(output: Output, k: float, num_frames: Tensor, still: Tensor | None = None) -> Tensor:
-    """L_sal of an unpruned batch whose cells were scored all the same, for a scorer that is to keep a share 1 − k.
+def ranks(values: Tensor, num_frames: Tensor) -> Tensor:
+    """For each video the place of each cell among its own, from 0 (the least) to 1: (B, T, C) → (B, T, C).
+
+    num_frames (B,), at least 2 cells each; padding gets 0, and of equal values the later cell is the higher.
+
+    >>> ranks(torch.tensor([[[0.1, 0.9], [0.5, 7.0], [0.0, 0.0]]]), torch.tensor([2]))[0, :2]
+    tensor([[0.0000, 0.6667],
+            [0.3333, 1.0000]])
+    """
+    T, C = values.shape[1:]
+    real = (torch.arange(T, device=values.device) < num_frames[:, None])[:, :, None].expand_as(values)
+    flat = values.masked_fill(~real, -torch.inf).flatten(1)  # padding comes first
+    place = flat.argsort(stable=True).argsort(stable=True).view_as(values)
+    cells = (num_frames * C)[:, None, None]
+    return torch.where(real, (place - (T * C - cells)) / (cells - 1), 0)
+
+
+def saliency_loss(output: Output, num_frames: Tensor, still: Tensor | None = None) -> Tensor:
+    """L_sal of an unpruned batch whose cells were scored all the same.
 
     num_frames (B,); still (B,) bool or None: several pictures, never pruned. Mean over the videos with more than one
     frame; 0 without any. Raises ValueError if nothing was scored, or by a scorer that cannot learn.
@@ -62,5 +79,5 @@ def saliency_loss(output: Output, k: float, num_frames: Tensor, still: Tensor | 
     videos = num_frames > 1 if still is None else (num_frames > 1) & ~still
     if not videos.any():
         return scores.sum() * 0
-    kept = select(answer_saliency(output), k, num_frames)[videos]
-    return similarity_loss(scores[videos], kept[:, 1:].to(scores), num_frames[videos])
+    target = ranks(answer_saliency(output), num_frames)[videos]
+    return similarity_loss(scores[videos], target[:, 1:].to(scores), num_frames[videos])

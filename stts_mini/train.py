@@ -182,7 +182,7 @@ def forward_backward(
                 output = run(part.to(device), k, encode)
                 sim_loss, weight = output.sim_loss, config.sim_weight
                 if saliency:
-                    sim_loss, weight = saliency_loss(output, config.k, part.num_frames, part.still), 1.0
+                    sim_loss, weight = saliency_loss(output, part.num_frames, part.still), 1.0
                 loss = shares[0] * output.task_loss + weight * shares[1] * sim_loss
                 if run is not model and output.encoded.scores is not None:
                     loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits

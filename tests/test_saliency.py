@@ -5,12 +5,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stts_mini import train as training
 from stts_mini.config import TrainConfig
 from stts_mini.model import VLM
 from stts_mini.packing import select
-from stts_mini.saliency import answer_saliency, log_odds, saliency_loss
+from stts_mini.saliency import answer_saliency, log_odds, ranks, saliency_loss
 from stts_mini.sequence import Batch
 from stts_mini.train import train
 from tests.test_model import batch_of, build
@@ -62,19 +64,29 @@ def test_unpruned_and_scored_is_still_the_unpruned_model(small):
     assert output.sim_loss == 0 and output.encoded.keep.sum() == plain.encoded.keep.sum()
 
 
-def test_the_loss_is_the_distance_to_what_saliency_would_keep(small):
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(2, 3), st.integers(0, 2**31))
+def test_ranks_are_places_in_the_sorted_list(frames, C, seed):
+    values = torch.randint(5, (len(frames), max(frames), C), generator=torch.Generator().manual_seed(seed)).float()
+    found = ranks(values, torch.tensor(frames))
+    for b, n in enumerate(frames):
+        cells = values[b, :n].flatten().tolist()
+        order = sorted(range(len(cells)), key=lambda i: (cells[i], i))
+        expected = [order.index(i) / (len(cells) - 1) for i in range(len(cells))]
+        assert found[b, :n].flatten().tolist() == pytest.approx(expected) and (found[b, n:] == 0).all()
+
+
+def test_the_loss_is_the_distance_to_the_rank_of_saliency(small):
     model, batch = small
     output = scored(model, batch)
-    loss = saliency_loss(output, 0.5, batch.num_frames)
-    kept = select(answer_saliency(output), 0.5, batch.num_frames)
+    loss = saliency_loss(output, batch.num_frames)
+    target = ranks(answer_saliency(output), batch.num_frames)
     scores = output.encoded.scores
-    per_video = [
-        ((scores[b, 1:n] - kept[b, 1:n].double()) ** 2).sum() / (n * scores.shape[2]) for b, n in ((0, 4), (1, 3))
-    ]
+    error = (scores - target.double()) ** 2
+    per_video = [error[b, 1:n].sum() / (n * scores.shape[2]) for b, n in ((0, 4), (1, 3))]
     torch.testing.assert_close(loss, sum(per_video) / 2)  # the picture is nobody's lesson
-    alone = saliency_loss(output, 0.5, batch.num_frames, torch.tensor([False, True, False]))
+    alone = saliency_loss(output, batch.num_frames, torch.tensor([False, True, False]))
     torch.testing.assert_close(alone, per_video[0])
-    nobody = saliency_loss(output, 0.5, batch.num_frames, torch.tensor([True, True, True]))
+    nobody = saliency_loss(output, batch.num_frames, torch.tensor([True, True, True]))
     nobody.backward()
     assert nobody == 0
 
@@ -87,7 +99,7 @@ def test_it_teaches_the_scorer_to_keep_what_answers_hang_on(small):
     for _ in range(150):
         optimizer.zero_grad()
         output = scored(model, batch)
-        saliency_loss(output, 0.5, batch.num_frames).backward()
+        saliency_loss(output, batch.num_frames).backward()
         optimizer.step()
     wanted = select(answer_saliency(output), 0.5, batch.num_frames)
     learned = select(output.encoded.scores, 0.5, batch.num_frames)
@@ -97,7 +109,7 @@ def test_it_teaches_the_scorer_to_keep_what_answers_hang_on(small):
 def test_scorers_without_weights_are_refused(small):
     model, batch = small
     with pytest.raises(ValueError, match=r"a scorer without weights .* --saliency-steps 0"):
-        saliency_loss(model(batch, 0.0), 0.5, batch.num_frames)
+        saliency_loss(model(batch, 0.0), batch.num_frames)
     with pytest.raises(ValueError, match="saliency_steps = 3 teach what to keep, and k = 0 keeps all"):
         TrainConfig(k=0.0, saliency_steps=3)
     with pytest.raises(ValueError, match="steps = 702 end within"):

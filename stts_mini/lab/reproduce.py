@@ -60,7 +60,7 @@ BASE_RUNS = {
 }
 RECIPE = dict(
     max_frames=FRAMES, fps=10.0, thinning=1.0, image_steps=0, brief_steps=0, glance_steps=0, coarse_steps=0,
-    steps=250, warmup=10, muon_lr=0.002, lr=1e-3, scorer_lr_ratio=5.0, save_every=1000,
+    steps=400, warmup=10, muon_lr=0.002, lr=1e-3, scorer_lr_ratio=5.0, save_every=1000,
 )  # fmt: skip
 
 

@@ -1,0 +1,78 @@
+"""Draw tutorials/front.png, the picture at the head of the README: one clip through STTS.
+
+    python tutorials/front.py CHECKPOINT        a model that prunes; any run of `python -m stts_mini.train` leaves one
+
+Everything in it is what the model did with a held-out clip; nothing is drawn by hand.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import draw
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from stts_mini import checkpoint, picture
+from stts_mini.data import TOKENIZER, Reader, collate
+from stts_mini.eval import pick_questions, test_set
+
+SHOWN = 12  # frames
+
+
+def run(model, clip, k):
+    """Everything that is drawn: the video, what `encode_video` returned, the question and what was said."""
+    video = Reader(SHOWN, model.config.vit.image_size, fps=3.0)(clip)
+    qa, _ = pick_questions(clip)[0]
+    batch = collate([video], [[(TOKENIZER.prompt(qa.question), [])]])
+    with torch.no_grad():
+        encoded = model.encode(batch, k)
+        said = TOKENIZER.decode(model.generate(batch, k, encode=lambda *_: encoded)[0][0])
+    return video, encoded, qa, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("--k", type=float, default=0.7)
+    parser.add_argument("--clip", type=int, default=0, help="which short clip of the validation set")
+    parser.add_argument("--data", default="data")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "front.png"))
+    args = parser.parse_args()
+    model = checkpoint.load_model(args.checkpoint)[0].float()
+    clips = test_set(args.data, model.config.vit.image_size, args.clip + 1, "val", ["short"])
+    video, encoded, qa, said = run(model, clips[args.clip], args.k)
+    T, C = encoded.keep.shape[1:]
+
+    figure = plt.figure(figsize=(11, 6.4), layout="constrained")
+    grid = figure.add_gridspec(4, T, height_ratios=(1, 1, 1, 0.34 * len(encoded.packed.frame) + 0.5))
+    scores = picture.to_pixels(encoded.scores[0].numpy(), 48)
+    rows = (
+        (f"{T} frames, {T * C} cells", video.frames, {}),
+        ("a score for each", scores, dict(cmap=draw.HEAT, vmin=0, vmax=1)),
+        (f"k = {args.k:g}: {int(encoded.kept.sum())} stay", draw.dimmed(video.frames, encoded.keep[0]), {}),
+    )
+    for i, (name, pictures, options) in enumerate(rows):
+        for t in range(T):
+            ax = figure.add_subplot(grid[i, t])
+            ax.imshow(pictures[t], **options)
+            ax.set(xticks=[], yticks=[])
+            if i == 0:
+                ax.set_title(f"{video.stamps[t]} s", fontsize=8, color=draw.frame_colour(t, T))
+            if t == 0:
+                ax.set_ylabel(name.replace(", ", ",\n").replace(": ", ":\n"), fontsize=8)
+    bins = figure.add_subplot(grid[3, :])
+    title = f"packed into {len(encoded.packed.frame)} rows of one frame's length; only these go on, through ViT and LLM"
+    draw.bins(encoded.packed.frame.numpy(), T, title, cell=model.config.w**2, ax=bins)
+    bins.set_xlabel(f"Q: {qa.question}    A: {said}", fontsize=11)
+    figure.savefig(args.out, dpi=100)
+    print(f"{args.out}: {qa.question} {said} ({'right' if said.strip() == qa.answer else f'wrong: {qa.answer}'})")
+
+
+if __name__ == "__main__":
+    main()
