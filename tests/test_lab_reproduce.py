@@ -199,3 +199,16 @@ def test_the_real_settings_of_every_row_and_base_can_be():
             assert config.curriculum_steps == 0 and config.thinning == 1
     for settings in reproduce.BASE_RUNS.values():
         TrainConfig(**{**reproduce.PRESETS["base"], **settings})
+
+
+def test_a_rows_weights_can_be_shipped(lab):
+    run_row(Row("stts", 0.5, 0), *lab)
+    reproduce.main(["--ship", "stts-k50-seed0", "--results", str(lab[1])])
+    shipped, state = checkpoint.load_model(lab[1] / "stts-k50-seed0.pt")
+    model, _ = checkpoint.load_model("runs/rows/stts-k50-seed0/checkpoint.pt")
+    assert "optimizers" not in state and state["train_config"]["k"] == 0.5
+    assert {w.dtype for w in checkpoint.load(lab[1] / "stts-k50-seed0.pt")["model"].values()} == {torch.float16}
+    for a, b in zip(shipped.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    with pytest.raises(SystemExit, match="no such file"):
+        reproduce.main(["--ship", "nothing", "--results", str(lab[1])])

@@ -233,13 +233,18 @@ def train_base(folder: Path, data: str, seed: int, device: torch.device) -> Path
             order = seed + 100 * (name == "many")  # the clips of "wide" once more, in another order
             own = dict(data=data, out=str(out), init=init, seed=order)
             config = TrainConfig(**{**PRESETS["base"], **settings, **own})
-            model = train(config, (out / "checkpoint.pt").exists(), device)
+            train(config, (out / "checkpoint.pt").exists(), device)
             init = str(out / "checkpoint.pt")
-        state = checkpoint.load(init)
-        rest = {name: state[name] for name in ("step", "train_config", "world")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(path, model.half(), **rest)
+        ship(Path(init), path)
     return path
+
+
+def ship(run: Path, path: Path) -> None:
+    """A run's weights alone, in half precision: small enough for a repository."""
+    model, state = checkpoint.load_model(run)
+    rest = {name: state[name] for name in ("step", "train_config", "world")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(path, model.half(), **rest)
 
 
 def run_row(row: Row, lab: Lab, folder: Path) -> dict:
@@ -319,6 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--base", type=int, metavar="SEED", help="train the unpruned model with this seed")
     what.add_argument("--table", choices=TABLES, help="train what is missing of one table")
     what.add_argument("--all", action="store_true", help="train whatever is missing")
+    what.add_argument("--ship", metavar="ROW", help="keep a finished row's weights beside the bases")
     what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only rows of these seeds")
     parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
@@ -328,6 +334,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     device = pick_device("auto")
     try:
+        if args.ship:
+            ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
+            return
         if args.scorer:
             find_scorer(args.scorer)
         for seed in sorted({seed % BASES for seed in args.seeds}) if args.base is None else [args.base]:
