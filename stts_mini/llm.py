@@ -8,11 +8,11 @@ Query heads share key/value heads in groups. `from_qwen3` renames the weights of
 `Qwen3ForCausalLM`, and then both give the same numbers.
 
 Legend
-    B rows · L new tokens of a row · S tokens it may see (cached ones first, then the L new ones)
-    D width · d head_dim (its own number: heads·d need not be D) · V size of the vocabulary
+    R rows · L new tokens of a row · P + L tokens it may see: P cached ones, then the new ones
+    W width · d head_dim (its own number: heads·d need not be W) · V size of the vocabulary
 
 What this file does not do: know what its tokens are. It takes embeddings, positions and a mask, so
-that a caller may mix text with whatever else has width D.
+that a caller may mix text with whatever else has width W.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class LLMConfig:
 
 
 class KVCache:
-    """Keys and values of every layer, (B, kv_heads, S, d) each, growing along S."""
+    """Keys and values of every layer, (R, kv_heads, P, d) each, growing along P."""
 
     def __init__(self):
         self.layers: list[tuple[Tensor, Tensor]] = []
@@ -76,16 +76,16 @@ class KVCache:
 
 
 def rotary(positions: Tensor, d: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of RoPE's angles, (B, 1, L, d), at least in float32."""
+    """cos and sin of RoPE's angles, (R, 1, L, d), at least in float32."""
     dtype = torch.promote_types(dtype, torch.float32)
     frequency = theta ** (-torch.arange(0, d, 2, device=positions.device, dtype=dtype) / d)
-    angle = positions[:, None, :, None].to(dtype) * frequency  # (B, 1, L, d/2)
+    angle = positions[:, None, :, None].to(dtype) * frequency  # (R, 1, L, d/2)
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + d/2]) by their angles. x (B, heads, L, d)."""
+    """Turn the pairs (x[i], x[i + d/2]) by their angles. x (R, heads, L, d)."""
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
@@ -106,18 +106,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int):
         c = self.config
         q, k, v = (p(x).unflatten(-1, (-1, c.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = self.q_norm(q), self.k_norm(k)  # (B, L, heads, d), per head
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, L, d)
+        q, k = self.q_norm(q), self.k_norm(k)  # (R, L, heads, d), per head
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (R, heads, L, d)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
-            k, v = cache.append(layer, k, v)  # (B, kv_heads, S, d)
+            k, v = cache.append(layer, k, v)  # (R, kv_heads, P + L, d)
         # cuDNN's attention has given wrong results under masks: keep to kernels that are right
         masked_on_cuda = q.is_cuda and mask is not None
         if masked_on_cuda:  # the masked kernel there knows no groups; elsewhere, copies would cost more than attention
             k, v = (t.repeat_interleave(c.heads // c.kv_heads, dim=1) for t in (k, v))
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if masked_on_cuda else nullcontext():
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=not masked_on_cuda)
-        return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # (R, L, W)
 
 
 class SwiGLU(nn.Module):
@@ -134,7 +134,7 @@ class SwiGLU(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-RMSNorm decoder layer: x (B, L, D) → (B, L, D)."""
+    """A pre-RMSNorm decoder layer: x (R, L, W) → (R, L, W)."""
 
     def __init__(self, config: LLMConfig):
         super().__init__()
@@ -172,21 +172,21 @@ class LLM(nn.Module):
                 nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (...) → embeddings (..., D)."""
+        """Token ids (...) → embeddings (..., W)."""
         return self.embed_tokens(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) → logits (..., V)."""
+        """Hidden states (..., W) → logits (..., V)."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return F.linear(hidden, head.weight)
 
     def forward(
         self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """x (B, L, D) embeddings → hidden states (B, L, D).
+        """x (R, L, W) embeddings → hidden states (R, L, W).
 
-        positions  (B, L) int; None: 0, 1, 2, … (not with a cache)
-        mask       (B, 1, L, S) bool, True = may attend; None: causal (not with a filled cache)
+        positions  (R, L) int; None: 0, 1, 2, … (not with a cache)
+        mask       (R, 1, L, P + L) bool, True = may attend; None: causal (not with a filled cache)
         cache      is read and added to
         """
         if cache is not None and cache.layers and (positions is None or mask is None):
@@ -204,9 +204,9 @@ class LLM(nn.Module):
     def generate(
         self, x: Tensor, positions: Tensor, mask: Tensor, cache: KVCache, max_new_tokens: int, stop: int
     ) -> list[list[int]]:
-        """Continue B prompts greedily, one token at a time, until `stop` or `max_new_tokens`.
+        """Continue R prompts greedily, one token at a time, until `stop` or `max_new_tokens`.
 
-        x (B, L, D), positions (B, L), mask (B, 1, L, S) and cache as in `forward`. Rows shorter than L
+        x (R, L, W), positions (R, L), mask (R, 1, L, P + L) and cache as in `forward`. Rows shorter than L
         are padded on the *left*: the last place is every row's last token, and what it may see is what
         the new tokens may see. Returns the new ids of each row, without `stop`.
         """
@@ -214,7 +214,7 @@ class LLM(nn.Module):
         new: list[list[int]] = [[] for _ in range(len(x))]
         alive = [True] * len(x)
         for step in range(max_new_tokens):
-            next_id = self.logits(self(x, positions, mask, cache)[:, -1]).argmax(-1)  # (B,)
+            next_id = self.logits(self(x, positions, mask, cache)[:, -1]).argmax(-1)  # (R,)
             for row, token in enumerate(next_id.tolist()):
                 alive[row] = alive[row] and token != stop
                 if alive[row]:
@@ -222,7 +222,7 @@ class LLM(nn.Module):
             if not any(alive):
                 break
             x, positions = self.embed(next_id[:, None]), position + step + 1
-            seen = mask = F.pad(seen, (0, 1), value=True)  # (B, 1, 1, S + 1)
+            seen = mask = F.pad(seen, (0, 1), value=True)  # (R, 1, 1, P + L + 1)
         return new
 
 

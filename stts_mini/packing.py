@@ -58,7 +58,7 @@ def num_removed(k: float, cells: int, frames: int) -> int:
 
 
 def scaled_frames(max_frames: int, k: float) -> int:
-    """Test-time scaling: ceil(F/(1−k)) frames have about as many kept cells as F unpruned ones (paper §4).
+    """Test-time scaling: ceil(T/(1−k)) frames have about as many kept cells as T unpruned ones (paper §4).
 
     >>> scaled_frames(64, 0.3), scaled_frames(64, 0.4), scaled_frames(64, 0.5), scaled_frames(70, 0.3)
     (92, 107, 128, 100)
