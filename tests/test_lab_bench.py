@@ -176,7 +176,7 @@ def test_decoding_is_by_the_token():
 
 REPORT = dict(
     shape="tiny", device="cpu", threads=1, torch="2", commit="c0ffee", clock="wall", rounds=1, started_under_load=0.5,
-    reading=dict(frames=4, clip_seconds=2, side=8, seconds={"read_video": 0.25}),
+    reading=dict(frames=4, clip_seconds=2, side=8, seconds={"read_video": 0.25}), outside_operations=0.042,
     pays_from={"training": {0.3: None, 0.5: 8}},
     memory=[
         dict(k=0.0, videos=1, frames=8, bytes=None, floor=3e6), dict(k=0.5, videos=1, frames=8, bytes=4e6, floor=2e6)
@@ -218,6 +218,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
     monkeypatch.setattr(bench, "memory", lambda name, videos, frames, ks, device: REPORT["memory"])
     monkeypatch.setattr(bench, "reading", lambda size, now: REPORT["reading"])
+    monkeypatch.setattr(bench, "outside_operations", lambda: 0.042)
     bench.main(
         ["--shape", "toy", "--load", "2x3", "--ladder", "2,4", "--k", "0,0.5", "--rounds", "1", "-o",
          str(tmp_path / "b.json")]
@@ -264,6 +265,11 @@ def test_reading_reads():
     told = bench.reading(16, bench.stop_clock(CPU, cpu_time=True), frames=5, seconds=4, side=16, rounds=2)
     assert list(told["seconds"])[:2] == ["read_video", "read_video, without jumps"]
     assert min(told["seconds"].values()) > 0
+
+
+@pytest.mark.slow
+def test_some_of_a_step_passes_outside_operations():
+    assert 0 < bench.outside_operations(steps=2) < 0.5
 
 
 def test_backbones_take_turns_with_hugging_faces(capsys, monkeypatch):

@@ -42,8 +42,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stts_mini.clips import load_clips, prepare
 from stts_mini.config import TrainConfig
-from stts_mini.data import TOKENIZER
+from stts_mini.data import TOKENIZER, Reader, Sampler
 from stts_mini.lab import flops
 from stts_mini.lab.bench_page import STAGES, draw, page
 from stts_mini.lab.reproduce import commit, write_json
@@ -52,7 +53,7 @@ from stts_mini.model import VLM, Encoded, VLMConfig
 from stts_mini.packing import check_k
 from stts_mini.sequence import Batch
 from stts_mini.tokenizer import END
-from stts_mini.train import autocast, peak_memory, pick_device
+from stts_mini.train import autocast, build_model, build_optimizers, forward_backward, peak_memory, pick_device
 from stts_mini.video import _Pass, read_video, sample_times, write_video
 from stts_mini.vit import ViTConfig
 
@@ -390,6 +391,38 @@ def reading(size: int, now: Callable, frames: int = 64, seconds: int = 300, side
     return dict(frames=frames, clip_seconds=seconds, side=side, seconds=medians)
 
 
+def outside_operations(steps: int = 4) -> float:
+    """The share of `python -m stts_mini.train`'s default step, drawing its batch included, that passes outside of
+    PyTorch's operations: data, Python, waiting. By the profiler, which itself adds to that."""
+    few = dict(train_short=24, train_watch=12, train_image=12, train_brief=12)
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(data=folder, **few)
+        clips = load_clips(prepare(folder, "train", config.train_counts, config.video_size))
+        reader = Reader(config.max_frames, config.image_size, config.fps)
+        reader.preload(clips)
+    sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed)
+    cpu = torch.device("cpu")
+    model = build_model(config, cpu)
+    optimizers = build_optimizers(model, config)
+
+    def step(i: int) -> None:
+        """As `train` takes it."""
+        forward_backward(model, sampler(i), config, cpu)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    step(0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for i in range(1, steps + 1):
+            step(i)
+    spans = sorted((e.time_range.start, e.time_range.end) for e in profile.events() if e.cpu_parent is None)
+    busy, until = 0.0, spans[0][0]
+    for start, end in spans:  # in whatever thread
+        busy, until = busy + max(end - max(start, until), 0), max(until, end)
+    return 1 - busy / (until - spans[0][0])
+
+
 # ------------------------------------------------------------------------------------- all of it
 
 
@@ -423,6 +456,7 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
     tell("memory, reading")
     report["memory"] = memory(name, *args.load[-1], ladder_ks, device)
     report["reading"] = reading(shape.config.vit.image_size, now)
+    report["outside_operations"] = outside_operations()
     return report
 
 

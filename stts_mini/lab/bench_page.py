@@ -24,7 +24,8 @@ def page(report: dict) -> str:
     lines += ["", *memory_table(report["memory"]), ""]
     took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report["reading"]["seconds"].items())
     clip = "Reading {frames} frames of a clip of {clip_seconds} s, {side}×{side} pixels: ".format(**report["reading"])
-    return "\n".join([*lines, clip + took])
+    outside = f"Of the default training step, {report['outside_operations']:.1%} pass outside of PyTorch's operations"
+    return "\n".join([*lines, clip + took, "", outside])
 
 
 def speed_table(rows: list[dict]) -> list[str]:
