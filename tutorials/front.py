@@ -1,6 +1,7 @@
 """Draw tutorials/front.png, the picture at the head of the README: one clip through STTS.
 
-    python tutorials/front.py CHECKPOINT        a model that prunes; any run of `python -m stts_mini.train` leaves one
+    python tutorials/front.py                       with tutorials/results/saliency-k80-seed0.pt
+    python tutorials/front.py runs/cpu/checkpoint.pt --k 0.5
 
 Everything in it is what the model did with a held-out clip; nothing is drawn by hand.
 """
@@ -38,9 +39,10 @@ def run(model, clip, k):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint")
-    parser.add_argument("--k", type=float, default=0.7)
-    parser.add_argument("--clip", type=int, default=0, help="which short clip of the validation set")
+    shipped = str(Path(__file__).parent / "results" / "saliency-k80-seed0.pt")
+    parser.add_argument("checkpoint", nargs="?", default=shipped, help="a model that prunes")
+    parser.add_argument("--k", type=float, default=0.8)
+    parser.add_argument("--clip", type=int, default=5, help="which short clip of the validation set")
     parser.add_argument("--data", default="data")
     parser.add_argument("--out", default=str(Path(__file__).parent / "front.png"))
     args = parser.parse_args()
@@ -49,8 +51,8 @@ def main() -> None:
     video, encoded, qa, said = run(model, clips[args.clip], args.k)
     T, C = encoded.keep.shape[1:]
 
-    figure = plt.figure(figsize=(11, 6.4), layout="constrained")
-    grid = figure.add_gridspec(4, T, height_ratios=(1, 1, 1, 0.34 * len(encoded.packed.frame) + 0.5))
+    figure = plt.figure(figsize=(11, 5.4), layout="constrained")
+    grid = figure.add_gridspec(4, T, height_ratios=(1, 1, 1, 0.42 * len(encoded.packed.frame) + 0.3))
     scores = picture.to_pixels(encoded.scores[0].numpy(), 48)
     rows = (
         (f"{T} frames, {T * C} cells", video.frames, {}),
