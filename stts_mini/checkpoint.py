@@ -8,6 +8,7 @@ there, so whatever interrupts the writing, the last whole one stays.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -105,3 +106,11 @@ def load_model(path: str | os.PathLike, device: torch.device | str = "cpu") -> t
     model = VLM(model_config(state)).to(device)
     load_weights(model, state, path)
     return model.eval(), state
+
+
+def keep_old_run(out: Path) -> None:
+    """A finished or broken-off run in `out` is moved aside, to out.1, out.2, …; nothing is overwritten."""
+    if (out / "checkpoint.pt").exists():
+        aside = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.{n}")).exists())
+        out.rename(aside)
+        print(f"the run in {out} was moved to {aside} (--resume would have gone on with it)")

@@ -1,4 +1,6 @@
-"""Muon for CPUs: momentum, then the nearest orthogonal matrix, by five Newton–Schulz steps.
+"""Which parameters are optimised how, and how fast: Muon, AdamW, the schedule.
+
+Muon: momentum, then the nearest orthogonal matrix, by five Newton–Schulz steps.
 
     m ← μ m + (1 − μ) g,   u = g + μ (m − g),   W ← W − lr · √max(1, rows/columns) · orthogonal(u)
 
@@ -10,10 +12,14 @@ together: 0.05 s. A test holds the two against each other.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor
+
+from stts_mini.config import TrainConfig
+from stts_mini.model import VLM
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -64,3 +70,43 @@ class Muon(torch.optim.Optimizer):
                 rate = lr * max(1, rows / columns) ** 0.5
                 for p, update in zip(params, orthogonalise(torch.stack(updates)), strict=True):
                     p.add_(update, alpha=-rate)
+
+
+def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, AdamW for the rest, each with a group for the LLM, vision and scorer.
+
+    Every group carries its peak rate as `peak_lr`; weight decay is 0, β = (0.9, 0.95) (paper §4)."""
+    ratios = {"llm": 1.0, "vit": config.vision_lr_ratio, "connector": config.vision_lr_ratio}
+    groups: dict[tuple[str, str], list] = {}
+    for name, p in model.named_parameters():
+        part = name.split(".")[0]
+        ends = ("embed_tokens", "lm_head", "position_embedding", "patch_embedding", "scorer.mlp.2")
+        hidden = p.ndim == 2 and not any(end in name for end in ends) and config.muon_lr > 0
+        groups.setdefault(("muon" if hidden else "adamw", part), []).append(p)
+    optimizers = []
+    for kind, rate in (("muon", config.muon_lr), ("adamw", config.lr)):
+        own = [
+            dict(params=params, lr=(peak := rate * ratios.get(part, config.scorer_lr_ratio)), peak_lr=peak)
+            for (k, part), params in groups.items()
+            if k == kind
+        ]
+        if own and kind == "muon":
+            optimizers.append(Muon(own))
+        elif own:
+            optimizers.append(torch.optim.AdamW(own, betas=(0.9, 0.95), weight_decay=0.0))
+    return optimizers
+
+
+def rate_at(step: int, config: TrainConfig) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, flat to the end of the curriculum, then
+    a cosine to zero.
+
+    >>> config = TrainConfig(steps=120, warmup=10, image_steps=10, brief_steps=10)
+    >>> [round(rate_at(step, config), 2) for step in (0, 9, 20, 70, 119)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    flat = max(config.warmup, config.curriculum_steps)
+    done = max(step - flat, 0) / max(config.steps - flat, 1)
+    return 0.5 * (1 + math.cos(math.pi * done))

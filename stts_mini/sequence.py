@@ -49,8 +49,10 @@ class Batch:
     still: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its frames on `device`."""
-        return replace(self, frames=self.frames.to(device))
+        """The same batch with its frames on `device`; to a GPU they travel from pinned memory, while Python goes on."""
+        to_gpu = torch.device(device).type == "cuda" and not self.frames.is_cuda
+        frames = self.frames.pin_memory() if to_gpu else self.frames
+        return replace(self, frames=frames.to(device, non_blocking=to_gpu))
 
 
 def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks: Marks = MARKS) -> list[list[int]]:

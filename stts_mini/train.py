@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import os
@@ -49,7 +48,7 @@ from stts_mini.config import TrainConfig, describe, parse_flags
 from stts_mini.data import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
 from stts_mini.eval import broken_clips, check_world, evaluate, look_up, summarise, table, test_set
 from stts_mini.model import VLM, Encoded, Output
-from stts_mini.optim import Muon
+from stts_mini.optim import build_optimizers, rate_at
 from stts_mini.packing import num_removed
 from stts_mini.picture import draw_clips, draw_curve
 from stts_mini.progress import Log, Progress, clock
@@ -82,46 +81,6 @@ def build_model(config: TrainConfig, device: torch.device) -> VLM:
     with torch.no_grad():
         stamps.copy_(0.1 * torch.cat([angle.sin(), angle.cos()], dim=1)[:, : stamps.shape[1]])
     return model.to(device)
-
-
-def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices, AdamW for the rest, each with a group for the LLM, vision and scorer.
-
-    Every group carries its peak rate as `peak_lr`; weight decay is 0, β = (0.9, 0.95) (paper §4)."""
-    ratios = {"llm": 1.0, "vit": config.vision_lr_ratio, "connector": config.vision_lr_ratio}
-    groups: dict[tuple[str, str], list] = {}
-    for name, p in model.named_parameters():
-        part = name.split(".")[0]
-        ends = ("embed_tokens", "lm_head", "position_embedding", "patch_embedding", "scorer.mlp.2")
-        hidden = p.ndim == 2 and not any(end in name for end in ends) and config.muon_lr > 0
-        groups.setdefault(("muon" if hidden else "adamw", part), []).append(p)
-    optimizers = []
-    for kind, rate in (("muon", config.muon_lr), ("adamw", config.lr)):
-        own = [
-            dict(params=params, lr=(peak := rate * ratios.get(part, config.scorer_lr_ratio)), peak_lr=peak)
-            for (k, part), params in groups.items()
-            if k == kind
-        ]
-        if own and kind == "muon":
-            optimizers.append(Muon(own))
-        elif own:
-            optimizers.append(torch.optim.AdamW(own, betas=(0.9, 0.95), weight_decay=0.0))
-    return optimizers
-
-
-def rate_at(step: int, config: TrainConfig) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, flat to the end of the curriculum, then
-    a cosine to zero.
-
-    >>> config = TrainConfig(steps=120, warmup=10, image_steps=10, brief_steps=10)
-    >>> [round(rate_at(step, config), 2) for step in (0, 9, 20, 70, 119)]
-    [0.1, 1.0, 1.0, 0.5, 0.0]
-    """
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    flat = max(config.warmup, config.curriculum_steps)
-    done = max(step - flat, 0) / max(config.steps - flat, 1)
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def autocast(device: torch.device):
@@ -251,7 +210,7 @@ def train(
     if config.val:
         load_clips(config.val)  # a bad line is better known before the training than after
     if not resume and chief:
-        keep_old_run(out)
+        checkpoint.keep_old_run(out)
     out.mkdir(parents=True, exist_ok=True)
     clips, index = training_clips(config)
     if reader is None:
@@ -329,14 +288,6 @@ def train(
     if broken:
         print(broken_clips(broken), end="")
     return model.eval()
-
-
-def keep_old_run(out: Path) -> None:
-    """A finished or broken-off run in `out` is moved aside, to out.1, out.2, …; nothing is overwritten."""
-    if (out / "checkpoint.pt").exists():
-        aside = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.{n}")).exists())
-        out.rename(aside)
-        print(f"the run in {out} was moved to {aside} (--resume would have gone on with it)")
 
 
 def restore(

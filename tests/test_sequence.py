@@ -92,3 +92,11 @@ def test_lists_of_different_length_are_refused():
         prefix_ids([[[20]]], torch.ones(2, 1).long(), torch.ones(2, 1).bool())
     with pytest.raises(ValueError, match=r"shorter|longer"):
         Layout.build([[20], [21]], [[]], torch.device("cpu"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: nothing to be pinned for")
+def test_frames_reach_the_gpu():
+    frames = torch.randint(256, (2, 3, 3, 8, 8), dtype=torch.uint8)
+    batch = Batch(frames, torch.tensor([3, 2]), [[[5]] * 3, [[5]] * 2], [[], []])
+    there = batch.to("cuda")
+    assert there.frames.is_cuda and torch.equal(there.frames.cpu(), frames) and there.to("cuda").frames.is_cuda
