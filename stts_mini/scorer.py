@@ -5,7 +5,8 @@
     L_sim  = 1/(T·C) · Σ_{t≥1,i} (s[t,i] − (1 − cos(x[t−1,i], x[t,i])))²
 
 The LM teaches the order of cells *within* a frame: softmax cancels any constant that is added to all
-keys of a frame. How frames rank against each other comes from L_sim and from the features.
+keys of a frame. How frames rank against each other comes from L_sim and from the features. (A third teacher,
+ours, stands in `saliency.py`.)
 
 Legend
     B videos · T frames · g×g patches, N = g² · a cell is w×w patches · C = N/w² cells · D width

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stts_mini import checkpoint
 from stts_mini.clips import WORLD_ID, load_clips, prepare
+from stts_mini.config import TrainConfig
 from stts_mini.data import TOKENIZER, collate
 from stts_mini.lab import explore
 from stts_mini.lab.explore import LADDER, film, jpeg, known_questions, main, multiply_adds, page, pick_scorers
@@ -365,3 +366,14 @@ def test_256_frames_of_81_cells_stay_small_and_smooth(browser, tmp_path):
     )
     assert path.stat().st_size < 10e6 and browser.log() == []  # how long it takes depends on what else runs
     assert sum(browser.run(SHOWN)["kept"]) == sum(found["scorers"]["stts"]["levels"][3]["kept"])
+
+
+def test_a_model_that_spreads_is_shown_as_it_prunes():
+    config = dataclasses.replace(TrainConfig(spread=0.5).model)
+    model, video = VLM(config).eval(), Video(np.zeros((12, 48, 48, 3), np.uint8), [i / 2 for i in range(12)], 5.5)
+    shown = explore.explore(model, video, {"stts": model.scorer}, ladder=(0.5,))
+    (level,) = shown["scorers"]["stts"]["levels"]
+    frames = torch.zeros(1, 12, 3, 48, 48, dtype=torch.uint8)
+    keep = model.encode_video(frames, None, 0.5).keep[0]
+    assert level["keep"] == ["".join("01"[cell] for cell in frame) for frame in keep.tolist()]
+    assert any("spread = 0.5" in note for note in explore.remarks(model, {"train_config": {"k": 0.5}}, video))

@@ -200,6 +200,11 @@ def remarks(model: VLM, state: dict, video: Video) -> list[str]:
             f"{', blind' if train.get('blind') else ''}: its STTS scorer has learned nothing, and its scores mean"
             " nothing."
         )
+    if model.config.spread:
+        notes.append(
+            f"This model spreads what it keeps over time (spread = {model.config.spread:g}), whoever scores: a cell may"
+            " stay where another with a higher score goes."
+        )
     if len(video.frames) == 1:
         notes.append("One frame: an image is never pruned, whatever k, and nothing is scored.")
     if video.skipped:
