@@ -66,7 +66,9 @@ class TrainConfig:
     image_steps: int = setting(400, "first steps, on one-frame clips only")
     brief_steps: int = setting(300, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
     glance_steps: int = setting(0, "next steps, on clips of 12 to 16 s only; unpruned, too")
-    saliency_steps: int = setting(0, "next steps, unpruned: the scorer learns what answers hang on, then stays (ours)")
+    saliency_steps: int = setting(
+        0, "next steps, unpruned: the scorer learns what answers hang on, then stays (ours; no L_sim)"
+    )
     k_ramp: int = setting(0, "then k grows to its value over so many steps; 0: at once")
     elastic: bool = setting(False, "draw k anew in each step, from 0 to --k: one model for every budget")
     sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
@@ -133,8 +135,10 @@ class TrainConfig:
             raise ValueError(
                 f"saliency_steps = {self.saliency_steps} teach what to keep, and k = 0 keeps all: give --k"
             )
+        if self.saliency_steps and self.blind:
+            raise ValueError("blind training has no cells whose saliency could be learned: give --saliency-steps 0")
         if self.steps <= (taught := self.curriculum_steps + self.saliency_steps):
-            remedy = "give more --steps, or fewer --image-steps and --brief-steps"
+            remedy = "give more --steps, or fewer --image-steps, --brief-steps, --glance-steps or --saliency-steps"
             raise ValueError(f"steps = {self.steps} end within the curriculum of {taught} unpruned steps: {remedy}")
         _ = self.model  # sizes that do not fit each other are refused here, before anything starts
 

@@ -88,6 +88,8 @@ class VLMConfig:
                 raise ValueError(f"tap {tap} is not among the packed blocks −{self.num_packed}..−1")
         if not self.taps or self.bias not in ("log", "rescaled", "none"):
             raise ValueError(f"taps {self.taps}, bias {self.bias!r}: give a block, and log, rescaled or none")
+        if not 0 <= self.spread < math.inf:
+            raise ValueError(f"spread = {self.spread}: give 0 or more")
         if self.scored_by not in SCORERS:
             raise ValueError(
                 f"scored_by {self.scored_by!r}: know {', '.join(SCORERS)}; one in a file of yours must be found first:"
@@ -235,9 +237,7 @@ class VLM(nn.Module):
         if prunable.any() or score_all:
             scorer = self.scorer if scorer is None else scorer
             grid = x.new_zeros(B, T, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
-            scores = scorer(grid, counts)
-            if scores.shape != (B, T, cfg.cells):
-                raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {(B, T, cfg.cells)}")
+            scores = check_scores(scorer(grid, counts), (B, T, cfg.cells))
             keep = select(spread(scores, cfg.spread), k, counts)
             keep = torch.where(prunable[:, None, None].to(x.device), keep, every.to(x.device))
             if getattr(scorer, "injects_bias", False) and prunable.any():
@@ -345,6 +345,13 @@ class VLM(nn.Module):
         flat = self.llm.generate(x, asked.positions, asked.mask, cache, max_new_tokens, self.config.marks.end)
         answers = iter(flat)
         return [[next(answers) for _ in video] for video in batch.branches]
+
+
+def check_scores(scores: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The scores, if they are (B, T, C). Raises ValueError."""
+    if scores.shape != shape:
+        raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {shape}")
+    return scores
 
 
 def normalise(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -60,6 +60,7 @@ def ranks(values: Tensor, num_frames: Tensor) -> Tensor:
             [0.3333, 1.0000]])
     """
     T, C = values.shape[1:]
+    num_frames = torch.as_tensor(num_frames, device=values.device)
     real = (torch.arange(T, device=values.device) < num_frames[:, None])[:, :, None].expand_as(values)
     flat = values.masked_fill(~real, -torch.inf).flatten(1)  # padding comes first
     place = flat.argsort(stable=True).argsort(stable=True).view_as(values)
@@ -76,8 +77,14 @@ def saliency_loss(output: Output, num_frames: Tensor, still: Tensor | None = Non
     scores = output.encoded.scores
     if scores is None or not scores.requires_grad:
         raise ValueError("a scorer without weights learns nothing from saliency: give --saliency-steps 0")
-    videos = num_frames > 1 if still is None else (num_frames > 1) & ~still
+    videos = taught(num_frames, still)
     if not videos.any():
         return scores.sum() * 0
-    target = ranks(answer_saliency(output), num_frames)[videos]
-    return similarity_loss(scores[videos], target[:, 1:].to(scores), num_frames[videos])
+    here = videos.to(scores.device)
+    target = ranks(answer_saliency(output), num_frames)[here]
+    return similarity_loss(scores[here], target[:, 1:].to(scores), num_frames[videos])
+
+
+def taught(num_frames: Tensor, still: Tensor | None = None) -> Tensor:
+    """Which videos there is something to learn from: (B,) bool. Not single frames, nor several pictures."""
+    return num_frames > 1 if still is None else (num_frames > 1) & ~still

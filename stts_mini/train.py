@@ -52,7 +52,7 @@ from stts_mini.optim import build_optimizers, rate_at
 from stts_mini.packing import num_removed
 from stts_mini.picture import draw_clips, draw_curve
 from stts_mini.progress import Log, Progress, clock
-from stts_mini.saliency import saliency_loss
+from stts_mini.saliency import saliency_loss, taught
 from stts_mini.sequence import Batch
 
 
@@ -123,14 +123,16 @@ def forward_backward(
 ):
     """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
     losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
-    several processes. `saliency`: unpruned, with L_sal in the place of L_sim. Returns mean L_task, mean L_sim, answers
-    right, answers, tokens."""
+    several processes. `saliency`: unpruned, with L_sal in the place of L_sim (which has no say once
+    a scorer was taught by saliency). Returns mean L_task, mean L_sim or L_sal, answers right, answers, tokens."""
     k, run = config.k if k is None else k, run or model
     encode = model.encode_blind if config.blind else encode
     if saliency:
         encode = functools.partial(model.encode_video, score_all=True)
     parts = parts_of(batch, config.accumulate)
-    weights = [weights_of(part, config.k if saliency else k, model.config.cells) for part in parts]
+    weights = [weights_of(part, k, model.config.cells) for part in parts]
+    if saliency:
+        weights = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(weights, parts, strict=True)]
     questions, videos = distributed.total(*(sum(column) for column in zip(*weights, strict=True)))
     sums = [0.0] * 5
     for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
@@ -139,7 +141,7 @@ def forward_backward(
         with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
             with autocast(device):
                 output = run(part.to(device), k, encode)
-                sim_loss, weight = output.sim_loss, config.sim_weight
+                sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
                 if saliency:
                     sim_loss, weight = saliency_loss(output, part.num_frames, part.still), 1.0
                 loss = shares[0] * output.task_loss + weight * shares[1] * sim_loss
@@ -176,6 +178,8 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
     blocks = (*model.vit.blocks, *model.llm.layers)
+    if config.saliency_steps:  # its steps go backward twice through the same graph
+        torch._functorch.config.donated_buffer = False
     for block in blocks if config.compile else ():
         block.compile(dynamic=True)
     for block in blocks if config.recompute else ():  # keep each block's input only; the rest is computed twice
@@ -223,6 +227,8 @@ def train(
     )  # fmt: skip
 
     model = build_model(config, device) if model is None else model.to(device)
+    if config.saliency_steps and (annotate or encoder or not list(model.scorer.parameters())):
+        raise ValueError(f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0")
     optimizers = build_optimizers(model, config)
     start = restore(out / "checkpoint.pt", model, optimizers, config, device, fingerprint(clips)) if resume else 0
     if base is not None:

@@ -28,6 +28,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # FFmpeg's names of MP4 and MOV, of MKV and WebM
+
 
 class VideoError(ValueError):
     """A file that cannot be read as a video; the message names the file and says why."""
@@ -130,15 +132,21 @@ def read_chunks(path: str | os.PathLike, chunk: int, fps: float = 2.0, size: int
     path = Path(path)
     check_file(path)
     first, last, keys = _packet_times(path)
-    ends = _Pass(path, [first, last], size, keys)  # what decodes of the first and the last frame
-    list(ends)
-    first, last = ends.first, last if ends.last is None else ends.last
+    while True:  # until the first and the last frame decode
+        ends = _Pass(path, [first, last], size, keys)
+        list(ends)
+        span = ends.first, last if ends.last is None else ends.last
+        if span == (first, last):
+            break
+        first, last = span
     times = sample_times(last - first, sys.maxsize, fps)
     shown = _Pass(path, [first + t for t in times], size, keys)
-    rest = iter(shown)
+    rest, skipped = iter(shown), 0
     while part := list(itertools.islice(rest, chunk)):
         frames, stamps = zip(*part, strict=True)
-        yield Video(np.stack(frames), [float(t - first) for t in stamps], float(last - first), shown.skipped)
+        times = [float(t - first) for t in stamps]
+        yield Video(np.stack(frames), times, float(last - first), shown.skipped - skipped)
+        skipped = shown.skipped
 
 
 def thinned(video: Video, max_frames: int, fps: float) -> Video:
@@ -211,8 +219,13 @@ def _packets(container, stream):
 
 
 def _packet_times(path: Path) -> tuple[Fraction, Fraction, list[Fraction]]:
-    """Presentation times of the first packet, of the last and of all keyframes, in seconds, without decoding."""
+    """Presentation times of the first packet, of the last and of all keyframes, in seconds, without decoding.
+
+    Of keyframes only where a jump to them is exact: in other containers than `SEEKABLE`, FFmpeg may land elsewhere, or
+    give other stamps after a jump than before.
+    """
     container, stream = _open(path)
+    seekable = container.format.name in SEEKABLE
     stamps, keys = [], []  # in the stream's own clock: fractions are slow
     with container:
         for packet in _packets(container, stream):
@@ -221,7 +234,7 @@ def _packet_times(path: Path) -> tuple[Fraction, Fraction, list[Fraction]]:
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
                 stamps.append(stamp)
-                if packet.is_keyframe and packet.pts is not None:
+                if seekable and packet.is_keyframe and packet.pts is not None:
                     keys.append(stamp)
     if not stamps:
         raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it, say into MP4")
@@ -234,7 +247,7 @@ class _Pass:
 
     wanted  times in rising order; one before the first good frame shows that frame
     keys    times of keyframes: if one lies ahead, and not beyond the next wanted time, the pass goes there at once. A
-            jump that does not land where it should is undone: the file is read through, from its beginning.
+            jump that lands on no keyframe, or behind it, is undone: the file is read through, from its beginning.
     Afterwards: first, last (times of the first good frame and of the last; last is None if there are others after the
     last one shown), skipped (broken parts met on the way).
     """
@@ -250,14 +263,20 @@ class _Pass:
             files.enter_context(container)
             convert = VideoReformatter()  # one for all frames: setting it up costs more than using it
             latest = picture = shape = None  # the frame to show, with its time; as pixels; their shape
-            frames = self._good_frames(container, stream)
+            frames, known = self._good_frames(container, stream), frozenset(self.keys)
             ahead = next(frames, None)  # decoded, and not to be shown yet
             self.first = ahead and ahead[1]
             for time in self.wanted:
                 key = bisect_right(self.keys, time) - 1
                 if ahead is not None and key >= 0 and self.keys[key] > ahead[1]:
                     frames = self._good_frames(container, stream, self.keys[key])
-                    if (ahead := next(frames, None)) is None or ahead[1] > self.keys[key]:
+                    ahead = next(frames, None)
+                    if (
+                        ahead is None
+                        or not ahead[0].key_frame
+                        or not ahead[1] <= self.keys[key]
+                        or ahead[1] not in known
+                    ):
                         self.keys, self.skipped = [], 0
                         container, stream = _open(self.path)
                         files.enter_context(container)
@@ -277,7 +296,9 @@ class _Pass:
             self.last = latest[1] if ahead is None else None
 
     def _good_frames(self, container, stream, key: Fraction | None = None) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Frames that decode, with their times, from the keyframe at `key` on; counts what is broken."""
+        """Frames that decode, with their times, from the keyframe at `key` on; counts what is broken, but not what
+        lies between a jump and its keyframe."""
+        before = self.skipped
         if key is not None:
             try:
                 container.seek(int(key / stream.time_base), stream=stream)
@@ -287,6 +308,8 @@ class _Pass:
             if frame.pts is None or not frame.time_base or frame.is_corrupt:
                 self.skipped += 1
             else:
+                if key is not None:
+                    self.skipped, key = before, None
                 yield frame, frame.pts * Fraction(frame.time_base)
 
     def _decoded(self, container, stream) -> Iterator[av.VideoFrame]:

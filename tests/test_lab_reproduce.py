@@ -210,5 +210,9 @@ def test_a_rows_weights_can_be_shipped(lab):
     assert {w.dtype for w in checkpoint.load(lab[1] / "stts-k50-seed0.pt")["model"].values()} == {torch.float16}
     for a, b in zip(shipped.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    state = checkpoint.load("runs/rows/stts-k50-seed0/checkpoint.pt")
+    torch.save({**state, "step": 1}, "runs/rows/stts-k50-seed0/checkpoint.pt")
+    with pytest.raises(SystemExit, match="is at step 1 of 2: let it end first"):
+        reproduce.main(["--ship", "stts-k50-seed0", "--results", str(lab[1])])
     with pytest.raises(SystemExit, match="no checkpoint at"):
         reproduce.main(["--ship", "nothing", "--results", str(lab[1])])

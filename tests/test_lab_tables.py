@@ -105,7 +105,8 @@ def test_the_page_says_what_the_files_say(tmp_path):
     assert "| **short** | 25.0 | 20.0 | 100.0 (100.0–100.0) | 100.0 | 0.0 |" in text
     assert "| | chance | look-up | 32 frames (2) | frame 0 only (2) | blind (1) |" in text
     assert "| STTS | 30 | 32, 32 | " in text and "cosine, inference only" in text
-    scaled = next(line for line in text.splitlines() if line.startswith("| taught by saliency"))
+    few, scaled = (line for line in text.splitlines() if line.startswith("| taught by saliency"))
+    assert few.endswith("| 0.0 (0.0–0.0) | – | 1 |")
     assert scaled.startswith("| taught by saliency, spread (ours), trained on half of the frames | 50 | 32, 32 | ")
     assert "| elastic, asked at k = 0.5 | 90 | 80.0 | 100.0" in text
     assert "| 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 1 |" in scaled  # against "frames", not the whole model
@@ -149,6 +150,16 @@ def test_rows_that_were_not_made_alike_are_refused(other, what, tmp_path):
     write(tmp_path, "random", 0.5, 0, **other)
     with pytest.raises(SystemExit, match=f"rows of different {what}"):
         main(["--results", str(tmp_path)])
+
+
+def test_seeds_of_one_row_must_have_the_same_settings(tmp_path):
+    for seed, spread in ((0, 0.3), (1, 0.4)):
+        write(tmp_path, "saliency", 0.5, seed, config=dict(k=0.5, seed=seed, steps=250, spread=spread))
+    write(tmp_path, "saliency", 0.8, 0, config=dict(k=0.8, seed=0, steps=250, spread=0.5))
+    with pytest.raises(SystemExit, match=r"rows of different settings of saliency at k = 0.5"):
+        main(["--results", str(tmp_path)])
+    write(tmp_path, "saliency", 0.5, 1, config=dict(k=0.5, seed=1, steps=250, spread=0.3))
+    assert Results(tmp_path / "rows").seeds("saliency", 0.5) == [0, 1]
 
 
 def test_other_seeds_are_not_paired(tmp_path):

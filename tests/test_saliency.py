@@ -146,3 +146,95 @@ def test_the_scorer_is_taught_before_pruning_and_stays(folder, monkeypatch):  # 
     changed = [not torch.equal(a, b) for a, b in pairwise(scorers)]
     assert changed == [False, False, True, True, False, False]
     assert all(not torch.equal(a, b) for a, b in pairwise(words))
+
+
+@pytest.mark.parametrize("k, frames", [(0.05, [4, 2, 2, 4]), (0.03, [2, 2, 2, 3]), (0.5, [1, 4, 1, 3])])
+def test_parts_weigh_as_many_videos_as_there_is_to_learn_from(k, frames):
+    """Whatever k would prune of them."""
+    found = []
+    for accumulate in (1, 2, 4):
+        model = build()
+        config = TrainConfig(k=k, saliency_steps=1, accumulate=accumulate, batch_size=4, sim_weight=0.0)
+        _, loss, *_ = training.forward_backward(model, batch_of(model, frames), config, CPU, 0.0, saliency=True)
+        gradient = torch.cat([p.grad.flatten() for p in model.scorer.parameters()])
+        assert loss > 0 and gradient.abs().sum() > 0  # λ weighs L_sim, not this
+        found.append((loss, gradient))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0])
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-6, atol=1e-9)
+
+
+def test_pictures_are_no_lesson():
+    model = build()
+    batch = batch_of(model, [3, 4])
+    config = TrainConfig(k=0.5, saliency_steps=1)
+    losses = []
+    for still in ([False, False], [True, False]):
+        batch.still = torch.tensor(still)
+        losses.append(training.forward_backward(model, batch, config, CPU, 0.0, saliency=True)[1])
+    batch.still = None
+    alone = training.forward_backward(model, training.parts_of(batch, 2)[1], config, CPU, 0.0, saliency=True)[1]
+    assert losses[1] == pytest.approx(alone) and losses[0] != pytest.approx(alone)
+
+
+def test_the_auxiliary_loss_has_no_say_once_saliency_taught():
+    gradients = []
+    for weight in (0.0, 1.0):
+        model = build()
+        config = TrainConfig(k=0.5, saliency_steps=1, sim_weight=weight)
+        training.forward_backward(model, batch_of(model, [4, 4]), config, CPU, 0.5)
+        gradients.append(model.vit.blocks[0].attention.q_proj.weight.grad)
+    assert torch.equal(*gradients)
+
+
+def test_ranks_follow_their_values_to_any_device():
+    assert ranks(torch.zeros(2, 3, 4, device="meta"), torch.tensor([3, 2])).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "options, message", [(dict(scorer="cosine"), "scorer cosine has no weights"), ({}, "no weights")]
+)
+def test_what_cannot_be_taught_is_refused_before_the_first_step(options, message, folder):  # noqa: F811
+    config = tiny(folder, steps=9, saliency_steps=1, **options)
+    annotate = None if options else lambda clip, video: None
+    with pytest.raises(ValueError, match=message):
+        train(config, False, CPU, annotate=annotate)
+    with pytest.raises(ValueError, match="blind training has no cells"):
+        tiny(folder, saliency_steps=1, steps=9, blind=True)
+
+
+def test_saliency_under_recomputation_is_the_same():
+    grads = []
+    for recompute in (False, True):
+        model = build()
+        config = TrainConfig(k=0.5, saliency_steps=1, recompute=recompute)
+        run = training.wrap(model, config, CPU)
+        training.forward_backward(model, batch_of(model, [4, 2]), config, CPU, 0.0, run=run, saliency=True)
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.equal(*grads)
+
+
+def test_resuming_amid_the_lessons_is_uninterrupted(folder, tmp_path, monkeypatch):  # noqa: F811
+    options = dict(steps=8, image_steps=1, brief_steps=1, saliency_steps=3, elastic=True, spread=0.4, save_every=4)
+    whole = train(tiny(folder, **options, out=str(tmp_path / "whole")), False, CPU)
+    config = tiny(folder, **options, out=str(tmp_path / "parts"))
+    monkeypatch.setattr(training.Interrupt, "asked", True, raising=False)
+    monkeypatch.setattr(training.Interrupt, "__enter__", lambda self: self)
+    monkeypatch.setattr(training.Interrupt, "__exit__", lambda self, *_: None)
+    for _ in range(4):
+        with pytest.raises(SystemExit):
+            train(config, (tmp_path / "parts" / "checkpoint.pt").exists(), CPU)
+    monkeypatch.undo()
+    parts = train(config, True, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_elastic_draws_k_anew_in_each_step():
+    config = TrainConfig(k=0.8, elastic=True, image_steps=2, brief_steps=1, saliency_steps=2)
+    ks = [config.k_at(step) for step in range(205)]
+    assert ks[:5] == [0.0] * 5 and len(set(ks[5:])) > 150 and 0 <= min(ks[5:]) < 0.1 and 0.7 < max(ks) < 0.8
+    assert ks == [config.k_at(step) for step in range(205)]
+    assert ks != [TrainConfig(k=0.8, elastic=True, seed=1).k_at(step) for step in range(205)]
+    assert config.model.spread == 0 and TrainConfig(spread=0.3).model.spread == 0.3
+    with pytest.raises(ValueError, match="spread = -1"):
+        TrainConfig(spread=-1.0)

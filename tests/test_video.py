@@ -414,10 +414,74 @@ def test_a_pass_goes_to_the_keyframe_before_what_it_shows(name, bf, tmp_path, lo
     looked_at.clear()
     video = read_video(path, 6)
     assert video.times == wanted and (video.frames == shown).all()
-    if (name, bf) != ("a.ts", "3"):  # there FFmpeg lands behind the keyframe, so the file is read through
+    if name != "a.ts":  # there FFmpeg may land behind the keyframe, so the file is read through
         assert len(looked_at) < 80  # of 200
     part = read_video(path, 6, start=12.0, end=12.4)
     assert (part.frames[0] == read_video(path, 500, 10).frames[120]).all()
+
+
+@pytest.mark.parametrize("codec, bf", [("mpeg1video", "2"), ("mpeg2video", "2"), ("mpeg2video", "0"), ("mpeg4", "2")])
+@pytest.mark.parametrize("name", ["a.mpg", "a.vob", "a.mp4"])
+def test_where_jumps_are_not_exact_the_file_is_read_through(codec, bf, name, tmp_path):
+    """FFmpeg gives other stamps after a jump in a program stream; an MP4 may call every frame a keyframe."""
+    path = write(tmp_path / name, moving_square(120), range(120), Fraction(1, 25), codec=codec, bf=bf, g="10")
+    first, last, _ = video_module._packet_times(path)
+    through = list(video_module._Pass(path, [first + t for t in sample_times(last - first, 8)], None, []))
+    video = read_video(path, 8)
+    assert video.times == [float(t - first) for _, t in through] and video.skipped == 0
+    assert all((a == b).all() for a, (b, _) in zip(video.frames, through, strict=True))
+
+
+def test_what_lies_between_a_jump_and_its_keyframe_is_not_broken(monkeypatch):
+    """Frames without a stamp, say, that a decoder gives before it finds its place."""
+    stream = Stream(picture(0, 10), None, picture(50, 20), picture(60, 30))
+    stream.seek = lambda *_, **__: setattr(stream, "parts", [None, None, picture(50, 20), None, picture(60, 30)])
+    for part in (stream.parts[0], stream.parts[2]):
+        part.pict_type, part.key_frame = PictureType.I, True
+    monkeypatch.setattr(video_module, "_open", lambda _: (stream, stream))
+    good = video_module._Pass("clip", [], None, [])
+    assert [t for _, t in good._good_frames(stream, stream, Fraction(5))] == [5, 6]
+    assert good.skipped == 1
+
+
+def test_a_seek_that_fails_is_undone(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", moving_square(100), range(0, 10000, 100), g="10", sc_threshold="0")
+    wanted = [Fraction(i) for i in range(10)]
+    real = video_module._open
+
+    class Stubborn:
+        """A container that cannot seek."""
+
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            closed.append(1)
+            self.container.close()
+
+        def seek(self, *_, **__):
+            raise av.InvalidDataError(1, "no")
+
+    opened, closed = [], []
+
+    def open_stubborn(path):
+        container, stream = real(path)
+        opened.append(1)
+        return Stubborn(container), stream
+
+    through = list(video_module._Pass(path, wanted, None, []))
+    keys = video_module._packet_times(path)[2]
+    monkeypatch.setattr(video_module, "_open", open_stubborn)
+    tried = video_module._Pass(path, wanted, None, keys)
+    shown = list(tried)
+    assert [t for _, t in shown] == [t for _, t in through] and tried.skipped == 0
+    assert len(opened) == len(closed) == 2
 
 
 def test_a_jump_to_the_wrong_place_is_undone(tmp_path, looked_at):
@@ -457,9 +521,10 @@ class Stream:
     which the container breaks off."""
 
     time_base = Fraction(1, 10)
+    name = "mov,mp4,m4a,3gp,3g2,mj2"
 
     def __init__(self, *parts):
-        self.parts, self.codec_context = parts, self
+        self.parts, self.codec_context, self.format = parts, self, self
 
     def __enter__(self):
         return self

@@ -129,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         import transformers
     except ImportError:
         sys.exit(f"{parser.prog}: error: transformers is not installed: pip install -e '.[backbones]'")
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: give at least 1")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     print(

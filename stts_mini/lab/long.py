@@ -36,7 +36,7 @@ from stts_mini import checkpoint
 from stts_mini.eval import parse_k
 from stts_mini.lab.bench import SHAPES, build, device_name, high_water, load_average
 from stts_mini.lab.reproduce import commit, write_json
-from stts_mini.model import VLM, Encoded
+from stts_mini.model import VLM, Encoded, check_scores
 from stts_mini.packing import check_k, num_removed, select
 from stts_mini.scorer import attention_bias, spread
 from stts_mini.video import read_chunks
@@ -55,7 +55,7 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
     check_k(k)
     cfg, l = model.config, model.config.score_after
     injects = getattr(model.scorer, "injects_bias", False) and cfg.bias != "none"
-    tokens, keeps, scores, start = [], [], [], 0
+    tokens, keeps, scores, start = [], [], [], 0  # of each chunk
     for x, own, keep, pruned in (in_one_pass if one_pass else in_two_passes)(model, chunks, k):
         some, key_bias = keep.any(1), None  # frames of which nothing is kept cost no more
         if injects and pruned:
@@ -68,6 +68,8 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
         keeps.append(keep)
         scores.append(own)
         start += len(keep)
+    if not keeps:
+        raise ValueError("there are no frames: chunks() must give them anew at each call")
     keep = torch.cat(keeps)[None]  # (1, T, C)
     shown = torch.ones(keep.shape[:2], dtype=torch.bool)
     return Encoded(torch.cat(tokens), keep.sum(2).cpu(), shown, keep.nonzero(), keep, torch.cat(scores)[None])
@@ -79,7 +81,10 @@ Part = tuple[Tensor, Tensor, Tensor, bool]
 
 def in_two_passes(model: VLM, chunks: Chunks, k: float) -> Iterator[Part]:
     """Score all frames, select over the whole video, then begin again with what is kept."""
-    scores = torch.cat([own for _, own in scored(model, chunks())])  # (T, C)
+    scores = [own for _, own in scored(model, chunks())]
+    if not scores:
+        return
+    scores = torch.cat(scores)  # (T, C)
     keep = select(spread(scores[None], model.config.spread), k)[0]
     pruned, start = num_removed(k, scores.shape[1], len(scores)) > 0, 0
     for frames in chunks():
@@ -93,8 +98,8 @@ def in_one_pass(model: VLM, chunks: Chunks, k: float) -> Iterator[Part]:
     start = 0
     for x, own in scored(model, chunks()):
         keep = within_budget(spread(own, model.config.spread, start), k, start)
-        yield x[keep.any(1)], own, keep, k > 0
         start += len(x)
+        yield x[keep.any(1)], own, keep, num_removed(k, model.config.cells, start) > 0  # no bias before anything goes
 
 
 def scored(model: VLM, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -104,7 +109,8 @@ def scored(model: VLM, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tenso
     for frames in chunks:
         x = model.stem(frames.to(model.vit.position_embedding.device))
         seen = x if before is None else torch.cat([before, x])
-        yield x, model.scorer(seen[None], None)[0, -len(x) :]
+        own = model.scorer(seen[None], torch.tensor([len(seen)]))
+        yield x, check_scores(own, (1, len(seen), model.config.cells))[0, -len(x) :]
         before = x[-1:]
 
 
@@ -211,8 +217,10 @@ def tokens_of(frames: int, k: float, cells: int) -> int:
     return cells * frames - num_removed(k, cells, frames) + 3 * frames
 
 
-def takes_over(cost: dict[str, float], k: float, cells: int) -> int:
-    """Frames from which on the LLM's quadratic part costs more than all the rest."""
+def takes_over(cost: dict[str, float], k: float, cells: int) -> int | None:
+    """Frames from which on the LLM's quadratic part costs more than all the rest; None if none was measured."""
+    if cost["pair"] <= 0:
+        return None
     each = tokens_of(1000, k, cells) / 1000  # tokens a frame
     return round((cost["frame"] + cost["token"] * each) / (cost["pair"] * each**2))
 
@@ -242,7 +250,7 @@ def page(report: dict) -> str:
     lines.append(
         f"cost model: {1e3 * cost['frame']:.2f} ms a frame (two passes), {1e6 * cost['token']:.1f} µs a token,"
         f" {1e9 * cost['pair']:.2f} ns a pair; the pairs cost more than all the rest from"
-        f" {takes_over(cost, k, cells)} frames on"
+        f" {takes_over(cost, k, cells) or '?'} frames on"
     )
     return "\n".join(lines)
 
@@ -297,14 +305,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         torch.set_num_threads(args.threads)
-        if args.chunk < 1:
-            raise ValueError(f"--chunk {args.chunk}: give at least 1 frame")
+        for name, least in (("--chunk", args.chunk), ("--frames", min(args.frames))):
+            if least < 1:
+                raise ValueError(f"{name} {least}: give at least 1 frame")
         if args.one:
             model, (way, frames) = build(SHAPES["narrow"], torch.device("cpu")), args.one
             size = model.config.vit.image_size
             taken(model, partial(drawn_chunks, 2, 1, size), args.k, way)  # whatever is set up once
             print(json.dumps(taken(model, partial(drawn_chunks, int(frames), args.chunk, size), args.k, way)))
         elif args.curve:
+            if args.plot:
+                import matplotlib  # noqa: F401  (better missed now than after the measuring)
             report = curve(args)
             print(page(report))
             write_json(args.curve, report)
@@ -321,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f" {took['way']} of {args.chunk} frames at a time: {took['seconds']:.1f} s, decoding included,"
                 f" {took['bytes'] / 1e6:.0f} MB beyond the weights"
             )
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
 
 

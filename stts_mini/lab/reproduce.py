@@ -147,9 +147,9 @@ def rows_of(table: str) -> list[Row]:
         scaled = [Row(m, 0.5, s) for m in ("saliency-few", "frames") for s in SEEDS]
         return [*ladder[:3], *(row for row in ladder if row.k == 0.5 and row.method != "random"), *scaled]
     if table == "depth":  # the paper's Figure 6
-        return [Row(m, 0.5, 0) for m in ("stts", "deeper", "saliency", "saliency-deeper")]
+        return [ladder[0], *(Row(m, 0.5, 0) for m in ("stts", "deeper", "saliency", "saliency-deeper"))]
     if table == "elastic":
-        return [Row("elastic", 0.9, 0), *(Row("saliency", k, 0) for k in (0.3, 0.5, 0.8, 0.9))]
+        return [ladder[0], Row("elastic", 0.9, 0), *(Row("saliency", k, 0) for k in (0.3, 0.5, 0.8, 0.9))]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
 
 
@@ -240,9 +240,14 @@ def train_base(folder: Path, data: str, seed: int, device: torch.device) -> Path
 
 
 def ship(run: Path, path: Path) -> None:
-    """A run's weights alone, in half precision: small enough for a repository."""
+    """A finished run's weights alone, in half precision: small enough for a repository. Raises ValueError for a run
+    that has not ended."""
     model, state = checkpoint.load_model(run)
     rest = {name: state[name] for name in ("step", "train_config", "world")}
+    if rest["step"] < (steps := rest["train_config"]["steps"]):
+        raise ValueError(f"{run} is at step {rest['step']} of {steps}: let it end first")
+    short = {name: "/".join(Path(rest["train_config"][name]).parts[-2:]) for name in ("data", "out", "init")}
+    rest["train_config"] = {**rest["train_config"], **short}  # without the machine's folders
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(path, model.half(), **rest)
 
@@ -320,25 +325,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         "python -m stts_mini.lab.reproduce", description=__doc__.split("\n")[0], allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--base", type=int, metavar="SEED", help="train the unpruned model with this seed")
     what.add_argument("--table", choices=TABLES, help="train what is missing of one table")
     what.add_argument("--all", action="store_true", help="train whatever is missing")
-    what.add_argument("--ship", metavar="ROW", help="keep a finished row's weights beside the bases")
     what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
+    parser.add_argument("--ship", metavar="ROW", help="keep a finished row's weights beside the bases")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only rows of these seeds")
     parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="folder of bases and rows")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
     parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
     args = parser.parse_args(argv)
+    if args.base is None and not (args.table or args.all or args.scorer or args.ship):
+        parser.error("give --base, --table, --all, --scorer or --ship")
     device = pick_device("auto")
     try:
+        if args.scorer:
+            find_scorer(args.scorer)
         if args.ship:
             ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
             return
-        if args.scorer:
-            find_scorer(args.scorer)
         for seed in sorted({seed % BASES for seed in args.seeds}) if args.base is None else [args.base]:
             train_base(args.results, args.data, seed, device)
         if args.base is not None:

@@ -121,10 +121,20 @@ class Results:
             row = record["row"]
             self.records[row["method"], row["k"], row["seed"]] = record
         recipe = lambda r: {name: x for name, x in r["config"].items() if name not in ONE_METHODS_OWN}
+        whole = lambda r: {name: x for name, x in r["config"].items() if name not in ("seed", "scorer")}
         for what, of in (
             ("test sets", lambda r: r["fingerprint"]),
             ("devices", lambda r: r["device"]),
             ("recipes", lambda r: json.dumps(recipe(r), sort_keys=True)),
+            *(
+                (
+                    f"settings of {m} at k = {k}",
+                    lambda r, row=(m, k): (
+                        json.dumps(whole(r), sort_keys=True) if (r["row"]["method"], r["row"]["k"]) == row else None
+                    ),
+                )
+                for m, k, _ in self.records
+            ),
             *((f"bases {b}", lambda r, b=b: r["base_sha256"] if r["base"] == b else None) for b in range(9)),
         ):
             if len(marks := {of(r) for r in self.records.values()} - {None}) > 1:
@@ -281,7 +291,7 @@ def tasks(results: Results) -> str:
 def scaling(results: Results) -> str:
     """Table 3: more frames at test time, the same model, beside unpruned models with about as many vision tokens."""
     lines = [
-        "| | k | frames trained, asked | long | minus unpruned, as many tokens | seeds |",
+        "| | k | frames trained, asked | long | minus an unpruned model with as many tokens | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for method, k, other in (
@@ -292,8 +302,9 @@ def scaling(results: Results) -> str:
         for way in ("as trained", "scaled") if both else ():
             scores, unpruned = results.scores(method, k, way, both), results.scores(*other, seeds=both)
             trained, asked = (results.asked(method, k, w)["max_frames"] for w in ("as trained", way))
-            line = [NAMES[method], round(100 * k), f"{trained}, {asked}", with_interval(scores, "long")]
-            lines.append(f"| {' | '.join(map(str, [*line, against(scores, unpruned, 'long'), len(both)]))} |")
+            minus = against(scores, unpruned, "long") if way == "scaled" else "–"
+            line = [NAMES[method], round(100 * k), f"{trained}, {asked}", with_interval(scores, "long"), minus]
+            lines.append(f"| {' | '.join(map(str, line))} | {len(both)} |")
     return "\n".join(lines)
 
 
