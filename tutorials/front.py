@@ -42,10 +42,11 @@ def main() -> None:
     shipped = str(Path(__file__).parent / "results" / "saliency-k80-seed0.pt")
     parser.add_argument("checkpoint", nargs="?", default=shipped, help="a model that prunes")
     parser.add_argument("--k", type=float, default=0.8)
-    parser.add_argument("--clip", type=int, default=5, help="which short clip of the validation set")
+    parser.add_argument("--clip", type=int, default=3, help="which short clip of the validation set")
     parser.add_argument("--data", default="data")
     parser.add_argument("--out", default=str(Path(__file__).parent / "front.png"))
     args = parser.parse_args()
+    # the default clip is one whose answer stands in kept cells: look before you take another
     model = checkpoint.load_model(args.checkpoint)[0].float()
     clips = test_set(args.data, model.config.vit.image_size, args.clip + 1, "val", ["short"])
     video, encoded, qa, said = run(model, clips[args.clip], args.k)
@@ -56,7 +57,7 @@ def main() -> None:
     scores = picture.to_pixels(encoded.scores[0].numpy(), 48)
     rows = (
         (f"{T} frames, {T * C} cells", video.frames, {}),
-        ("a score for each", scores, dict(cmap=draw.HEAT, vmin=0, vmax=1)),
+        ("score, 0 dark\nto 1 light", scores, dict(cmap=draw.HEAT, vmin=0, vmax=1)),
         (f"k = {args.k:g}: {int(encoded.kept.sum())} stay", draw.dimmed(video.frames, encoded.keep[0]), {}),
     )
     for i, (name, pictures, options) in enumerate(rows):
@@ -65,13 +66,16 @@ def main() -> None:
             ax.imshow(pictures[t], **options)
             ax.set(xticks=[], yticks=[])
             if i == 0:
-                ax.set_title(f"{video.stamps[t]} s", fontsize=8, color=draw.frame_colour(t, T))
+                ax.set_title(f"{video.stamps[t]} s", fontsize=8)
+                ax.spines[:].set(color=draw.frame_colour(t, T), linewidth=3)
+            if i == 2:
+                ax.set_xlabel(f"t={t}", fontsize=8)
             if t == 0:
                 ax.set_ylabel(name.replace(", ", ",\n").replace(": ", ":\n"), fontsize=8)
     bins = figure.add_subplot(grid[3, :])
     title = f"packed into {len(encoded.packed.frame)} rows of one frame's length; only these go on, through ViT and LLM"
     draw.bins(encoded.packed.frame.numpy(), T, title, cell=model.config.w**2, ax=bins)
-    bins.set_xlabel(f"Q: {qa.question}    A: {said}", fontsize=11)
+    figure.suptitle(f"{qa.question}   {said}", fontsize=12)
     figure.savefig(args.out, dpi=100)
     print(f"{args.out}: {qa.question} {said} ({'right' if said.strip() == qa.answer else f'wrong: {qa.answer}'})")
 

@@ -217,6 +217,8 @@ def row(results: Results, method: str, k: float, way: str = "as trained", name: 
         effective = percent(1 - tokens)
     budget = k if method in ("frames", "resolution") else asked["k"]  # what an unpruned model spends, by other means
     nominal = "100" if method == "blind" else str(round(100 * budget))
+    if way == "1 frames":
+        nominal = effective = "–"  # the other frames were not pruned, they were never there
     groups = [with_interval(scores, group) for group in ("short", "long", "average")]
     kept = "–" if kept is None else percent(kept)
     name = name or NAMES.get(method, method.rpartition(":")[2])
@@ -310,6 +312,8 @@ def scaling(results: Results) -> str:
 
 def depth(results: Results) -> str:
     """Figure 6: scored a block deeper (of six: one dense block more)."""
+    if not any(method in ("deeper", "saliency-deeper") for method, *_ in results.records):
+        return ""
     pairs = (("stts", "deeper"), ("saliency", "saliency-deeper"))
     return "\n".join([HEAD, *filter(None, (row(results, m, 0.5) for pair in pairs for m in pair))])
 
@@ -322,7 +326,7 @@ def elastic(results: Results) -> str:
             way = "as trained" if k == own else f"k = {k}"
             lines.append(row(results, "elastic", own, way, f"elastic, asked at k = {k}"))
             lines.append(row(results, "saliency" if k else "unpruned", k))
-    return "\n".join([HEAD, *filter(None, lines)])
+    return "\n".join([HEAD, *filter(None, lines)]) if lines else ""
 
 
 def page(results: Results) -> str:
@@ -330,20 +334,30 @@ def page(results: Results) -> str:
     torch = sorted({r["torch"] for r in results.records.values()})
     commits = sorted({r["commit"] for r in results.records.values()})
     bases = len({r["base"] for r in results.records.values()})
-    parts = [
-        "# Results\n\nMade by `python -m stts_mini.lab.tables` from the files in [rows](rows), which"
-        " `python -m stts_mini.lab.reproduce --all` makes. Percent; the number in brackets after a column's or in the"
-        " last column counts seeds. 95% intervals from resampling seeds and clips (with one seed: clips alone, so too"
-        f" narrow; the seeds share {bases} unpruned bases, so few seeds say little of another base); differences"
-        f" paired. Test set {results.fingerprint}; torch {', '.join(torch)}; commits {', '.join(commits)}.",
-        "## Accuracy against k (the paper's Tables 1 and 8)\n\n" + ladder(results),
-        "## STTS against others, paired\n\n" + pairs(results),
-        "## Other ways to prune (Tables 2 and 5)\n\n" + methods(results),
-        "## More frames at test time (Table 3)\n\n" + scaling(results),
-        "## Scored deeper (Figure 6)\n\n" + depth(results),
-        "## One model for every k (ours)\n\n" + elastic(results),
-        "## The tasks, unpruned\n\n" + tasks(results),
+    intro = [
+        "# Results",
+        "Made by `python -m stts_mini.lab.tables` from the files in [rows](rows), which `python -m"
+        f" stts_mini.lab.reproduce --all` makes. Test set {results.fingerprint}; torch {', '.join(torch)}; commits"
+        f" {', '.join(commits)}.",
+        "Percent. The last column, or a number in brackets after a column's name, counts seeds. Intervals are 95%, from"
+        " resampling seeds and clips; with one seed they resample clips alone, so they are too narrow. Differences are"
+        f" paired. The rows start from {bases} unpruned base{'s' * (bases > 1)}: few seeds say little of another base.",
+        "*Effective k*: the share of the vision tokens that is really gone; frame 0 stays, so no more than C·(T−1) of"
+        " C·T cells can go. *Evidence kept*: of the pixels that answers depend on (frame 0 left out), the share in kept"
+        " cells. *Inference only*: the unpruned row's model, asked with this method. *Spread* is 0.3 (see"
+        " `scorer.spread`). The tasks are explained in [world.py](../../stts_mini/world.py); long is the mean of seven,"
+        " short of six.",
     ]
+    sections = {
+        "Accuracy against k (the paper's Tables 1 and 8)": ladder(results),
+        "STTS against others, paired": pairs(results),
+        "Other ways to prune (Tables 2 and 5)": methods(results),
+        "More frames at test time (Table 3)": scaling(results),
+        "Scored a block deeper, of six (Figure 6)": depth(results),
+        "One model for every k (ours)": elastic(results),
+        "The tasks, unpruned": tasks(results),
+    }
+    parts = intro + [f"## {title}\n\n{table}" for title, table in sections.items() if table]
     return "\n\n".join(parts) + "\n"
 
 
