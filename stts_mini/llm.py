@@ -54,24 +54,33 @@ class LLMConfig:
 
 
 class KVCache:
-    """Keys and values of every layer, (R, kv_heads, P, d) each, growing along P."""
+    """Keys and values of every layer, (R, kv_heads, P, d) each, growing along P: in buffers with room to spare, so that
+    a new token is written behind the old ones, and moves none of them."""
 
     def __init__(self):
-        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.layers: list[tuple[Tensor, Tensor]] = []  # the buffers
+        self.lengths: list[int] = []  # P of each layer
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add new keys and values to a layer and return all of its."""
         if layer == len(self.layers):
             self.layers.append((k, v))
-        else:
-            old_k, old_v = self.layers[layer]
-            self.layers[layer] = (torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2))
-        return self.layers[layer]
+            self.lengths.append(k.shape[2])
+            return k, v
+        P, end = self.lengths[layer], self.lengths[layer] + k.shape[2]
+        if end > self.layers[layer][0].shape[2]:  # half as much again
+            room = (0, 0, 0, max(end - P, P // 2))
+            self.layers[layer] = tuple(F.pad(old[:, :, :P], room) for old in self.layers[layer])
+        for buffer, new in zip(self.layers[layer], (k, v), strict=True):
+            buffer[:, :, P:end] = new
+        self.lengths[layer] = end
+        return tuple(buffer[:, :, :end] for buffer in self.layers[layer])
 
     def rows(self, index: Tensor) -> KVCache:
         """A new cache with these rows, in this order; a row may be taken several times."""
         taken = KVCache()
         taken.layers = [(k[index], v[index]) for k, v in self.layers]
+        taken.lengths = list(self.lengths)
         return taken
 
 

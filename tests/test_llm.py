@@ -152,3 +152,24 @@ def test_tied_and_untied_heads():
 def test_sizes_that_do_not_divide_are_refused(sizes):
     with pytest.raises(ValueError, match=r"not a multiple|not even"):
         LLMConfig(**sizes)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(0, 2**31))
+def test_a_cache_holds_what_was_put_into_it(lengths, seed):
+    """Whatever room it takes; and rows that were taken out of it go their own way."""
+    torch.manual_seed(seed)
+    new = [(torch.randn(2, 3, n, 4), torch.randn(2, 3, n, 4)) for n in lengths]
+    cache, taken = KVCache(), None
+    for i, (k, v) in enumerate(new):
+        for layer in (0, 1):
+            keys, values = cache.append(layer, k + layer, v - layer)
+        so_far = [torch.cat([pair[j] for pair in new[: i + 1]], dim=2) for j in (0, 1)]
+        assert torch.equal(keys, so_far[0] + 1) and torch.equal(values, so_far[1] - 1)
+        if i == 0:
+            taken = cache.rows(torch.tensor([1, 1, 0]))
+    other = torch.randn(3, 3, 2, 4)
+    keys, _ = taken.append(0, other, other)
+    assert torch.equal(keys, torch.cat([new[0][0][[1, 1, 0]], other], dim=2))
+    keys, _ = cache.append(0, other[:2], other[:2])
+    assert torch.equal(keys, torch.cat([so_far[0], other[:2]], dim=2))
+    assert torch.equal(new[0][0], so_far[0][:, :, : lengths[0]])  # what was given is nobody's buffer
