@@ -384,6 +384,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     if scorer != trained:
         model.scorer = own(model.config.scorer).to(device)
     blind, tokenizer = model.encode_blind, tokenizer_of(state)
+    trained = trained if train["k"] else "unpruned, no scorer"
     name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}), k = {k}"
     print(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames")
     count = f"{len(clips)} clips" if is_own(args.data) else f"{args.clips} clips of each kind"
