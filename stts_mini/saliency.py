@@ -4,9 +4,9 @@
     L_sal = (1/(T·C)) · Σ over t ≥ 1 and cells of (s − rank)²       rank of the cell's saliency in its video, 0 to 1
 
 Why. The paper's two teachers say nothing of what a cell is worth to an answer. The auxiliary loss says what changed.
-The LM's gradient on a score says whether *more* attention to a cell would help; in a model that is trained already it
-would have been paid, so the expected gradient is about zero, on cells that matter and on cells that don't. What
-tells them apart is its size: where nothing is read, nothing depends on it. |xᵀ∂/∂x| is the first-order change of the
+The LM's gradient on a score says whether *more* attention to a cell would help; a model that is trained already would
+have paid it, and in ours the mean cannot be told from zero, on cells that matter and on cells that don't (notebook 9).
+What tells them apart is its size: where nothing is read, nothing depends on it. |xᵀ∂/∂x| is the first-order change of the
 log-odds were the token taken away (Taylor importance, as in Molchanov et al., arXiv 1611.06440). Log-odds and not the
 log-likelihood, whose gradient is (1 − p) times theirs: what is answered with certainty would count for nothing.
 

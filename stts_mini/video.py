@@ -271,12 +271,8 @@ class _Pass:
                 if ahead is not None and key >= 0 and self.keys[key] > ahead[1]:
                     frames = self._good_frames(container, stream, self.keys[key])
                     ahead = next(frames, None)
-                    if (
-                        ahead is None
-                        or not ahead[0].key_frame
-                        or not ahead[1] <= self.keys[key]
-                        or ahead[1] not in known
-                    ):
+                    landed = ahead is not None and ahead[0].key_frame and ahead[1] in known
+                    if not landed or ahead[1] > self.keys[key]:
                         self.keys, self.skipped = [], 0
                         container, stream = _open(self.path)
                         files.enter_context(container)
