@@ -178,7 +178,7 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
     blocks = (*model.vit.blocks, *model.llm.layers)
-    if config.saliency_steps:  # its steps go backward twice through the same graph
+    if config.compile and config.saliency_steps:  # whose steps go backward twice through one graph
         torch._functorch.config.donated_buffer = False
     for block in blocks if config.compile else ():
         block.compile(dynamic=True)
