@@ -179,7 +179,9 @@ def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[...,
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
     blocks = (*model.vit.blocks, *model.llm.layers)
     if config.compile and config.saliency_steps:  # whose steps go backward twice through one graph
-        torch._functorch.config.donated_buffer = False
+        import torch._functorch.config as compiled
+
+        compiled.donated_buffer = False
     for block in blocks if config.compile else ():
         block.compile(dynamic=True)
     for block in blocks if config.recompute else ():  # keep each block's input only; the rest is computed twice
