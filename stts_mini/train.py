@@ -70,6 +70,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def went_wrong(step: int, values: str, clips: str, saved: Path | None) -> TrainError:
+    """The error of a step whose loss or gradient is no number."""
+    last = f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"
+    return TrainError(f"step {step}: {values}, on clips {clips}; {last}. Try a lower --lr and --muon-lr")
+
+
 def build_model(config: TrainConfig, device: torch.device) -> VLM:
     """A fresh model from the config's seed. Its time stamps start as
     sines of their times, wavelengths 1 to 300 s: near times look alike, and none is wholly new when seen."""
@@ -266,13 +272,9 @@ def train(
                     p.grad = None  # it stays as it was taught
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             if not math.isfinite(task + sim) or not torch.isfinite(norm):
-                saved = step + 1 > config.save_every or start > 0
-                last = f"the last good checkpoint is {out / 'checkpoint.pt'}" if saved else "nothing was saved yet"
-                raise TrainError(
-                    f"step {step}: loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}, on clips"
-                    f" {sampler.clip_numbers(step)} of {index} (seed {config.seed}); {last}."
-                    " Try a lower --lr and --muon-lr"
-                )
+                saved = out / "checkpoint.pt" if step + 1 > config.save_every or start > 0 else None
+                values = f"loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}"
+                raise went_wrong(step, values, f"{sampler.clip_numbers(step)} of {index} (seed {config.seed})", saved)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
