@@ -139,4 +139,4 @@ def test_a_step_holds_the_counted_floor_and_not_much_more(k):
         sum(x.untyped_storage().nbytes() for at, x in held.items() if at not in weights and x.dtype.itemsize == 4) / 4
     )
     floor = saved_floats(config, needed(config, kept(output), k, TEXT, stamp=2))
-    assert floor <= floats < 2 * floor
+    assert floor <= floats < 1.5 * floor

@@ -159,7 +159,8 @@ def saved_floats(config: VLMConfig, work: Work) -> int:
     """Numbers that a training step must hold for its backward pass, if it keeps what each layer reads and nothing
     twice, and recomputes nothing: in a ViT block both norms' inputs and outputs, Q, K, V, the attention's result, the
     MLP's hidden layer before and after GELU; in an LLM layer the same, with Q and K before and after their norms, and
-    three widths of the SwiGLU. (Statistics of norms and softmax, masks and logits' gradients are left out.)
+    four widths of the SwiGLU: gate, SiLU of it, up, and the product. (Statistics of norms and softmax, masks and
+    logits' gradients are left out.)
     """
     vit, llm, w2 = config.vit, config.llm, config.w**2
     D, heads, kv_heads = vit.width, llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
@@ -171,8 +172,8 @@ def saved_floats(config: VLMConfig, work: Work) -> int:
     # a pooler: its input, the mean, K, V, the query, the pooled cell
     floats += work.scored * (w2 * 2 * D + 3 * D + 2 * D + 4 * config.scorer_mlp) * (config.scored_by == "stts")
     taps = len(config.taps) * D
-    floats += work.kept * (w2 * (2 * taps + 2 * D) + taps + 3 * D + 3 * config.connector_mlp + 2 * llm.width)
-    layer = 4 * llm.width + 3 * heads + 3 * kv_heads + 3 * llm.mlp
+    floats += work.kept * (w2 * (2 * taps + 2 * D) + taps + 3 * D + 4 * config.connector_mlp + 2 * llm.width)
+    layer = 4 * llm.width + 3 * heads + 3 * kv_heads + 4 * llm.mlp
     return floats + work.tokens * llm.depth * layer + work.logits * llm.vocab_size
 
 
