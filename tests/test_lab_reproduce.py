@@ -140,6 +140,15 @@ def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, mo
         path.unlink()
 
 
+def test_a_row_may_have_its_own_number_of_steps(lab):
+    row = Row("saliency@3", 0.5, 0)
+    assert row.name == "saliency@3-k50-seed0"
+    record = run_row(row, *lab)
+    assert record["config"]["steps"] == 3 and record["config"]["saliency_steps"] == 1
+    assert len((Path("runs/rows") / row.name / "log.csv").read_text().splitlines()) == 1 + 3
+    assert set(record["asked"]) == {"as trained"} and record["cpu_seconds"] > 0
+
+
 def test_the_rows_of_the_tables():
     k, methods = rows_of("k"), rows_of("methods")
     assert len(set(k)) == len(k) == 3 + 27 + 12 and len(set(methods)) == len(methods)

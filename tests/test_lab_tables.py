@@ -141,7 +141,8 @@ def test_the_readmes_table_is_made_and_checked(tmp_path):
         (dict(fingerprint="xyz"), "test sets"),
         (dict(base_sha256="b9"), "bases 0"),
         (dict(device="cuda"), "devices"),
-        (dict(config=dict(k=0.5, seed=0, steps=300)), "recipes"),
+        (dict(config=dict(k=0.5, seed=0, steps=250, lr=1.0)), "recipes"),
+        (dict(config=dict(k=0.5, seed=0, steps=300)), "numbers of steps"),
     ],
 )
 def test_rows_that_were_not_made_alike_are_refused(other, what, tmp_path):
@@ -150,6 +151,25 @@ def test_rows_that_were_not_made_alike_are_refused(other, what, tmp_path):
     write(tmp_path, "random", 0.5, 0, **other)
     with pytest.raises(SystemExit, match=f"rows of different {what}"):
         main(["--results", str(tmp_path)])
+
+
+def test_shorter_and_longer_rows_stand_beside_their_time(tmp_path):
+    write(tmp_path, "unpruned", 0.0, 0, p=1.0, cpu_seconds=600.0)
+    write(tmp_path, "unpruned", 0.0, 1, p=1.0)  # its time is not known
+    write(tmp_path, "unpruned@50", 0.0, 0, p=short_only, cpu_seconds=120.0, config=dict(k=0.0, seed=0, steps=50))
+    write(tmp_path, "stts@500", 0.8, 1, p=short_only, cpu_seconds=90.0, config=dict(k=0.8, seed=1, steps=500))
+    write(tmp_path, "stts", 0.8, 1, p=1.0)
+    write(tmp_path, "random", 0.8, 0)
+    main(["--results", str(tmp_path)])
+    text = (tmp_path / "README.md").read_text().split("## Shorter and longer training")[1].split("##")[0]
+    halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0)"
+    whole = "100.0 (100.0–100.0) | 100.0 (100.0–100.0) | 100.0 (100.0–100.0)"
+    assert text.strip().splitlines()[2:] == [
+        f"| unpruned | 0 | 50 | 2.0 (1) | {halved} | −50.0 (−50.0 to −50.0) | 1 |",
+        f"| unpruned | 0 | 250 | 10.0 (1) | {whole} | – | 2 |",
+        f"| STTS | 80 | 250 | – | {whole} | +0.0 (+0.0 to +0.0) | 1 |",
+        f"| STTS | 80 | 500 | 1.5 (1) | {halved} | −50.0 (−50.0 to −50.0) | 1 |",
+    ]
 
 
 def test_seeds_of_one_row_must_have_the_same_settings(tmp_path):

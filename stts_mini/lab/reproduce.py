@@ -67,7 +67,7 @@ RECIPE = dict(
 @dataclass(frozen=True)
 class Row:
     """One trained model: by this method (a key of METHODS, or a scorer's name), at this k, from base `seed` mod
-    BASES."""
+    BASES. A key may end in @ and a number of steps, in the place of the recipe's."""
 
     method: str
     k: float
@@ -80,7 +80,8 @@ class Row:
 
     def config(self, data: str, init: Path) -> TrainConfig:
         """All settings of the run."""
-        k, settings = self.k, dict(METHODS.get(self.method, {"scorer": self.method}))
+        method, steps = parted(self.method)
+        k, settings = self.k, {**METHODS.get(method, {"scorer": method}), **({"steps": steps} if steps else {})}
         if self.method == "frames":  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
         if self.method == "saliency-few":
@@ -114,6 +115,16 @@ METHODS = {  # what a row's method means, as settings of the training run
 }
 
 
+def parted(method: str) -> tuple[str, int | None]:
+    """A row's method, and its own number of steps.
+
+    >>> parted("unpruned@100"), parted("stts"), parted("some@1.py:Mine")
+    (('unpruned', 100), ('stts', None), ('some@1.py:Mine', None))
+    """
+    name, _, steps = method.rpartition("@")
+    return (name, int(steps)) if name in METHODS else (method, None)
+
+
 def oracle(clip: Clip, video: Video) -> np.ndarray:
     """A scorer that knows which cells hold something that an answer depends on; among those, and among the others,
     chance decides (the same for a clip at every step: a spread over all frames, not a best choice)."""
@@ -124,10 +135,10 @@ def oracle(clip: Clip, video: Video) -> np.ndarray:
 
 def taught_by(method: str) -> dict:
     """What a method gives to `train` and `evaluate`, beside settings."""
-    return {"oracle": dict(annotate=oracle), "tome": dict(encoder=merging)}.get(method, {})
+    return {"oracle": dict(annotate=oracle), "tome": dict(encoder=merging)}.get(parted(method)[0], {})
 
 
-TABLES = ("k", "methods", "frames", "elastic", "depth")
+TABLES = ("k", "methods", "frames", "elastic", "depth", "clock")
 
 
 def rows_of(table: str) -> list[Row]:
@@ -150,6 +161,11 @@ def rows_of(table: str) -> list[Row]:
         return [ladder[0], *(Row(m, 0.5, 0) for m in ("stts", "deeper", "saliency", "saliency-deeper"))]
     if table == "elastic":
         return [ladder[0], Row("elastic", 0.9, 0), *(Row("saliency", k, 0) for k in (0.3, 0.5, 0.8, 0.9))]
+    if table == "clock":  # shorter and longer runs: against the time they take
+        plain = [ladder[0], *(Row(m, k, 0) for k in (0.8, 0.9) for m in ("saliency", "cosine"))]
+        longer = [Row(f"{m}@800", k, 0) for k, m in ((0.8, "saliency"), (0.9, "saliency"), (0.8, "cosine"))]
+        shorter = [Row("unpruned@100", 0.0, 0), Row("unpruned@200", 0.0, 0), Row("saliency@200", 0.8, 0)]
+        return [*plain, *longer, *shorter]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
 
 
@@ -258,9 +274,11 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     config = row.config(lab.data, base)
     reader = lab.reader(config.max_frames, config.image_size)
     shutil.rmtree(config.out, ignore_errors=True)  # of a row that was broken off: it takes minutes, so begin again
-    began = time.monotonic()
+    if undecoded := [clip for clip in lab.train if clip.source not in reader.cache and reader.room > 0]:
+        reader.preload(undecoded)  # first: what is timed is training
+    began, cpu = time.monotonic(), time.process_time()
     model = train(config, False, lab.device, reader, **taught_by(row.method))
-    trained = time.monotonic() - began
+    trained, cpu = time.monotonic() - began, time.process_time() - cpu
     scores = {name: scores_of(lab.ask(model, way, row.seed), way) for name, way in askings(row).items()}
     folders = ("data", "init", "out")  # of the machine, not of the row
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in folders}
@@ -268,7 +286,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
         base_sha256=hashlib.sha256(base.read_bytes()).hexdigest()[:16], device=lab.device.type, look_up=lab.look_up,
         config=settings, commit=commit(), torch=torch.__version__, threads=torch.get_num_threads(),
-        fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1), asked=scores,
+        fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1), cpu_seconds=round(cpu, 1), asked=scores,
     )  # fmt: skip
 
 

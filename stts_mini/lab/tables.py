@@ -22,6 +22,7 @@ import numpy as np
 
 from stts_mini import world
 from stts_mini.eval import grouped
+from stts_mini.lab.reproduce import parted
 
 DRAWS = 2000
 
@@ -107,6 +108,7 @@ ONE_METHODS_OWN = {
     "spread",
     "elastic",
     "score_after",
+    "steps",  # told by the method's name: see `reproduce.parted`
 }
 
 
@@ -135,11 +137,12 @@ class Results:
                 )
                 for m, k, _ in self.records
             ),
+            ("numbers of steps", lambda r: None if parted(r["row"]["method"])[1] else r["config"]["steps"]),
             *((f"bases {b}", lambda r, b=b: r["base_sha256"] if r["base"] == b else None) for b in range(9)),
         ):
             if len(marks := {of(r) for r in self.records.values()} - {None}) > 1:
                 raise ValueError(f"{folder} holds rows of different {what}: {sorted(marks)}; run some of them again")
-        self.own = sorted({method for method, *_ in self.records} - set(NAMES))  # scorers from somebody's file
+        self.own = sorted({m for m, *_ in self.records if parted(m)[0] not in NAMES})  # scorers from somebody's file
         self.fingerprint = next(iter(r["fingerprint"] for r in self.records.values()), "")
 
     def seeds(self, method: str, k: float, way: str = "as trained") -> list[int]:
@@ -290,6 +293,32 @@ def tasks(results: Results) -> str:
     return "\n".join(lines)
 
 
+def clock(results: Results) -> str:
+    """Accuracy against the time that training takes: rows of fewer and of more steps."""
+    lines = []
+    longer = {(parted(m)[0], k) for m, k, _ in results.records if parted(m)[1]}
+    for method, k in dict.fromkeys((m, k) for m, k, _ in results.records):
+        kind = parted(method)[0], k
+        if kind not in longer:
+            continue  # nothing to compare with
+        rows = [results.records[method, k, s] for s in results.seeds(method, k)]
+        seconds = [r["cpu_seconds"] for r in rows if "cpu_seconds" in r]
+        scores = results.scores(method, k)
+        took = f"{np.mean(seconds) / 60:.1f} ({len(seconds)})" if seconds else "–"
+        line = [NAMES[kind[0]], round(100 * k), rows[0]["config"]["steps"], took]
+        line += [with_interval(scores, group) for group in ("short", "long", "average")]
+        both = [s for s in results.seeds(method, k) if s in results.seeds("unpruned", 0.0)]
+        whole = results.scores("unpruned", 0.0, seeds=both)
+        itself = method == "unpruned" or whole is None
+        line += ["–" if itself else against(results.scores(method, k, seeds=both), whole), scores.seeds]
+        lines.append((kind[1], kind[0], rows[0]["config"]["steps"], f"| {' | '.join(map(str, line))} |"))
+    head = [
+        "| | k | steps | minutes of one core | short | long | average | against unpruned | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *(line for *_, line in sorted(lines))]) if lines else ""
+
+
 def scaling(results: Results) -> str:
     """Table 3: more frames at test time, the same model, beside unpruned models with about as many vision tokens."""
     lines = [
@@ -354,6 +383,7 @@ def page(results: Results) -> str:
         "Other ways to prune (Tables 2 and 5)": methods(results),
         "More frames at test time (Table 3)": scaling(results),
         "Scored a block deeper, of six (Figure 6)": depth(results),
+        "Shorter and longer training": clock(results),
         "One model for every k (ours)": elastic(results),
         "The tasks, unpruned": tasks(results),
     }
