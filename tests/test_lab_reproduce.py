@@ -1,5 +1,6 @@
 """Rows of the tables at a size of seconds: each method trains, is asked, and leaves a file; nothing is run twice."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -147,6 +148,25 @@ def test_a_row_may_have_its_own_number_of_steps(lab):
     assert record["config"]["steps"] == 3 and record["config"]["saliency_steps"] == 1
     assert len((Path("runs/rows") / row.name / "log.csv").read_text().splitlines()) == 1 + 3
     assert set(record["asked"]) == {"as trained"} and record["cpu_seconds"] > 0
+
+
+def test_a_finished_row_is_asked_in_the_ways_that_its_file_lacks(lab, monkeypatch, capsys):
+    row, path = Row("saliency", 0.9, 0), lab[1] / "saliency-k90-seed0.json"
+    whole = run_row(row, *lab)
+    assert set(whole["asked"]) == {"as trained", "scaled"} and whole["asked"]["scaled"]["max_frames"] == 8
+    lacking = {**whole, "asked": {"as trained": whole["asked"]["as trained"], "of old": {}}}
+    reproduce.write_json(path, lacking)
+    reproduce.ask_again(row, lab[0], path)
+    after = json.loads(path.read_text())
+    assert after == {**whole, "asked": {**lacking["asked"], "scaled": whole["asked"]["scaled"]}}
+    reproduce.write_json(path, other := {**lacking, "config": {**whole["config"], "lr": 0.5}})
+    capsys.readouterr()
+    reproduce.ask_again(row, lab[0], path)
+    assert json.loads(path.read_text()) == other and "is of another run" in capsys.readouterr().out
+    reproduce.write_json(path, whole)
+    monkeypatch.setattr(Lab, "ask", None)  # nothing is missing
+    reproduce.ask_again(row, lab[0], path)
+    path.unlink()
 
 
 def test_the_rows_of_the_tables():

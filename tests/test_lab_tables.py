@@ -88,7 +88,7 @@ def test_the_page_says_what_the_files_say(tmp_path):
     write(tmp_path, "stts", 0.3, 0, p=0.5, ways=("as trained", "scaled"))
     write(tmp_path, "blind", 0.0, 0, p=0.0, tokens=0)
     write(tmp_path, "saliency-few", 0.5, 1, p=short_only, ways=("as trained", "scaled"))
-    write(tmp_path, "frames", 0.5, 1, p=1.0)
+    write(tmp_path, "frames", 0.5, 1, p=1.0, tokens=90)
     write(tmp_path, "elastic", 0.9, 0, p=short_only, tokens=20, ways=("as trained", "k = 0.5"))
     main(["--results", str(tmp_path)])
     text = (tmp_path / "README.md").read_text()
@@ -104,12 +104,14 @@ def test_the_page_says_what_the_files_say(tmp_path):
         )
     assert "| **short** | 25.0 | 20.0 | 100.0 (100.0–100.0) | 100.0 | 0.0 |" in text
     assert "| | chance | look-up | 32 frames (2) | frame 0 only (2) | blind (1) |" in text
-    assert "| STTS | 30 | 32, 32 | " in text and "cosine, inference only" in text
+    assert "| STTS | 30 | 32, 32 | 100 | " in text and "cosine, inference only" in text
     few, scaled = (line for line in text.splitlines() if line.startswith("| taught by saliency"))
-    assert few.endswith("| 0.0 (0.0–0.0) | – | 1 |")
-    assert scaled.startswith("| taught by saliency, spread (ours), trained on half of the frames | 50 | 32, 32 | ")
+    assert few.endswith("| 0.0 (0.0–0.0) | – | 90 | 1 |")
+    assert scaled.startswith(
+        "| taught by saliency, spread (ours), trained on half of the frames | 50 | 32, 32 | 100 | "
+    )
     assert "| elastic, asked at k = 0.5 | 90 | 80.0 | 100.0" in text
-    assert "| 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 1 |" in scaled  # against "frames", not the whole model
+    assert "| 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 90 | 1 |" in scaled  # against "frames", not the whole model
     main(["--results", str(tmp_path), "--check"])
     write(tmp_path, "random", 0.8, 1, p=0.0)
     with pytest.raises(SystemExit, match="not what the rows say"):

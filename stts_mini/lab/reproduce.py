@@ -9,7 +9,8 @@ Every row fine-tunes the same unpruned base with the same clips and questions in
 number of steps, and is asked the same questions about the same held-out clips: so rows compare pairwise. A
 finished row is a JSON file in `tutorials/results/rows`: config, seed, commit, fingerprint of the test set, torch
 version, and for each way of asking (at test time) every answer, right or wrong, in the order of the clips.
-What is there is not run again; several of these commands may run side by side.
+What is there is not run again (but asked in the ways that its file lacks, while the run's checkpoint is still there);
+several of these commands may run side by side.
 
 `lab/tables.py` makes tables of the files.
 """
@@ -27,10 +28,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -151,7 +153,7 @@ def rows_of(table: str) -> list[Row]:
     if table == "methods":
         bold = [Row("cosine", k, s) for k in (0.8, 0.5) for s in SEEDS]
         others = ("cosine-spread", "saliency-plain", "no-aux", "no-bias", "oracle", "tome", "frames", "resolution")
-        others = [Row(m, k, 0) for k in (0.8, 0.5) for m in others]
+        others = [Row(m, k, 0) for k in (0.8, 0.5) for m in others] + [Row(m, 0.9, 0) for m in ("oracle", "cosine")]
         pruned = [row for row in ladder if row.k in (0.0, 0.5, 0.8)]
         return [*pruned, *bold, *others, Row("blind", 0.0, 0)]
     if table == "frames":  # more of them at test time
@@ -191,6 +193,8 @@ def askings(row: Row) -> dict[str, Asking]:
         ways["scaled"] = Asking(row.k, "stts", scaled_frames(FRAMES, row.k))
     elif row.method in ("saliency", "saliency-few") and row.k <= 0.5:
         ways["scaled"] = Asking(row.k, row.method, scaled_frames(config.max_frames, row.k))
+    elif row.method == "saliency" and row.k >= 0.8:  # twice the frames are still few tokens
+        ways["scaled"] = Asking(row.k, "saliency", 2 * FRAMES)
     elif row.method == "elastic":
         ways |= {f"k = {k}": Asking(k, "elastic", FRAMES) for k in (0.0, 0.3, 0.5, 0.8)}
     return ways
@@ -279,15 +283,38 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     began, cpu = time.monotonic(), time.process_time()
     model = train(config, False, lab.device, reader, **taught_by(row.method))
     trained, cpu = time.monotonic() - began, time.process_time() - cpu
-    scores = {name: scores_of(lab.ask(model, way, row.seed), way) for name, way in askings(row).items()}
-    folders = ("data", "init", "out")  # of the machine, not of the row
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in folders}
+    scores = ask_all(row, model, lab)
     return dict(
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
         base_sha256=hashlib.sha256(base.read_bytes()).hexdigest()[:16], device=lab.device.type, look_up=lab.look_up,
-        config=settings, commit=commit(), torch=torch.__version__, threads=torch.get_num_threads(),
-        fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1), cpu_seconds=round(cpu, 1), asked=scores,
+        config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
+        threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1),
+        cpu_seconds=round(cpu, 1), asked=scores,
     )  # fmt: skip
+
+
+def ask_all(row: Row, model: VLM, lab: Lab, known: Mapping[str, dict] = MappingProxyType({})) -> dict[str, dict]:
+    """Scores of a row's model: those that are known, and of every way of asking that is not."""
+    missing = {name: way for name, way in askings(row).items() if name not in known}
+    return {**known, **{name: scores_of(lab.ask(model, way, row.seed), way) for name, way in missing.items()}}
+
+
+def ask_again(row: Row, lab: Lab, path: Path) -> None:
+    """Add to a finished row's file the ways of asking that it lacks, if its run's checkpoint is still there."""
+    record, run = json.loads(path.read_text()), Path(row.config("", Path()).out) / "checkpoint.pt"
+    if not run.exists() or not askings(row).keys() - record["asked"].keys():
+        return
+    model, state = checkpoint.load_model(run, lab.device)
+    if settings_of(state["train_config"]) != record["config"] or state["step"] < record["config"]["steps"]:
+        print(f"row {row.name}: {run} is of another run; not asked in more ways")
+        return
+    print(f"row {row.name}, asked in more ways", flush=True)
+    write_json(path, {**record, "asked": ask_all(row, model, lab, record["asked"])})
+
+
+def settings_of(config: Mapping) -> dict:
+    """A run's settings, without the machine's folders, which are not the row's; as JSON has them."""
+    return json.loads(json.dumps({name: x for name, x in config.items() if name not in ("data", "init", "out")}))
 
 
 def scores_of(result: Result, way: Asking) -> dict:
@@ -382,7 +409,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                     other = json.loads(path.read_text()).get("row", {}).get("method", row.method)
                     if other != row.method:  # two files with a class of one name
                         raise ValueError(f"{path} is the row of {other}: move it, or rename your class")
-                if path.exists() or not mine:
+                if not mine:
+                    continue
+                if path.exists():
+                    ask_again(row, lab, path)
                     continue
                 print(f"row {row.name}", flush=True)
                 write_json(path, run_row(row, lab, args.results))

@@ -245,7 +245,7 @@ def ladder(results: Results) -> str:
 def methods(results: Results) -> str:
     """Tables 2 and 5: other ways to prune."""
     lines = []
-    for k in (0.5, 0.8):
+    for k in (0.5, 0.8, 0.9):
         others = ("cosine-spread", "random", "no-aux", "no-bias", "tome", "frames", "resolution", "oracle")
         lines += [row(results, m, k) for m in ("stts", "saliency", "saliency-plain", "cosine", *others)]
         for m in ("cosine", "random", "tome"):
@@ -320,13 +320,15 @@ def clock(results: Results) -> str:
 
 
 def scaling(results: Results) -> str:
-    """Table 3: more frames at test time, the same model, beside unpruned models with about as many vision tokens."""
+    """Table 3: more frames at test time, the same model, beside an unpruned model with as many vision tokens, or, at
+    k ≥ 0.8, with several times as many."""
     lines = [
-        "| | k | frames trained, asked | long | minus an unpruned model with as many tokens | seeds |",
-        "|---|---|---|---|---|---|",
+        "| | k | frames trained, asked | LLM's vision tokens | long | minus an unpruned model's | its tokens | seeds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for method, k, other in (
         *((m, k, ("unpruned", 0.0)) for m in ("stts", "saliency") for k in (0.3, 0.4, 0.5)),
+        *(("saliency", k, ("unpruned", 0.0)) for k in (0.8, 0.9)),
         ("saliency-few", 0.5, ("frames", 0.5)),
     ):
         both = [s for s in results.seeds(method, k, "scaled") if s in results.seeds(*other)]
@@ -334,7 +336,16 @@ def scaling(results: Results) -> str:
             scores, unpruned = results.scores(method, k, way, both), results.scores(*other, seeds=both)
             trained, asked = (results.asked(method, k, w)["max_frames"] for w in ("as trained", way))
             minus = against(scores, unpruned, "long") if way == "scaled" else "–"
-            line = [NAMES[method], round(100 * k), f"{trained}, {asked}", with_interval(scores, "long"), minus]
+            own, its = (round(results.field(*of, "tokens", w)) for of, w in (((method, k), way), (other, "as trained")))
+            line = [
+                NAMES[method],
+                round(100 * k),
+                f"{trained}, {asked}",
+                own,
+                with_interval(scores, "long"),
+                minus,
+                its,
+            ]
             lines.append(f"| {' | '.join(map(str, line))} | {len(both)} |")
     return "\n".join(lines)
 
