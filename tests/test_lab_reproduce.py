@@ -63,9 +63,11 @@ def test_every_method_makes_a_row(method, lab):
             assert asked["accuracy"][task] == round(bits.count("1") / 3, 4)
     trained, unpruned = record["asked"]["as trained"], method == "unpruned"
     every = 3 * 3 * 4 * 9  # kinds of video · clips · frames · cells
-    part = {"frames": 2, "resolution": 9 / 4, "blind": np.inf, "saliency-few": 4}.get(method, 1 if unpruned else 2)
+    part = {"frames": 2, "resolution": 9 / 4, "blind": np.inf, "saliency-few": 4, "saliency-many": 1}
+    part = part.get(method, 1 if unpruned else 2)
     assert trained["tokens"] == every / part
-    assert (trained["evidence_kept"] is None) == (method in ("tome", "frames", "resolution", "blind", "saliency-few"))
+    other = ("tome", "frames", "resolution", "blind", "saliency-few", "saliency-many")
+    assert (trained["evidence_kept"] is None) == (method in other)
     if method == "unpruned":
         ways = {way.split(",")[0] for way in record["asked"] if "inference" in way}
         assert ways == {"cosine", "random", "tome"} and "64 frames" in record["asked"]

@@ -86,8 +86,8 @@ class Row:
         k, settings = self.k, {**METHODS.get(method, {"scorer": method}), **({"steps": steps} if steps else {})}
         if self.method == "frames":  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
-        if self.method == "saliency-few":
-            settings["max_frames"] = FRAMES // 2
+        if method in ("saliency-few", "saliency-many"):
+            settings["max_frames"] = FRAMES // 2 if method == "saliency-few" else 2 * FRAMES
         if self.method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
             k, settings["image_size"] = 0.0, 32 if self.k <= 0.6 else 16
         own = dict(data=data, init=str(init), out=str(Path("runs") / "rows" / self.name), k=k, seed=self.seed)
@@ -102,6 +102,7 @@ METHODS = {  # what a row's method means, as settings of the training run
     "saliency-plain": dict(SALIENCY),
     "saliency-deeper": dict(SALIENCY, spread=0.3, score_after=1),
     "saliency-few": dict(SALIENCY, spread=0.3),  # on half of the frames
+    "saliency-many": dict(SALIENCY, spread=0.3),  # on twice the frames
     "elastic": dict(SALIENCY, spread=0.3, elastic=True),
     "cosine-spread": dict(scorer="cosine", spread=0.3),
     "deeper": dict(scorer="stts", score_after=1),
@@ -158,7 +159,8 @@ def rows_of(table: str) -> list[Row]:
         return [*pruned, *bold, *others, Row("blind", 0.0, 0)]
     if table == "frames":  # more of them at test time
         scaled = [Row(m, 0.5, s) for m in ("saliency-few", "frames") for s in SEEDS]
-        return [*ladder[:3], *(row for row in ladder if row.k == 0.5 and row.method != "random"), *scaled]
+        many = [Row("saliency-many", 0.9, 0)]
+        return [*ladder[:3], *(row for row in ladder if row.k == 0.5 and row.method != "random"), *scaled, *many]
     if table == "depth":  # the paper's Figure 6
         return [ladder[0], *(Row(m, 0.5, 0) for m in ("stts", "deeper", "saliency", "saliency-deeper"))]
     if table == "elastic":
@@ -215,7 +217,7 @@ class Lab:
     def reader(self, max_frames: int, size: int) -> Reader:
         """One for each number of frames and size."""
         if (max_frames, size) not in self.readers:
-            self.readers[max_frames, size] = Reader(max_frames, size, self.config.fps, cache_gb=4.0)
+            self.readers[max_frames, size] = Reader(max_frames, size, self.config.fps, cache_gb=6.0)
         return self.readers[max_frames, size]
 
     def ask(self, model: VLM, way: Asking, seed: int) -> Result:

@@ -200,7 +200,8 @@ NAMES = {
     "saliency-plain": "STTS, taught by saliency, not spread (ours)",
     "cosine-spread": "cosine heuristic, trained, spread",
     "saliency-deeper": "the same, scored a block later", "deeper": "STTS, scored a block later",
-    "saliency-few": "taught by saliency, spread (ours), trained on half of the frames", "elastic": "elastic (ours)",
+    "saliency-few": "taught by saliency, spread (ours), trained on half of the frames",
+    "saliency-many": "taught by saliency, spread (ours), trained on twice the frames", "elastic": "elastic (ours)",
 }  # fmt: skip
 
 
@@ -247,6 +248,7 @@ def methods(results: Results) -> str:
     lines = []
     for k in (0.5, 0.8, 0.9):
         others = ("cosine-spread", "random", "no-aux", "no-bias", "tome", "frames", "resolution", "oracle")
+        others += ("saliency-many",)
         lines += [row(results, m, k) for m in ("stts", "saliency", "saliency-plain", "cosine", *others)]
         for m in ("cosine", "random", "tome"):
             lines.append(row(results, "unpruned", 0.0, f"{m}, inference only, k = {k}", f"{m}, inference only"))
@@ -329,24 +331,19 @@ def scaling(results: Results) -> str:
     for method, k, other in (
         *((m, k, ("unpruned", 0.0)) for m in ("stts", "saliency") for k in (0.3, 0.4, 0.5)),
         *(("saliency", k, ("unpruned", 0.0)) for k in (0.8, 0.9)),
+        ("saliency-many", 0.9, ("unpruned", 0.0)),
         ("saliency-few", 0.5, ("frames", 0.5)),
     ):
-        both = [s for s in results.seeds(method, k, "scaled") if s in results.seeds(*other)]
-        for way in ("as trained", "scaled") if both else ():
+        last = "as trained" if method == "saliency-many" else "scaled"
+        both = [s for s in results.seeds(method, k, last) if s in results.seeds(*other)]
+        for way in dict.fromkeys(("as trained", last)) if both else ():
             scores, unpruned = results.scores(method, k, way, both), results.scores(*other, seeds=both)
             trained, asked = (results.asked(method, k, w)["max_frames"] for w in ("as trained", way))
-            minus = against(scores, unpruned, "long") if way == "scaled" else "–"
+            minus = against(scores, unpruned, "long") if way == last else "–"
             own, its = (round(results.field(*of, "tokens", w)) for of, w in (((method, k), way), (other, "as trained")))
-            line = [
-                NAMES[method],
-                round(100 * k),
-                f"{trained}, {asked}",
-                own,
-                with_interval(scores, "long"),
-                minus,
-                its,
-            ]
-            lines.append(f"| {' | '.join(map(str, line))} | {len(both)} |")
+            name, long = NAMES[method], with_interval(scores, "long")
+            line = [name, round(100 * k), f"{trained}, {asked}", own, long, minus, its, len(both)]
+            lines.append(f"| {' | '.join(map(str, line))} |")
     return "\n".join(lines)
 
 
