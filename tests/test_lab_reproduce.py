@@ -143,36 +143,97 @@ def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, mo
         path.unlink()
 
 
-def test_a_row_may_have_its_own_number_of_steps(lab):
-    row = Row("saliency@3", 0.5, 0)
+def test_a_row_may_have_its_own_number_of_steps(lab, monkeypatch):
+    row, decoded = Row("saliency@3", 0.5, 0), []
     assert row.name == "saliency@3-k50-seed0"
+    real = reproduce.train
+
+    def spied(config, resume, device, reader, **options):
+        decoded.append(len(reader.cache))
+        return real(config, resume, device, reader, **options)
+
+    monkeypatch.setattr(reproduce, "train", spied)
+    lab[0].readers.clear()
     record = run_row(row, *lab)
+    assert decoded == [len(lab[0].train)]  # before the clock of training began
     assert record["config"]["steps"] == 3 and record["config"]["saliency_steps"] == 1
     assert len((Path("runs/rows") / row.name / "log.csv").read_text().splitlines()) == 1 + 3
     assert set(record["asked"]) == {"as trained"} and record["cpu_seconds"] > 0
 
 
-def test_a_finished_row_is_asked_in_the_ways_that_its_file_lacks(lab, monkeypatch, capsys):
-    row, path = Row("saliency", 0.9, 0), lab[1] / "saliency-k90-seed0.json"
+@pytest.mark.parametrize("method", reproduce.METHODS)
+def test_a_number_of_steps_changes_nothing_else(method, lab):
+    k = 0.0 if method in ("unpruned", "blind") else 0.5
+    plain, longer = (asdict(Row(m, k, 0).config("data", Path("b"))) for m in (method, f"{method}@7"))
+    assert longer == {**plain, "steps": 7, "out": longer["out"]}
+    assert reproduce.taught_by(f"{method}@7") == reproduce.taught_by(method)
+
+
+@pytest.mark.parametrize("method", ["blind", "random", "tome"])
+def test_with_its_own_number_of_steps_a_row_is_asked_as_ever(method, lab):
+    model, k = checkpoint.load_model(lab[1] / "base0.pt")[0].float(), 0.0 if method == "blind" else 0.5
+    plain, longer = (reproduce.ask_all(Row(m, k, 0), model, lab[0]) for m in (method, f"{method}@7"))
+    plain, longer = ({**asked["as trained"], "method": ""} for asked in (plain, longer))
+    assert plain == longer
+
+
+@pytest.fixture
+def finished(lab):
+    """A row that is asked two ways, and its file."""
+    row, path = Row("saliency", 0.9, 0), lab[1] / "rows" / "saliency-k90-seed0.json"
     whole = run_row(row, *lab)
     assert set(whole["asked"]) == {"as trained", "scaled"} and whole["asked"]["scaled"]["max_frames"] == 8
-    lacking = {**whole, "asked": {"as trained": whole["asked"]["as trained"], "of old": {}}}
-    reproduce.write_json(path, lacking)
-    reproduce.ask_again(row, lab[0], path)
-    after = json.loads(path.read_text())
-    assert after == {**whole, "asked": {**lacking["asked"], "scaled": whole["asked"]["scaled"]}}
-    reproduce.write_json(path, other := {**lacking, "config": {**whole["config"], "lr": 0.5}})
-    capsys.readouterr()
-    reproduce.ask_again(row, lab[0], path)
-    assert json.loads(path.read_text()) == other and "is of another run" in capsys.readouterr().out
-    reproduce.write_json(path, whole)
-    monkeypatch.setattr(Lab, "ask", None)  # nothing is missing
-    reproduce.ask_again(row, lab[0], path)
+    yield row, path, whole, {**whole, "asked": {"as trained": whole["asked"]["as trained"], "of old": {}}}
     path.unlink()
+
+
+def command(lab):
+    """The command, for the row that is finished."""
+    reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
+
+
+def test_a_finished_row_is_asked_in_the_ways_that_its_file_lacks(lab, finished, monkeypatch):
+    row, path, whole, lacking = finished
+    asked, real = [], Lab.ask
+    monkeypatch.setattr(Lab, "ask", lambda self, model, way, seed: asked.append(way) or real(self, model, way, seed))
+    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
+    reproduce.write_json(path, lacking)
+    with claimed(Path(f"runs/rows/{row.name}.lock")):
+        command(lab)  # somebody else is at it
+    assert asked == [] and json.loads(path.read_text()) == lacking
+    command(lab)
+    after = json.loads(path.read_text())
+    assert [way.max_frames for way in asked] == [8] and set(after.pop("asked_again")) == {"scaled"}
+    assert after == {**whole, "asked": {**lacking["asked"], "scaled": whole["asked"]["scaled"]}}
+    command(lab)
+    assert len(asked) == 1  # nothing is missing
+
+
+@pytest.mark.parametrize("other", ["lr", "fingerprint", "base_sha256", "device", "step", "junk"])
+def test_a_row_that_is_not_its_files_is_not_asked_again(other, lab, finished, capsys, monkeypatch):
+    row, path, _, lacking = finished
+    run = Path("runs/rows") / row.name / "checkpoint.pt"
+    if other == "junk":
+        run.write_bytes(b"junk")
+    elif other == "step":
+        model, state = checkpoint.load_model(run)
+        checkpoint.save(run, model, **{k: v for k, v in state.items() if k != "model"} | {"step": 1})
+    elif other == "lr":
+        lacking["config"] = {**lacking["config"], "lr": 0.5}
+    else:
+        lacking[other] = "x"
+    reproduce.write_json(path, lacking)
+    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
+    command(lab)  # goes on
+    assert json.loads(path.read_text()) == lacking
+    assert f"row {row.name} is not asked again (scaled): " in capsys.readouterr().out
 
 
 def test_the_rows_of_the_tables():
     k, methods = rows_of("k"), rows_of("methods")
+    clock = {(row.method, row.k) for row in rows_of("clock")}
+    assert {(reproduce.parted(m)[0], k) for m, k in clock} <= clock  # each beside the recipe's own
+    assert ("oracle", 0.9) in {(row.method, row.k) for row in methods}
     assert len(set(k)) == len(k) == 3 + 27 + 12 and len(set(methods)) == len(methods)
     assert {(r.method, r.k) for r in k if r.seed == 2} == {
         ("unpruned", 0.0), *((m, x) for m in ("stts", "saliency", "random") for x in (0.5, 0.8, 0.9))

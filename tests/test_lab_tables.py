@@ -87,8 +87,10 @@ def test_the_page_says_what_the_files_say(tmp_path):
     write(tmp_path, "frames", 0.8, 1, p=0.0, tokens=22)
     write(tmp_path, "stts", 0.3, 0, p=0.5, ways=("as trained", "scaled"))
     write(tmp_path, "blind", 0.0, 0, p=0.0, tokens=0)
-    write(tmp_path, "saliency-few", 0.5, 1, p=short_only, ways=("as trained", "scaled"))
-    write(tmp_path, "frames", 0.5, 1, p=1.0, tokens=90)
+    write(tmp_path, "saliency-few", 0.5, 1, p=short_only, ways=("as trained", "scaled"), tokens=50 * 3 * 50)
+    write(tmp_path, "saliency", 0.9, 0, p=short_only, ways=("as trained", "scaled"))
+    write(tmp_path, "oracle", 0.9, 0, p=1.0)
+    write(tmp_path, "frames", 0.5, 1, p=1.0, tokens=50 * 3 * 40)
     write(tmp_path, "elastic", 0.9, 0, p=short_only, tokens=20, ways=("as trained", "k = 0.5"))
     main(["--results", str(tmp_path)])
     text = (tmp_path / "README.md").read_text()
@@ -104,14 +106,17 @@ def test_the_page_says_what_the_files_say(tmp_path):
         )
     assert "| **short** | 25.0 | 20.0 | 100.0 (100.0–100.0) | 100.0 | 0.0 |" in text
     assert "| | chance | look-up | 32 frames (2) | frame 0 only (2) | blind (1) |" in text
-    assert "| STTS | 30 | 32, 32 | 100 | " in text and "cosine, inference only" in text
+    scaling = text.split("(Table 3)")[1].split("##")[0]
+    assert "| STTS, taught by saliency, spread (ours) | 90 | 32, 32 | 1 | 0.0" in scaling
+    assert "oracle: the cells that answers depend on | 90 | 0.0 | 100.0" in text.split("(Tables 2 and 5)")[1]
+    assert "| STTS | 30 | 32, 32 | 1 | " in text and "cosine, inference only" in text
     few, scaled = (line for line in text.splitlines() if line.startswith("| taught by saliency"))
-    assert few.endswith("| 0.0 (0.0–0.0) | – | 90 | 1 |")
-    assert scaled.startswith(
-        "| taught by saliency, spread (ours), trained on half of the frames | 50 | 32, 32 | 100 | "
-    )
+    assert few.endswith("| 0.0 (0.0–0.0) | – | 32 | 40 | 1 |")
+    assert scaled.startswith("| taught by saliency, spread (ours), trained on half of the frames | 50 | 32, 32 | 50 |")
     assert "| elastic, asked at k = 0.5 | 90 | 80.0 | 100.0" in text
-    assert "| 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 90 | 1 |" in scaled  # against "frames", not the whole model
+    assert (
+        "| 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 32 | 40 | 1 |" in scaled
+    )  # against "frames", not the whole model
     main(["--results", str(tmp_path), "--check"])
     write(tmp_path, "random", 0.8, 1, p=0.0)
     with pytest.raises(SystemExit, match="not what the rows say"):
@@ -156,22 +161,31 @@ def test_rows_that_were_not_made_alike_are_refused(other, what, tmp_path):
 
 
 def test_shorter_and_longer_rows_stand_beside_their_time(tmp_path):
-    write(tmp_path, "unpruned", 0.0, 0, p=1.0, cpu_seconds=600.0)
-    write(tmp_path, "unpruned", 0.0, 1, p=1.0)  # its time is not known
-    write(tmp_path, "unpruned@50", 0.0, 0, p=short_only, cpu_seconds=120.0, config=dict(k=0.0, seed=0, steps=50))
-    write(tmp_path, "stts@500", 0.8, 1, p=short_only, cpu_seconds=90.0, config=dict(k=0.8, seed=1, steps=500))
-    write(tmp_path, "stts", 0.8, 1, p=1.0)
+    write(tmp_path, "unpruned", 0.0, 0, p=1.0, cpu_seconds=600.0, threads=1)
+    write(tmp_path, "unpruned", 0.0, 1, p=1.0, threads=1)  # its time is not known
+    write(tmp_path, "unpruned", 0.0, 2, p=1.0, cpu_seconds=900.0, threads=2)  # of two cores together
+    own = dict(k=0.0, seed=0, steps=50)
+    write(tmp_path, "unpruned@50", 0.0, 0, p=short_only, cpu_seconds=120.0, threads=1, config=own)
+    write(tmp_path, "stts@500", 0.8, 1, p=1.0, cpu_seconds=90.0, threads=1, config=dict(k=0.8, seed=1, steps=500))
+    write(tmp_path, "stts@500", 0.8, 0, p=0.0, cpu_seconds=90.0, threads=1, config=dict(k=0.8, seed=0, steps=500))
+    write(tmp_path, "stts", 0.8, 1, p=short_only)  # of seed 0 there is no row to compare with
     write(tmp_path, "random", 0.8, 0)
+    write(tmp_path, "stts", 0.5, 0)
     main(["--results", str(tmp_path)])
-    text = (tmp_path / "README.md").read_text().split("## Shorter and longer training")[1].split("##")[0]
+    page = (tmp_path / "README.md").read_text()
+    text = page.split("## Shorter and longer training")[1].split("##")[0]
     halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0)"
     whole = "100.0 (100.0–100.0) | 100.0 (100.0–100.0) | 100.0 (100.0–100.0)"
     assert text.strip().splitlines()[2:] == [
-        f"| unpruned | 0 | 50 | 2.0 (1) | {halved} | −50.0 (−50.0 to −50.0) | 1 |",
-        f"| unpruned | 0 | 250 | 10.0 (1) | {whole} | – | 2 |",
-        f"| STTS | 80 | 250 | – | {whole} | +0.0 (+0.0 to +0.0) | 1 |",
-        f"| STTS | 80 | 500 | 1.5 (1) | {halved} | −50.0 (−50.0 to −50.0) | 1 |",
+        f"| unpruned | 0 | 50 | 2.0 | {halved} | −50.0 (−50.0 to −50.0) | 1 |",
+        f"| unpruned | 0 | 250 | 10.0 | {whole} | – | 3 |",
+        f"| STTS | 80 | 250 | – | {halved} | – | 1 |",
+        f"| STTS | 80 | 500 | 1.5 | {whole} | +50.0 (+50.0 to +50.0) | 1 |",
     ]
+    assert "500 steps" not in page  # they are no rows of the other tables
+    write(tmp_path, "stts@300", 0.8, 1)
+    with pytest.raises(SystemExit, match="named after 300 steps and had 250"):
+        main(["--results", str(tmp_path)])
 
 
 def test_seeds_of_one_row_must_have_the_same_settings(tmp_path):

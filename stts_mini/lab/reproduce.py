@@ -6,7 +6,8 @@
     python -m stts_mini.lab.reproduce --scorer my_file.py:MyScorer --k 0.5      a scorer of yours, beside the others
 
 Every row fine-tunes the same unpruned base with the same clips and questions in the same order for the same
-number of steps, and is asked the same questions about the same held-out clips: so rows compare pairwise. A
+number of steps (another one if its method's name ends in it, as in `unpruned@100`), and is asked the same questions
+about the same held-out clips: so rows compare pairwise. A
 finished row is a JSON file in `tutorials/results/rows`: config, seed, commit, fingerprint of the test set, torch
 version, and for each way of asking (at test time) every answer, right or wrong, in the order of the clips.
 What is there is not run again (but asked in the ways that its file lacks, while the run's checkpoint is still there);
@@ -84,11 +85,11 @@ class Row:
         """All settings of the run."""
         method, steps = parted(self.method)
         k, settings = self.k, {**METHODS.get(method, {"scorer": method}), **({"steps": steps} if steps else {})}
-        if self.method == "frames":  # the budget as fewer frames
+        if method == "frames":  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
         if method in ("saliency-few", "saliency-many"):
             settings["max_frames"] = FRAMES // 2 if method == "saliency-few" else 2 * FRAMES
-        if self.method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
+        if method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
             k, settings["image_size"] = 0.0, 32 if self.k <= 0.6 else 16
         own = dict(data=data, init=str(init), out=str(Path("runs") / "rows" / self.name), k=k, seed=self.seed)
         return TrainConfig(**{**PRESETS["base"], **RECIPE, **settings, **own})
@@ -121,11 +122,11 @@ METHODS = {  # what a row's method means, as settings of the training run
 def parted(method: str) -> tuple[str, int | None]:
     """A row's method, and its own number of steps.
 
-    >>> parted("unpruned@100"), parted("stts"), parted("some@1.py:Mine")
-    (('unpruned', 100), ('stts', None), ('some@1.py:Mine', None))
+    >>> parted("unpruned@100"), parted("stts"), parted("stts@1.py:Mine")
+    (('unpruned', 100), ('stts', None), ('stts@1.py:Mine', None))
     """
     name, _, steps = method.rpartition("@")
-    return (name, int(steps)) if name in METHODS else (method, None)
+    return (name, int(steps)) if name in METHODS and steps.isdecimal() and int(steps) else (method, None)
 
 
 def oracle(clip: Clip, video: Video) -> np.ndarray:
@@ -187,7 +188,7 @@ def askings(row: Row) -> dict[str, Asking]:
     """How a row's model is asked at test time: as trained; with more frames; an unpruned one in many ways."""
     config = row.config("", Path())
     ways = {"as trained": Asking(config.k, row.method, config.max_frames, config.image_size)}
-    if row.method == "unpruned":
+    if row.method == "unpruned":  # not its shorter runs: they are there for one comparison
         ways |= {f"{n} frames": Asking(0.0, "unpruned", n) for n in (1, 8, 16, 64)}
         for k, name in itertools.product((0.5, 0.8), ("cosine", "random", "tome")):
             ways[f"{name}, inference only, k = {k}"] = Asking(k, name, FRAMES)
@@ -223,11 +224,11 @@ class Lab:
     def ask(self, model: VLM, way: Asking, seed: int) -> Result:
         """Every test question, one way; `seed`: of the random scorer."""
         torch.manual_seed(seed)
-        own, given = model.scorer, taught_by(way.method)
-        if way.method in ("cosine", "random"):
-            model.scorer = find_scorer(way.method)(model.config.scorer).to(self.device)
+        own, given, method = model.scorer, taught_by(way.method), parted(way.method)[0]
+        if method in ("cosine", "random"):
+            model.scorer = find_scorer(method)(model.config.scorer).to(self.device)
         encode = given["encoder"](model) if "encoder" in given else None
-        encode = model.encode_blind if way.method == "blind" else encode
+        encode = model.encode_blind if method == "blind" else encode
         result = evaluate(
             model, self.test, self.reader(way.max_frames, way.size), way.k, encode, generate=False,
             annotate=given.get("annotate"),
@@ -288,7 +289,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     scores = ask_all(row, model, lab)
     return dict(
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
-        base_sha256=hashlib.sha256(base.read_bytes()).hexdigest()[:16], device=lab.device.type, look_up=lab.look_up,
+        base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
         config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
         threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1),
         cpu_seconds=round(cpu, 1), asked=scores,
@@ -302,16 +303,34 @@ def ask_all(row: Row, model: VLM, lab: Lab, known: Mapping[str, dict] = MappingP
 
 
 def ask_again(row: Row, lab: Lab, path: Path) -> None:
-    """Add to a finished row's file the ways of asking that it lacks, if its run's checkpoint is still there."""
+    """Add to a finished row's file the ways of asking that it lacks, if its run's checkpoint is still there, and is
+    the file's: same settings and base, asked about the same clips on the same device."""
     record, run = json.loads(path.read_text()), Path(row.config("", Path()).out) / "checkpoint.pt"
-    if not run.exists() or not askings(row).keys() - record["asked"].keys():
+    if not run.exists() or not (missing := askings(row).keys() - record["asked"].keys()):
         return
-    model, state = checkpoint.load_model(run, lab.device)
-    if settings_of(state["train_config"]) != record["config"] or state["step"] < record["config"]["steps"]:
-        print(f"row {row.name}: {run} is of another run; not asked in more ways")
+    try:
+        model, state = checkpoint.load_model(run, lab.device)
+        then, base = state["train_config"], Path(state["train_config"]["init"])
+        here = dict(
+            config=settings_of(then), base_sha256=sha256(base) if base.exists() else None,
+            fingerprint=fingerprint(lab.test), device=lab.device.type,
+        )  # fmt: skip
+        if other := [name for name, value in here.items() if record[name] != value]:
+            raise ValueError(f"another {', '.join(other)} than in {path}")
+        if state["step"] < then["steps"]:
+            raise ValueError(f"stopped at step {state['step']}")
+    except ValueError as error:
+        print(f"row {row.name} is not asked again ({', '.join(sorted(missing))}): {run}: {error}")
         return
     print(f"row {row.name}, asked in more ways", flush=True)
-    write_json(path, {**record, "asked": ask_all(row, model, lab, record["asked"])})
+    asked = ask_all(row, model, lab, record["asked"])
+    again = {**record.get("asked_again", {}), **dict.fromkeys(sorted(missing), commit())}  # by which commit
+    write_json(path, {**record, "asked": asked, "asked_again": again})
+
+
+def sha256(path: Path) -> str:
+    """The first 16 hexadecimal digits of a file's."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def settings_of(config: Mapping) -> dict:
@@ -324,7 +343,7 @@ def scores_of(result: Result, way: Asking) -> dict:
     vision tokens kept, of all videos together; the share of evidence kept, where cells are kept or not (nothing
     merged) and all frames are there."""
     tasks = list(result.correct["choice"])
-    judged = way.method != "tome" and (way.max_frames, way.size) == (FRAMES, 48) and result.evidence
+    judged = parted(way.method)[0] != "tome" and (way.max_frames, way.size) == (FRAMES, 48) and result.evidence
     return dict(
         **dataclasses.asdict(way),
         accuracy={t: round(result.accuracy(t), 4) for t in tasks},

@@ -121,6 +121,8 @@ class Results:
         for path in sorted(folder.glob("*.json")):
             record = json.loads(path.read_text())
             row = record["row"]
+            if (own := parted(row["method"])[1]) not in (None, had := record["config"]["steps"]):
+                raise ValueError(f"{path}: the row is named after {own} steps and had {had}; run it again")
             self.records[row["method"], row["k"], row["seed"]] = record
         recipe = lambda r: {name: x for name, x in r["config"].items() if name not in ONE_METHODS_OWN}
         whole = lambda r: {name: x for name, x in r["config"].items() if name not in ("seed", "scorer")}
@@ -165,9 +167,12 @@ class Results:
             return None
         return Scores({t: np.array([[int(c) for c in row[t]] for row in asked]) for t in asked[0]}, tuple(seeds))
 
-    def field(self, method: str, k: float, name: str, way: str = "as trained") -> float | None:
-        """The mean over seeds of another number of a way of asking."""
-        values = [self.records[method, k, s]["asked"][way][name] for s in self.seeds(method, k, way)]
+    def field(
+        self, method: str, k: float, name: str, way: str = "as trained", seeds: Sequence[int] | None = None
+    ) -> float | None:
+        """The mean over seeds (all there are, or these) of another number of a way of asking."""
+        seeds = self.seeds(method, k, way) if seeds is None else seeds
+        values = [self.records[method, k, s]["asked"][way][name] for s in seeds]
         return float(np.mean(values)) if values and None not in values else None
 
 
@@ -205,6 +210,17 @@ NAMES = {
 }  # fmt: skip
 
 
+def named(method: str) -> str:
+    """What a method is called in the tables.
+
+    >>> named("unpruned@100"), named("my_file.py:MyScorer")
+    ('unpruned, 100 steps', 'MyScorer')
+    """
+    kind, steps = parted(method)
+    name = NAMES.get(kind, kind.rpartition(":")[2])
+    return f"{name}, {steps} steps" if steps else name
+
+
 def row(results: Results, method: str, k: float, way: str = "as trained", name: str | None = None) -> str | None:
     """A line of a table: name, k, effective k (by the vision tokens that are left), short, long, average, against
     unpruned, evidence kept, seeds."""
@@ -225,7 +241,7 @@ def row(results: Results, method: str, k: float, way: str = "as trained", name: 
         nominal = effective = "–"  # the other frames were not pruned, they were never there
     groups = [with_interval(scores, group) for group in ("short", "long", "average")]
     kept = "–" if kept is None else percent(kept)
-    name = name or NAMES.get(method, method.rpartition(":")[2])
+    name = name or named(method)
     return "| " + " | ".join([name, nominal, effective, *groups, paired, kept, str(scores.seeds)]) + " |"
 
 
@@ -264,8 +280,9 @@ def pairs(results: Results) -> str:
         if both and own != other and (own, other) != ("stts", "saliency"):
             a, b = (results.scores(m, k, seeds=both) for m in (own, other))
             differences = [against(a, b, group) for group in ("short", "long", "average")]
-            name = NAMES.get(other, other.rpartition(":")[2])
-            lines.append(f"| {round(100 * k)} | {NAMES[own]} | {name} | {' | '.join(differences)} | {len(both)} |")
+            lines.append(
+                f"| {round(100 * k)} | {named(own)} | {named(other)} | {' | '.join(differences)} | {len(both)} |"
+            )
     return "\n".join(lines)
 
 
@@ -296,38 +313,36 @@ def tasks(results: Results) -> str:
 
 
 def clock(results: Results) -> str:
-    """Accuracy against the time that training takes: rows of fewer and of more steps."""
-    lines = []
-    longer = {(parted(m)[0], k) for m, k, _ in results.records if parted(m)[1]}
-    for method, k in dict.fromkeys((m, k) for m, k, _ in results.records):
-        kind = parted(method)[0], k
-        if kind not in longer:
-            continue  # nothing to compare with
-        rows = [results.records[method, k, s] for s in results.seeds(method, k)]
-        seconds = [r["cpu_seconds"] for r in rows if "cpu_seconds" in r]
-        scores = results.scores(method, k)
-        took = f"{np.mean(seconds) / 60:.1f} ({len(seconds)})" if seconds else "–"
-        line = [NAMES[kind[0]], round(100 * k), rows[0]["config"]["steps"], took]
-        line += [with_interval(scores, group) for group in ("short", "long", "average")]
-        both = [s for s in results.seeds(method, k) if s in results.seeds("unpruned", 0.0)]
-        whole = results.scores("unpruned", 0.0, seeds=both)
-        itself = method == "unpruned" or whole is None
-        line += ["–" if itself else against(results.scores(method, k, seeds=both), whole), scores.seeds]
-        lines.append((kind[1], kind[0], rows[0]["config"]["steps"], f"| {' | '.join(map(str, line))} |"))
-    head = [
-        "| | k | steps | minutes of one core | short | long | average | against unpruned | seeds |",
+    """Accuracy against the time that training takes: rows of other numbers of steps, and the recipe's own beside them,
+    over the seeds that both have."""
+    lines = [
+        "| | k | steps | minutes of one core | short | long | average | minus the recipe's steps | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *(line for *_, line in sorted(lines))]) if lines else ""
+    there = {(m, k): r["config"]["steps"] for (m, k, _), r in results.records.items()}
+    for k, kind in sorted({(k, parted(m)[0]) for m, k in there if parted(m)[1]}):
+        alike = [(steps, m) for (m, of), steps in there.items() if (parted(m)[0], of) == (kind, k)]
+        for own, method in sorted(alike):
+            both = [s for s in results.seeds(method, k) if method == kind or s in results.seeds(kind, k)]
+            if not both:
+                continue
+            records, scores = [results.records[method, k, s] for s in both], results.scores(method, k, seeds=both)
+            seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
+            took = f"{np.mean(seconds) / 60:.1f}" if seconds else "–"
+            groups = [with_interval(scores, group) for group in ("short", "long", "average")]
+            minus = "–" if method == kind else against(scores, results.scores(kind, k, seeds=both))
+            line = [NAMES[kind], round(100 * k), own, took, *groups, minus, len(both)]
+            lines.append(f"| {' | '.join(map(str, line))} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def scaling(results: Results) -> str:
-    """Table 3: more frames at test time, the same model, beside an unpruned model with as many vision tokens, or, at
-    k ≥ 0.8, with several times as many."""
-    lines = [
-        "| | k | frames trained, asked | LLM's vision tokens | long | minus an unpruned model's | its tokens | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Table 3: more frames at test time, the same model, beside an unpruned model with about as many vision tokens (at
+    k ≥ 0.8, with several times as many)."""
+    head = (
+        "| | k | frames trained, asked | tokens a video | long | minus an unpruned model's | frames | tokens | seeds |"
+    )
+    lines = [head, "|---" * 9 + "|"]
     for method, k, other in (
         *((m, k, ("unpruned", 0.0)) for m in ("stts", "saliency") for k in (0.3, 0.4, 0.5)),
         *(("saliency", k, ("unpruned", 0.0)) for k in (0.8, 0.9)),
@@ -340,11 +355,20 @@ def scaling(results: Results) -> str:
             scores, unpruned = results.scores(method, k, way, both), results.scores(*other, seeds=both)
             trained, asked = (results.asked(method, k, w)["max_frames"] for w in ("as trained", way))
             minus = against(scores, unpruned, "long") if way == last else "–"
-            own, its = (round(results.field(*of, "tokens", w)) for of, w in (((method, k), way), (other, "as trained")))
-            name, long = NAMES[method], with_interval(scores, "long")
-            line = [name, round(100 * k), f"{trained}, {asked}", own, long, minus, its, len(both)]
-            lines.append(f"| {' | '.join(map(str, line))} |")
+            own, its = (
+                results.field(*of, "tokens", w, both) / num_videos(scores)
+                for of, w in (((method, k), way), (other, "as trained"))
+            )
+            long, frames = with_interval(scores, "long"), results.asked(*other)["max_frames"]
+            line = [named(method), round(100 * k), f"{trained}, {asked}", round(own), long, minus, frames, round(its)]
+            lines.append(f"| {' | '.join(map(str, line))} | {len(both)} |")
     return "\n".join(lines)
+
+
+def num_videos(scores: Scores) -> int:
+    """How many videos were asked about: clips of each kind, pictures left out."""
+    clips = {kind_of(t): x.shape[1] for t, x in scores.answers.items()}
+    return sum(n for kind, n in clips.items() if kind != "image")
 
 
 def depth(results: Results) -> str:
