@@ -175,7 +175,7 @@ def test_decoding_is_by_the_token():
 
 
 REPORT = dict(
-    shape="tiny", device="cpu", threads=1, torch="2", commit="c0ffee", clock="wall", rounds=1, started_under_load=0.5,
+    shape="tiny", device="cpu", threads=1, torch="2", commit="c0ffee", clock="wall", started_under_load=0.5,
     reading=dict(frames=4, clip_seconds=2, side=8, seconds={"read_video": 0.25}), outside_operations=0.042,
     pays_from={"training": {0.3: None, 0.5: 8}},
     memory=[
@@ -184,7 +184,7 @@ REPORT = dict(
     speed=[
         dict(
             what=what, videos=1, frames=frames, k=k, seconds=2.0, speedup=1 + k, lowest=1.0, highest=1 + 2 * k,
-            limit=1 + 3 * k, reached=0.9, rows=8, least_rows=7,
+            limit=1 + 3 * k, reached=0.9, rows=8, least_rows=7, rounds=4,
         )
         for what in ("training", "inference") for frames in (8, 16) for k in (0.0, 0.5, 0.8)
     ],
@@ -200,7 +200,7 @@ REPORT = dict(
 
 def test_the_page():
     text = page(REPORT)
-    assert "| training | 1 × 16 | 0.5 | 2.000 | 1.50 | 1.00–2.00 | 2.50 | 0.90 | 8 (7) |" in text
+    assert "| training | 1 × 16 | 0.5 | 2.000 | 1.50 | 1.00–2.00 (4) | 2.50 | 0.90 | 8 (7) |" in text
     assert "- training, k = 0.3: nowhere measured" in text and "- training, k = 0.5: 8 frames" in text
     assert "| llm | 2.00 | 1.50 | 1.33 | 2.00 |" in text and "5.0% of the time of the unpruned pass" in text
     assert "| 1 × 8 frames | 0 | did not fit | 3 | |" in text and "| 0.5 | 4 | 2 | 2.00 |" in text
@@ -219,13 +219,18 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "memory", lambda name, videos, frames, ks, device: REPORT["memory"])
     monkeypatch.setattr(bench, "reading", lambda size, now: REPORT["reading"])
     monkeypatch.setattr(bench, "outside_operations", lambda: 0.042)
+    monkeypatch.setattr(bench, "rounds_of", lambda rounds, frames: (rounds * 100 + frames) // 5)
+    timed, real = [], bench.stages
+    monkeypatch.setattr(bench, "stages", lambda *args: timed.append(args[4]) or real(*args))
     bench.main(
         ["--shape", "toy", "--load", "2x3", "--ladder", "2,4", "--k", "0,0.5", "--rounds", "1", "-o",
          str(tmp_path / "b.json")]
     )  # fmt: skip
+    assert timed == [21, 21]  # the stages of the first load
     report = json.loads((tmp_path / "b.json").read_text())
     ran = {(r["what"], r["videos"], r["frames"], r["k"]) for r in report["speed"]}
     assert ran == {(w, *l, k) for w in ("training", "inference") for l in ((2, 3), (1, 2), (1, 4)) for k in (0.0, 0.5)}
+    assert {(r["videos"] * r["frames"], r["rounds"]) for r in report["speed"]} == {(6, 21), (2, 20), (4, 20)}
     assert report["config"]["vit"]["depth"] == 5 and report["threads"] == torch.get_num_threads()
     assert "| training | 2 × 3 | 0.5 |" in capsys.readouterr().out
 
@@ -235,6 +240,22 @@ def test_bad_flags_are_refused(words, what, monkeypatch):
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
     with pytest.raises(SystemExit, match=what):
         bench.main(["--shape", "toy", "--load", "1x2", "--ladder", "2", "--rounds", "1", *words])
+
+
+def test_the_default_shape_has_the_papers_shares():
+    """Of the multiply-adds of a training step on 2 × 64 frames."""
+
+    def shares(config, stamp):
+        task = flops.needed(config, [[config.cells] * 64] * 2, 0.0, [[(14, 2)]] * 2, stamp)
+        count, vit = flops.multiply_adds(config, task, backward=True), config.vit
+        whole = sum(count.values())
+        pairs = 6 * config.llm.heads * config.llm.head_dim * config.llm.depth * task.seen
+        inside = 2 * vit.num_patches / (4 * vit.width + 2 * vit.mlp + 2 * vit.num_patches)  # attention's, of a block
+        return count["packed"] / whole, count["llm"] / whole, pairs / whole, inside
+
+    paper, ours = shares(flops.PAPER, 4), shares(bench.SHAPES["scaled"].config, 1)
+    assert ours[:3] == pytest.approx(paper[:3], abs=0.02)
+    assert (round(paper[3], 2), round(ours[3], 2)) == (0.10, 0.18)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without CUDA is told")

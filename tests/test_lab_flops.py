@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stts_mini.lab.flops import (
     PAPER,
+    Work,
     computed,
     decoded,
     evenly_kept,
@@ -19,11 +20,12 @@ from stts_mini.lab.flops import (
     needed,
     saved_floats,
 )  # fmt: skip
-from stts_mini.llm import KVCache, LLMConfig
-from stts_mini.model import VLM, VLMConfig
+from stts_mini.llm import KVCache, Layer, LLMConfig, rotary
+from stts_mini.model import VLM, Connector, VLMConfig
 from stts_mini.packing import block_mask, num_removed
+from stts_mini.scorer import Scorer
 from stts_mini.sequence import Batch, Layout, prefix_ids
-from stts_mini.vit import ViTConfig
+from stts_mini.vit import Block, ViTConfig
 
 # no two sizes alike, so that none can stand for another
 CONFIG = VLMConfig(
@@ -122,21 +124,56 @@ def test_the_limit_grows_with_k_and_frames():
     assert at(1, 0.5) == 1  # one frame is never pruned
 
 
-@pytest.mark.parametrize("k", [0.0, 0.5])
-def test_a_step_holds_the_counted_floor_and_not_much_more(k):
-    """What autograd saves, each storage once, weights left out."""
-    config = dataclasses.replace(CONFIG, vit=ViTConfig(24, 4, 48, 6, 2, 80), llm=LLMConfig(50, 64, 3, 4, 2, 16, 128))
-    model, held = VLM(config), {}
+def held(module, *inputs):
+    """Numbers that autograd saves of a forward pass, each storage once, weights left out; and the result."""
+    storages, weights = {}, {p.untyped_storage().data_ptr() for p in module.parameters()}
 
     def note(x):
-        held[x.untyped_storage().data_ptr()] = x  # alive, so that no two have one address
+        storages[x.untyped_storage().data_ptr()] = x  # alive, so that no two have one address
         return x
 
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        output = model(batch(), k)
-    floats = (
-        sum(x.untyped_storage().nbytes() for at, x in held.items() if at not in weights and x.dtype.itemsize == 4) / 4
-    )
-    floor = saved_floats(config, needed(config, kept(output), k, TEXT, stamp=2))
+        output = module(*inputs)
+    own = [x.untyped_storage().nbytes() for at, x in storages.items() if at not in weights and x.dtype.itemsize == 4]
+    return sum(own) / 4, output
+
+
+WIDE = dataclasses.replace(
+    CONFIG, vit=ViTConfig(24, 4, 48, 6, 2, 80), llm=LLMConfig(50, 64, 3, 4, 2, 16, 128), scorer_heads=2, scorer_mlp=40,
+    connector_mlp=72,
+)  # fmt: skip
+
+
+def of_one_more(**sizes):
+    """What one block or layer more adds to the floor: WIDE with deeper backbones, less WIDE."""
+    deeper = {"slots": {"vit": WIDE.vit}, "tokens": {"llm": WIDE.llm}}[next(iter(sizes))]
+    deeper = {name: dataclasses.replace(part, depth=part.depth + 1) for name, part in deeper.items()}
+    return saved_floats(dataclasses.replace(WIDE, **deeper), Work(**sizes)) - saved_floats(WIDE, Work(**sizes))
+
+
+def test_the_floor_is_what_each_part_holds():
+    """To 2%, the share of statistics of norms and softmax."""
+    leaf = lambda *shape: torch.randn(shape, requires_grad=True)
+    floats, _ = held(Block(WIDE.vit), leaf(3, 36, 48))
+    assert floats == pytest.approx(of_one_more(slots=3 * 36), rel=0.02)
+
+    rope = rotary(torch.arange(30).expand(2, 30), 16, 1e4, torch.float32)
+    floats, _ = held(Layer(WIDE.llm), leaf(2, 30, 64), rope, None, None, 0)
+    floats -= sum(x.numel() for x in rope)  # shared by all layers
+    twice = 2 * 30 * (2 * 64 + (4 + 2) * 16)  # PyTorch's RMSNorm keeps x and x / rms: a floor counts one
+    assert floats - twice == pytest.approx(of_one_more(tokens=2 * 30), rel=0.02)
+
+    floats, _ = held(Connector(WIDE), leaf(20, 4, 96))
+    assert floats == pytest.approx(saved_floats(WIDE, Work(kept=20)), rel=0.02)
+
+    x = leaf(2, 5, 36, 48)
+    floats, _ = held(Scorer(WIDE.scorer), x, torch.tensor([5, 5]))
+    assert floats - x.numel() == pytest.approx(saved_floats(WIDE, Work(scored=2 * 5 * 9)), rel=0.02)  # x is the stem's
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5])
+def test_a_step_holds_the_counted_floor_and_not_much_more(k):
+    model = VLM(WIDE)
+    floats, output = held(model, batch(), k)
+    floor = saved_floats(WIDE, needed(WIDE, kept(output), k, TEXT, stamp=2))
     assert floor <= floats < 1.5 * floor

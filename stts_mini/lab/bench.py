@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -201,12 +202,14 @@ def in_turns(run: Callable[[float], None], ks: Sequence[float], rounds: int, now
 
 
 def rounds_of(rounds: int, frames: int) -> int:
-    """Fewer of large batches, more of small ones, so that each takes its share of the time.
+    """Of a batch of 128 frames, `rounds`; of larger ones fewer, at least two, of smaller ones more, at most 15: so each
+    takes its share of the time.
 
-    >>> [rounds_of(3, frames) for frames in (8, 64, 128, 256, 512)]
-    [15, 6, 3, 2, 2]
+    >>> [rounds_of(3, frames) for frames in (8, 64, 128, 256, 512)], rounds_of(20, 128), rounds_of(1, 128)
+    ([15, 6, 3, 2, 2], 20, 1)
     """
-    return max(min(rounds * 128 // frames, 15), 2)
+    fewest, most = min(rounds, 2), max(rounds, 15)
+    return max(min(rounds * 128 // frames, most), fewest)
 
 
 def speedups(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, now: Callable) -> list[dict]:
@@ -228,7 +231,7 @@ def speedups(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int
             dict(
                 **load, k=k, seconds=statistics.median(seconds[k]), speedup=statistics.median(ratios),
                 lowest=min(ratios), highest=max(ratios), limit=limit, reached=statistics.median(ratios) / limit,
-                multiply_adds=total(k), rows=len(packed.frame), least_rows=packed.least_rows,
+                multiply_adds=total(k), rows=len(packed.frame), least_rows=packed.least_rows, rounds=rounds,
             )
         )  # fmt: skip
     return rows
@@ -450,7 +453,7 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
     report = dict(
         shape=name, config=dataclasses.asdict(shape.config), device=device_name(device), torch=torch.__version__,
         threads=torch.get_num_threads(), clock="CPU" if args.cpu_time else "wall", commit=commit(),
-        rounds=args.rounds, started_under_load=load_average(), speed=[], stages=[],
+        started_under_load=load_average(), speed=[], stages=[],
     )  # fmt: skip
     tell = partial(print, file=sys.stderr, flush=True)
     for videos, frames in args.load:
@@ -466,7 +469,8 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
     task = job(model, shape, *args.load[0], device)
     for what in ("training", "inference"):
         tell(f"stages of {what}")
-        report["stages"] += stages(task, shape, what, (0.0, args.k[-1] if 0.5 not in args.k else 0.5), args.rounds, now)
+        rounds = rounds_of(args.rounds, math.prod(args.load[0]))
+        report["stages"] += stages(task, shape, what, (0.0, args.k[-1] if 0.5 not in args.k else 0.5), rounds, now)
     report["pays_from"] = {
         what: {k: pays_from(report["speed"], what, k) for k in ladder_ks[1:]} for what in ("training", "inference")
     }
@@ -509,7 +513,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rounds",
         type=int,
         default=3,
-        help="times that every k is run on 128 frames, beside a round of warm-up; fewer on more, more on fewer",
+        help="times that every k is run on 128 frames, beside a round of warm-up; more often on fewer, less on more",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     parser.add_argument(

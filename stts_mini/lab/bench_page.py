@@ -14,7 +14,7 @@ STAGES = ("stem", "score", "select", "pack", "packed", "unpack", "connector", "l
 
 def page(report: dict) -> str:
     """All of a report as Markdown."""
-    head = "{shape} on {device}, {threads} threads, torch {torch}, commit {commit}, {clock} time, {rounds} rounds"
+    head = "{shape} on {device}, {threads} threads, torch {torch}, commit {commit}, {clock} time"
     lines = [head.format(**report) + f"; load of the machine when it began: {report['started_under_load']}"]
     lines += ["", *speed_table(report["speed"]), "", "Pruning pays, one video, from:"]
     for what, of in report["pays_from"].items():
@@ -31,7 +31,7 @@ def page(report: dict) -> str:
 def speed_table(rows: list[dict]) -> list[str]:
     """Speed-up, the limit, and the share of it that was reached, one line for each k."""
     lines = [
-        "| | videos × frames | k | seconds | speed-up | (rounds) | limit | reached | rows (least) |",
+        "| | videos × frames | k | seconds | speed-up | rounds | limit | reached | rows (least) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -41,7 +41,7 @@ def speed_table(rows: list[dict]) -> list[str]:
             continue
         lines.append(
             line + f"{row['seconds']:.3f} | {row['speedup']:.2f} | {row['lowest']:.2f}–{row['highest']:.2f}"
-            f" | {row['limit']:.2f} | {row['reached']:.2f} | {row['rows']} ({row['least_rows']}) |"
+            f" ({row['rounds']}) | {row['limit']:.2f} | {row['reached']:.2f} | {row['rows']} ({row['least_rows']}) |"
         )  # fmt: skip
     return lines
 
