@@ -13,6 +13,7 @@ import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -267,7 +268,11 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
     floats += B * row * m.llm.depth * (16 * m.llm.width + 4 * m.llm.mlp)
     activations = floats * (2 if device.type == "cuda" else 4)
     fixed = count(model) * 16  # weights, gradients, at most two moments, 4 bytes each
-    clips = min(sum(config.train_counts.values()) * T * 3 * config.image_size**2 / 1e9, config.cache_gb)
+    num_clips = sum(config.train_counts.values())
+    if config.own_data:  # a line each; whether they can be read is told when they are loaded
+        index = Path(config.data)
+        num_clips = index.read_bytes().count(b"\n") if index.exists() else 0
+    clips = min(num_clips * T * 3 * config.image_size**2 / 1e9, config.cache_gb)
     lines = [
         f"parameters: {count(model) / 1e6:.2f} M ({parts})",
         f"ViT: {dense} of {m.vit.depth} blocks dense ({100 * dense / m.vit.depth:.0f}%), {m.num_packed} packed;"

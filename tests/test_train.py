@@ -396,6 +396,14 @@ def test_a_dry_run_describes_any_preset(preset, capsys):
         assert f"parameters: {count / 1e6:.2f} M" in describe(config, CPU)
 
 
+def test_a_dry_run_counts_clips_of_your_own(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("{}\n" * 50_000)
+    decoded = 50_000 * 16 * 3 * 48**2 / 1e9  # GB
+    for name, gigabytes in (("mine.jsonl", decoded), ("none.jsonl", 0.0)):
+        config = TrainConfig(data=str(tmp_path / name), max_frames=16, cache_gb=100.0)
+        assert f"decoded clips {gigabytes:.1f}," in describe(config, CPU)
+
+
 @pytest.mark.slow
 def test_the_command_end_to_end_without_a_warning(tmp_path):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
