@@ -177,10 +177,10 @@ def test_shorter_and_longer_rows_stand_beside_their_time(tmp_path):
     halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0)"
     whole = "100.0 (100.0–100.0) | 100.0 (100.0–100.0) | 100.0 (100.0–100.0)"
     assert text.strip().splitlines()[2:] == [
-        f"| unpruned | 0 | 50 | 2.0 | {halved} | −50.0 (−50.0 to −50.0) | 1 |",
-        f"| unpruned | 0 | 250 | 10.0 | {whole} | – | 3 |",
-        f"| STTS | 80 | 250 | – | {halved} | – | 1 |",
-        f"| STTS | 80 | 500 | 1.5 | {whole} | +50.0 (+50.0 to +50.0) | 1 |",
+        f"| unpruned | 0 | 50 | 2.0 | {halved} | −50.0 (−50.0 to −50.0) | −50.0 (−50.0 to −50.0) | 1 |",
+        f"| unpruned | 0 | 250 | 10.0 | {whole} | – | – | 3 |",
+        f"| STTS | 80 | 250 | – | {halved} | – | −50.0 (−50.0 to −50.0) | 1 |",
+        f"| STTS | 80 | 500 | 1.5 | {whole} | +50.0 (+50.0 to +50.0) | +0.0 (+0.0 to +0.0) | 1 |",
     ]
     assert "500 steps" not in page  # they are no rows of the other tables
     write(tmp_path, "stts@300", 0.8, 1)

@@ -316,8 +316,9 @@ def clock(results: Results) -> str:
     """Accuracy against the time that training takes: rows of other numbers of steps, and the recipe's own beside them,
     over the seeds that both have."""
     lines = [
-        "| | k | steps | minutes of one core | short | long | average | minus the recipe's steps | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | k | steps | minutes of one core | short | long | average | against the recipe's steps | against unpruned"
+        " | seeds |",
+        "|---" * 10 + "|",
     ]
     there = {(m, k): r["config"]["steps"] for (m, k, _), r in results.records.items()}
     for k, kind in sorted({(k, parted(m)[0]) for m, k in there if parted(m)[1]}):
@@ -331,7 +332,10 @@ def clock(results: Results) -> str:
             took = f"{np.mean(seconds) / 60:.1f}" if seconds else "–"
             groups = [with_interval(scores, group) for group in ("short", "long", "average")]
             minus = "–" if method == kind else against(scores, results.scores(kind, k, seeds=both))
-            line = [NAMES[kind], round(100 * k), own, took, *groups, minus, len(both)]
+            shared = [s for s in both if s in results.seeds("unpruned", 0.0)]
+            own_of, whole = results.scores(method, k, seeds=shared), results.scores("unpruned", 0.0, seeds=shared)
+            lost = against(own_of, whole) if shared and method != "unpruned" else "–"
+            line = [NAMES[kind], round(100 * k), own, took, *groups, minus, lost, len(both)]
             lines.append(f"| {' | '.join(map(str, line))} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
