@@ -95,10 +95,11 @@ def test_the_page_says_what_the_files_say(tmp_path):
     main(["--results", str(tmp_path)])
     text = (tmp_path / "README.md").read_text()
     halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)"
-    assert f"| STTS | 80 | 80.0 | {halved} | 50.0 | 2 |" in text
+    assert f"| STTS | 80 | 80.0 | {halved} | 50.0 | 0, 1 |" in text
     nothing = "0.0 (0.0–0.0) | 0.0 (0.0–0.0) | 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0)"
     assert f"| fewer frames, unpruned | 80 | 78.0 | {nothing} | 50.0 | 1 |" in text  # its budget, by tokens
-    assert f"| blind, trained | 100 | 100.0 | {nothing} | 50.0 | 1 |" in text
+    assert f"| blind, trained | 100 | 100.0 | {nothing} | 50.0 | 0 |" in text
+    assert "base s mod 2" in text and "(average, unpruned: 100.0 with seed 0, 100.0 with seed 1)" in text
     for other in ("random", "fewer frames, unpruned"):  # on the seeds that both have
         assert (
             f"| 80 | STTS | {other} | +100.0 (+100.0 to +100.0) | +0.0 (+0.0 to +0.0) | +50.0 (+50.0 to +50.0) | 1 |"
@@ -178,7 +179,7 @@ def test_shorter_and_longer_rows_stand_beside_their_time(tmp_path):
     whole = "100.0 (100.0–100.0) | 100.0 (100.0–100.0) | 100.0 (100.0–100.0)"
     assert text.strip().splitlines()[2:] == [
         f"| unpruned | 0 | 50 | 2.0 | {halved} | −50.0 (−50.0 to −50.0) | −50.0 (−50.0 to −50.0) | 1 |",
-        f"| unpruned | 0 | 250 | 10.0 | {whole} | – | – | 3 |",
+        f"| unpruned | 0 | 250 | 10.0 | {whole} | – | – | 1 |",
         f"| STTS | 80 | 250 | – | {halved} | – | −50.0 (−50.0 to −50.0) | 1 |",
         f"| STTS | 80 | 500 | 1.5 | {whole} | +50.0 (+50.0 to +50.0) | +0.0 (+0.0 to +0.0) | 1 |",
     ]

@@ -242,7 +242,7 @@ def row(results: Results, method: str, k: float, way: str = "as trained", name: 
     groups = [with_interval(scores, group) for group in ("short", "long", "average")]
     kept = "–" if kept is None else percent(kept)
     name = name or named(method)
-    return "| " + " | ".join([name, nominal, effective, *groups, paired, kept, str(scores.seeds)]) + " |"
+    return "| " + " | ".join([name, nominal, effective, *groups, paired, kept, ", ".join(map(str, seeds))]) + " |"
 
 
 HEAD = """| | k | effective k | short | long | average | against unpruned | evidence kept | seeds |
@@ -323,12 +323,14 @@ def clock(results: Results) -> str:
     there = {(m, k): r["config"]["steps"] for (m, k, _), r in results.records.items()}
     for k, kind in sorted({(k, parted(m)[0]) for m, k in there if parted(m)[1]}):
         alike = [(steps, m) for (m, of), steps in there.items() if (parted(m)[0], of) == (kind, k)]
+        others = {s for _, m in alike if m != kind for s in results.seeds(m, k)}
         for own, method in sorted(alike):
-            both = [s for s in results.seeds(method, k) if method == kind or s in results.seeds(kind, k)]
+            both = [s for s in results.seeds(method, k) if s in (others if method == kind else results.seeds(kind, k))]
             if not both:
                 continue
-            records, scores = [results.records[method, k, s] for s in both], results.scores(method, k, seeds=both)
+            records = [results.records[method, k, s] for s in results.seeds(method, k)]  # time is not the seed's
             seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
+            scores = results.scores(method, k, seeds=both)
             took = f"{np.mean(seconds) / 60:.1f}" if seconds else "–"
             groups = [with_interval(scores, group) for group in ("short", "long", "average")]
             minus = "–" if method == kind else against(scores, results.scores(kind, k, seeds=both))
@@ -394,19 +396,32 @@ def elastic(results: Results) -> str:
     return "\n".join([HEAD, *filter(None, lines)]) if lines else ""
 
 
+def of_bases(results: Results) -> str:
+    """How good the bases are, unpruned, seed by seed; and what follows."""
+    bases = len({r["base"] for r in results.records.values()})
+    if bases == 1:
+        return "All rows start from one unpruned base: they say little of another."
+    seeds = results.seeds("unpruned", 0.0)
+    each = [percent(value(results.scores("unpruned", 0.0, seeds=[s]), "average")) for s in seeds]
+    known = ", ".join(f"{score} with seed {s}" for s, score in zip(seeds, each, strict=True))
+    return (
+        f"Seed s starts from unpruned base s mod {bases}, and bases differ (average, unpruned: {known}): lines of other"
+        " seeds are compared by what stands under *against unpruned*, never by their averages."
+    )
+
+
 def page(results: Results) -> str:
     """The whole page."""
     torch = sorted({r["torch"] for r in results.records.values()})
     commits = sorted({r["commit"] for r in results.records.values()})
-    bases = len({r["base"] for r in results.records.values()})
     intro = [
         "# Results",
         "Made by `python -m stts_mini.lab.tables` from the files in [rows](rows), which `python -m"
         f" stts_mini.lab.reproduce --all` makes. Test set {results.fingerprint}; torch {', '.join(torch)}; commits"
         f" {', '.join(commits)}.",
-        "Percent. The last column, or a number in brackets after a column's name, counts seeds. Intervals are 95%, from"
-        " resampling seeds and clips; with one seed they resample clips alone, so they are too narrow. Differences are"
-        f" paired. The rows start from {bases} unpruned base{'s' * (bases > 1)}: few seeds say little of another base.",
+        "Percent. Intervals are 95%, from resampling seeds and clips; with one seed they resample clips alone, so they"
+        " are too narrow. Differences are paired. *Seeds* says which there are, or how many, as does a number in"
+        f" brackets after a column's name. {of_bases(results)}",
         "*Effective k*: the share of the vision tokens that is really gone; frame 0 stays, so no more than C·(T−1) of"
         " C·T cells can go. *Evidence kept*: of the pixels that answers depend on (frame 0 left out), the share in kept"
         " cells. *Inference only*: the unpruned row's model, asked with this method. *Spread* is 0.3 (see"
