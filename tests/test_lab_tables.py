@@ -189,6 +189,18 @@ def test_shorter_and_longer_rows_stand_beside_their_time(tmp_path):
         main(["--results", str(tmp_path)])
 
 
+def test_the_page_of_some_seeds_is_printed_and_not_written(tmp_path, capsys):
+    for seed, p in ((0, 1.0), (1, 0.0)):
+        write(tmp_path, "unpruned", 0.0, seed, p=p)
+    main(["--results", str(tmp_path), "--seeds", "1"])
+    assert "| unpruned | 0 | 0.0 | 0.0 (0.0–0.0) |" in capsys.readouterr().out
+    assert not (tmp_path / "README.md").exists()
+    with pytest.raises(SystemExit):
+        main(["--results", str(tmp_path), "--seeds", "1", "--check"])
+    with pytest.raises(SystemExit, match="no rows in"):
+        main(["--results", str(tmp_path), "--seeds", "7"])
+
+
 def test_seeds_of_one_row_must_have_the_same_settings(tmp_path):
     for seed, spread in ((0, 0.3), (1, 0.4)):
         write(tmp_path, "saliency", 0.5, seed, config=dict(k=0.5, seed=seed, steps=250, spread=spread))

@@ -275,20 +275,9 @@ def draw(report: dict, path: str) -> None:
     llm, most = cost["token"] * tokens + cost["pair"] * tokens**2, max(r["tokens"] for r in report["read"])
     for some, style, label in ((tokens <= most, "k-", "LLM"), (tokens >= most, "k--", "LLM, beyond what was measured")):
         time_axis.plot(beyond[some], llm[some], style, lw=1, label=label)
-    time_axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="frames",
-        ylabel="seconds",
-        title=f"time, k = {k}, {report['threads']} threads",
-    )
-    memory_axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="frames",
-        ylabel="MB beyond the weights",
-        title=f"peak memory, chunks of {report['chunk']} frames",
-    )
+    titles = f"time, k = {k}, {report['threads']} threads", f"peak memory, chunks of {report['chunk']} frames"
+    for axis, unit, title in zip((time_axis, memory_axis), ("seconds", "MB beyond the weights"), titles, strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="frames", ylabel=unit, title=title)
     for axis in (time_axis, memory_axis):
         axis.legend()
         axis.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
     python -m stts_mini.lab.tables --readme README.md     writes tutorials/results/README.md, and the README's table
     python -m stts_mini.lab.tables --readme README.md --check     exits 1 if what is on disk is another
+    python -m stts_mini.lab.tables --seeds 1              prints the page of these seeds alone (1: of base 1)
 
 A score is a mean over tasks (short, long), and the average is the mean of the two, as in the paper. The 95%
 interval is a hierarchical bootstrap: seeds are drawn with replacement, and within each kind of clip the clips,
@@ -116,11 +117,13 @@ class Results:
     """All finished rows: `scores(method, k, way)` over whatever seeds there are. Raises ValueError for rows that
     were not made alike: another test set, base, device, or recipe."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, only: Sequence[int] | None = None):
         self.records: dict[tuple[str, float, int], dict] = {}
         for path in sorted(folder.glob("*.json")):
             record = json.loads(path.read_text())
             row = record["row"]
+            if only is not None and row["seed"] not in only:
+                continue
             if (own := parted(row["method"])[1]) not in (None, had := record["config"]["steps"]):
                 raise ValueError(f"{path}: the row is named after {own} steps and had {had}; run it again")
             self.records[row["method"], row["k"], row["seed"]] = record
@@ -464,9 +467,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
     parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
+    parser.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
     args = parser.parse_args(argv)
+    if args.seeds and (args.readme or args.check):
+        parser.error("--seeds only prints: give it without --readme and --check")
     try:
-        results = Results(args.results / "rows")
+        results = Results(args.results / "rows", args.seeds)
         if not results.records:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.reproduce makes them")
         made = {args.results / "README.md": page(results)}
@@ -474,7 +480,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             made[args.readme] = inserted(args.readme.read_text(), ladder(results))
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
-    for path, text in made.items():
+    for path, text in made.items() if not args.seeds else ():
         if args.check and (not path.exists() or path.read_text() != text):
             sys.exit(f"{path} is not what the rows say: run python -m stts_mini.lab.tables --readme README.md")
         if not args.check:
