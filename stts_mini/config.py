@@ -136,6 +136,10 @@ class TrainConfig:
             raise ValueError(
                 f"saliency_steps = {self.saliency_steps} teach what to keep, and k = 0 keeps all: give --k"
             )
+        if self.saliency_steps and self.llm_depth < 2:
+            raise ValueError(
+                f"saliency_steps = {self.saliency_steps} need an LLM of 2 layers or more: give --llm-depth 2"
+            )
         if self.saliency_steps and self.blind:
             raise ValueError("blind training has no cells whose saliency could be learned: give --saliency-steps 0")
         if self.steps <= (taught := self.curriculum_steps + self.saliency_steps):

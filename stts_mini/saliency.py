@@ -9,6 +9,9 @@ have paid it, and in ours the mean cannot be told from zero, whether a cell matt
 them apart is its size: where nothing is read, nothing depends on it. |xᵀ∂/∂x| is the first-order change of the
 log-odds were the token taken away (Taylor importance, as in Molchanov et al., arXiv 1611.06440). Log-odds and not the
 log-likelihood, whose gradient is (1 − p) times theirs: what is answered with certainty would count for nothing.
+The LLM's first layer has no part in it: that layer normalises x before it reads it, so the length of x is nothing to
+it, and xᵀ∂/∂x is 0. What is measured is how x steers what the token becomes on its way to the deeper layers; with one
+layer, it would be rounding alone.
 
 When. For `saliency_steps` unpruned steps, before pruning begins; a cell that is pruned has no gradient to learn from.
 From then on the scorer stays as it is, for the LM's gradient would blur it again (measured: tutorials/results). Ranks,

@@ -145,7 +145,9 @@ def forward_backward(
         shares = own_questions / questions, own_videos / max(videos, 1)
         last = i == len(parts) - 1
         with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
-            with autocast(device):
+            # saliency goes backward twice through one graph, and compiled layers get the second time wrong (torch 2.13)
+            eager = torch.compiler.set_stance("force_eager") if saliency and config.compile else nullcontext()
+            with autocast(device), eager:
                 output = run(part.to(device), k, encode)
                 sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
                 if saliency:
@@ -184,10 +186,6 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
     blocks = (*model.vit.blocks, *model.llm.layers)
-    if config.compile and config.saliency_steps:  # whose steps go backward twice through one graph
-        import torch._functorch.config as compiled
-
-        compiled.donated_buffer = False
     for block in blocks if config.compile else ():
         block.compile(dynamic=True)
     for block in blocks if config.recompute else ():  # keep each block's input only; the rest is computed twice

@@ -57,6 +57,19 @@ def test_saliency_is_the_change_of_the_log_odds_when_a_token_fades(small):
     assert (worth[1, 3:] == 0).all() and (worth[0] > 0).all()  # padding, and real frames
 
 
+def test_a_first_layer_is_blind_to_it():
+    """It normalises every token before it reads it: of a longer token it reads the same."""
+    worth = {}
+    for depth in (1, 2):
+        model = build()
+        model.llm.layers = model.llm.layers[:depth]
+        assert len(model.llm.layers) == depth
+        worth[depth] = float(answer_saliency(scored(model, batch_of(model, [4, 3]))).max())
+    assert worth[1] < 1e-3 * worth[2]
+    with pytest.raises(ValueError, match="saliency_steps = 9 need an LLM of 2 layers or more: give --llm-depth 2"):
+        TrainConfig(k=0.5, saliency_steps=9, llm_depth=1)
+
+
 def test_unpruned_and_scored_is_still_the_unpruned_model(small):
     model, batch = small
     plain, output = model(batch, 0.0), scored(model, batch)
@@ -119,7 +132,7 @@ def test_scorers_without_weights_are_refused(small):
 def test_parts_of_a_batch_teach_what_the_whole_teaches(folder):  # noqa: F811
     grads = []
     for accumulate in (1, 2):
-        config = tiny(folder, accumulate=accumulate, saliency_steps=1, steps=9)
+        config = tiny(folder, accumulate=accumulate, saliency_steps=1, steps=9, llm_depth=2)
         model = training.build_model(config, CPU).double()
         batch = make_sampler(config)(2)
         batch.frames = batch.frames.double() / 127.5 - 1
@@ -140,7 +153,7 @@ def test_the_scorer_is_taught_before_pruning_and_stays(folder, monkeypatch):  # 
         return original(model, batch, config, device, k, encode, run, saliency)
 
     monkeypatch.setattr(training, "forward_backward", spy)
-    train(tiny(folder, steps=7, image_steps=1, brief_steps=1, saliency_steps=2), False, CPU)
+    train(tiny(folder, steps=7, image_steps=1, brief_steps=1, saliency_steps=2, llm_depth=2), False, CPU)
     ks, teaching, scorers, words = zip(*seen, strict=True)
     assert ks == (0, 0, 0, 0, 0.5, 0.5, 0.5) and teaching == (False, False, True, True, False, False, False)
     changed = [not torch.equal(a, b) for a, b in pairwise(scorers)]
@@ -195,12 +208,12 @@ def test_ranks_follow_their_values_to_any_device():
     "options, message", [(dict(scorer="cosine"), "scorer cosine has no weights"), ({}, "no weights")]
 )
 def test_what_cannot_be_taught_is_refused_before_the_first_step(options, message, folder):  # noqa: F811
-    config = tiny(folder, steps=9, saliency_steps=1, **options)
+    config = tiny(folder, steps=9, saliency_steps=1, llm_depth=2, **options)
     annotate = None if options else lambda clip, video: None
     with pytest.raises(ValueError, match=message):
         train(config, False, CPU, annotate=annotate)
     with pytest.raises(ValueError, match="blind training has no cells"):
-        tiny(folder, saliency_steps=1, steps=9, blind=True)
+        tiny(folder, saliency_steps=1, steps=9, llm_depth=2, blind=True)
 
 
 def test_saliency_under_recomputation_is_the_same():
@@ -215,7 +228,8 @@ def test_saliency_under_recomputation_is_the_same():
 
 
 def test_resuming_amid_the_lessons_is_uninterrupted(folder, tmp_path, monkeypatch):  # noqa: F811
-    options = dict(steps=8, image_steps=1, brief_steps=1, saliency_steps=3, elastic=True, spread=0.4, save_every=4)
+    options = dict(steps=8, image_steps=1, brief_steps=1, saliency_steps=3, llm_depth=2, elastic=True, spread=0.4)
+    options["save_every"] = 4
     whole = train(tiny(folder, **options, out=str(tmp_path / "whole")), False, CPU)
     config = tiny(folder, **options, out=str(tmp_path / "parts"))
     monkeypatch.setattr(training.Interrupt, "asked", True, raising=False)

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,45 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(folder):
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def gradients_and_saved(folder, **options):
+    """Every gradient of one pruned batch and of one step with a saliency loss, the model wrapped as the settings say;
+    and how many numbers were held for the backward pass of the first. (Weights are not small: in a fresh model hardly
+    anything of a cell arrives at an answer, and rounding would rank the cells.)"""
+    config = tiny(folder, scorer="stts", k=0.5, llm_depth=2, steps=9, **options)
+    sampler, model, held = make_sampler(config), build_model(config, CPU), []
+    draw = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=draw)
+    run = training.wrap(model, config, CPU)
+    keep = lambda x: (held.append(x.numel()), x)[1]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        forward_backward(model, sampler(3), config, CPU, run=run)
+    count = sum(held)
+    if config.saliency_steps:
+        forward_backward(model, sampler(2), config, CPU, k=0.0, run=run, saliency=True)
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, count
+
+
+def test_recomputing_holds_less_and_changes_no_gradient(folder):
+    plain, held = gradients_and_saved(folder, saliency_steps=1)
+    again, held_again = gradients_and_saved(folder, saliency_steps=1, recompute=True)
+    assert plain.keys() == again.keys() and same(plain, again)
+    assert held_again < 0.7 * held
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
+@pytest.mark.parametrize("saliency_steps", [0, 1])
+def test_compiled_gives_the_same_gradients(folder, saliency_steps):
+    plain, _ = gradients_and_saved(folder, saliency_steps=saliency_steps)
+    torch.compiler.reset()  # nothing that another test compiled
+    compiled, _ = gradients_and_saved(folder, saliency_steps=saliency_steps, compile=True)
+    assert plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[name], gradient, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def make_sampler(config):

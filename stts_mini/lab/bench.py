@@ -325,12 +325,13 @@ def stages(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, 
     return rows
 
 
-def high_water() -> int:
-    """The most bytes that this process has held. (What `getrusage` says may be the parent's: it outlives exec.)"""
+def process_memory(field: str = "VmHWM") -> int:
+    """Bytes that this process holds, VmRSS, or the most that it has held, VmHWM, where /proc says so. (What `getrusage`
+    says may be the parent's: it outlives exec.)"""
     status = Path("/proc/self/status")
     if not status.exists():
         return round(peak_memory() * 1e9)
-    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
 
 
 def step_memory(shape: Shape, videos: int, frames: int, k: float, device: torch.device) -> int | None:
@@ -345,15 +346,20 @@ def step_memory(shape: Shape, videos: int, frames: int, k: float, device: torch.
             before = torch.cuda.memory_allocated()
             task.train(k)
             return torch.cuda.max_memory_allocated() - before
-        before = high_water()
+        before = process_memory("VmRSS")
         task.train(k)
-        return high_water() - before
+        return process_memory() - before
     except torch.OutOfMemoryError:
         return None
 
 
 def memory(name: str, videos: int, frames: int, ks: Sequence[float], device: torch.device) -> list[dict]:
-    """A row for every k: peak memory of a training step, each in a fresh process, and the counted floor."""
+    """A row for every k: peak memory of a training step, each in a fresh process, and the counted floor.
+
+    What is counted is what tensors hold, as on CUDA: glibc is told to give back what is freed. Left to itself, it keeps
+    some; what a process takes then is what `--memory-of 0.5 --load 1x256` prints.
+    """
+    env = {"MALLOC_MMAP_THRESHOLD_": "131072", **os.environ}  # in bytes; what is larger goes back when it is freed
     shape, rows = SHAPES[name], []
     with torch.device("meta"):
         weights = sum(p.numel() for p in VLM(shape.config).parameters())
@@ -361,7 +367,7 @@ def memory(name: str, videos: int, frames: int, ks: Sequence[float], device: tor
         words = ["--shape", name, "--threads", torch.get_num_threads(), "--device", device.type]
         words += ["--load", f"{videos}x{frames}", "--memory-of", k]
         command = [sys.executable, "-m", "stts_mini.lab.bench", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
         if done.returncode:
             raise RuntimeError(f"no memory measured at k = {k}: {done.stderr.strip()[-500:]}")
         kept = [flops.evenly_kept(k, shape.config.cells, frames)] * videos

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from stts_mini import checkpoint
 from stts_mini.eval import parse_k
-from stts_mini.lab.bench import SHAPES, build, device_name, high_water, load_average
+from stts_mini.lab.bench import SHAPES, build, device_name, load_average, process_memory
 from stts_mini.lab.reproduce import commit, write_json
 from stts_mini.model import VLM, Encoded, check_scores
 from stts_mini.packing import check_k, num_removed, select
@@ -155,7 +155,7 @@ def drawn_chunks(frames: int, chunk: int, size: int) -> Iterator[Tensor]:
 
 def taken(model: VLM, chunks: Chunks, k: float, way: str) -> dict:
     """Encode in one of the WAYS, and say what it took."""
-    before, began = high_water(), time.perf_counter()
+    before, began = process_memory(), time.perf_counter()
     if way == "whole":
         with torch.no_grad():
             encoded = model.encode_video(torch.cat(list(chunks()))[None], None, k)
@@ -163,7 +163,7 @@ def taken(model: VLM, chunks: Chunks, k: float, way: str) -> dict:
         encoded = encode_long(model, chunks, k, way == "one pass")
     seconds = time.perf_counter() - began
     T = encoded.keep.shape[1]
-    return dict(way=way, frames=T, kept=len(encoded.tokens), seconds=seconds, bytes=high_water() - before)
+    return dict(way=way, frames=T, kept=len(encoded.tokens), seconds=seconds, bytes=process_memory() - before)
 
 
 def llm_seconds(model: VLM, tokens: int) -> float:
