@@ -99,6 +99,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / √(mean(x²) + eps) · weight, over the last dimension; in float32 even if x comes in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(dtype), self.normalized_shape, self.weight.to(dtype), self.eps).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with normalised queries and keys."""
 
@@ -109,8 +117,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
         self.v_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
         self.o_proj = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
-        self.q_norm = nn.RMSNorm(c.head_dim, eps=c.eps)
-        self.k_norm = nn.RMSNorm(c.head_dim, eps=c.eps)
+        self.q_norm = RMSNorm(c.head_dim, eps=c.eps)
+        self.k_norm = RMSNorm(c.head_dim, eps=c.eps)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int):
         c = self.config
@@ -147,9 +155,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: LLMConfig):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.width, eps=config.eps)
+        self.input_layernorm = RMSNorm(config.width, eps=config.eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.eps)
+        self.post_attention_layernorm = RMSNorm(config.width, eps=config.eps)
         self.mlp = SwiGLU(config)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int):
@@ -165,7 +173,7 @@ class LLM(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(config.width, eps=config.eps)
+        self.norm = RMSNorm(config.width, eps=config.eps)
         self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.init_weights()
 

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stts_mini.llm import LLM, KVCache, LLMConfig
+from stts_mini.llm import LLM, KVCache, LLMConfig, RMSNorm
 from stts_mini.packing import Packed, block_mask, check_k, frame_counts, num_removed, pack, select
 from stts_mini.scorer import (
     SCORERS,
@@ -173,7 +173,7 @@ class Connector(nn.Module):
         self.gate_proj = nn.Linear(config.vit.width, config.connector_mlp)
         self.up_proj = nn.Linear(config.vit.width, config.connector_mlp)
         self.down_proj = nn.Linear(config.connector_mlp, config.llm.width, bias=False)
-        self.norm_out = nn.RMSNorm(config.llm.width, eps=config.llm.eps)
+        self.norm_out = RMSNorm(config.llm.width, eps=config.llm.eps)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
