@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 
 import pytest
@@ -280,6 +281,21 @@ def test_bfloat16_on_cuda():
 def test_memory_is_a_step_of_its_own():
     plain, pruned = bench.memory("toy", 1, 32, (0.0, 0.5), CPU)
     assert plain["bytes"] > pruned["bytes"] > 0.9 * pruned["floor"] and pruned["bytes"] < 3 * pruned["floor"]
+
+
+def test_memory_is_that_of_tensors_and_each_k_has_a_process(monkeypatch):
+    calls = []
+
+    def answer(command, env, **_):
+        calls.append((command[-1], env["MALLOC_MMAP_THRESHOLD_"]))
+        return subprocess.CompletedProcess(command, 0, stdout="7", stderr="")
+
+    monkeypatch.setattr(bench.subprocess, "run", answer)
+    rows = bench.memory("toy", 1, 32, (0.0, 0.5), CPU)
+    assert calls == [("0.0", "131072"), ("0.5", "131072")] and [row["bytes"] for row in rows] == [7, 7]
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")  # yours goes first
+    bench.memory("toy", 1, 32, (0.0,), CPU)
+    assert calls[-1] == ("0.0", "1")
 
 
 def test_reading_reads():

@@ -1,5 +1,6 @@
 """Chunked encoding against encoding in one piece; the decoder in chunks; the command."""
 
+import gc
 import json
 
 import numpy as np
@@ -53,6 +54,28 @@ def test_in_chunks_is_in_one_piece(bias, T, k, sizes, cosine, score_after, sprea
     torch.testing.assert_close(parts.tokens, whole.tokens, rtol=1e-9, atol=1e-11)
     if whole.scores is not None:
         torch.testing.assert_close(parts.scores, whole.scores, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_what_is_held_does_not_grow_with_the_clip(one_pass):
+    """Between two chunks: scores, places and kept tokens, and never the tokens of the frames that went by."""
+    model, n = build(), 4
+    size, width = model.config.vit.image_size, model.config.vit.width
+
+    def held():
+        """Bytes of all tensors there are, each storage once."""
+        storages = (t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor)
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+    def chunks():
+        for _ in range(30):
+            taken.append(held())
+            yield torch.randn(n, 3, size, size, dtype=torch.float64)
+
+    taken = []
+    encode_long(model, chunks, 0.9, one_pass)
+    chunk = 8 * n * (model.config.vit.num_patches * width + 3 * size**2)  # its tokens and its pixels
+    assert max(taken) - min(taken) < 4 * chunk, taken
 
 
 @pytest.mark.parametrize("k", [0.0, 0.3, 0.8, 0.95])

@@ -227,3 +227,25 @@ def test_no_results_yet(tmp_path):
     with pytest.raises(SystemExit, match="no rows in"):
         main(["--results", str(tmp_path)])
     assert not (tmp_path / "README.md").exists()
+
+
+def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
+    """Seed 0 knows all, seed 1 nothing: a mean over both beside a row of seed 0 would lie about either."""
+    for seed, p in ((0, 1.0), (1, 0.0)):
+        write(tmp_path, "unpruned", 0.0, seed, p=1.0)
+        write(tmp_path, "stts", 0.5, seed, p=p, tokens=40 + 10 * seed)
+        write(tmp_path, "saliency", 0.9, seed, p=p)
+        write(tmp_path, "saliency", 0.5, seed, p=lambda t, p=p: p if t.startswith("image") else 0.5)
+    write(tmp_path, "deeper", 0.5, 0, p=short_only)
+    write(tmp_path, "elastic", 0.9, 1, p=short_only)
+    main(["--results", str(tmp_path)])
+    sections = dict(part.split("\n", 1) for part in (tmp_path / "README.md").read_text().split("\n## ")[1:])
+    lines = {title.split(" (")[0]: text.split("\n")[3:] for title, text in sections.items()}
+    plain, deeper, *_ = lines["Scored a block deeper, of six"]
+    assert plain.startswith("| STTS | 50 | 60.0 | 100.0") and plain.endswith("| 0 |") and deeper.endswith("| 0 |")
+    rows = lines["One model for every k"]
+    one = next(line for line in rows if line.startswith("| STTS, taught") and "| 90 |" in line)
+    assert "| 0.0 (0.0–0.0) | −100.0" in one and one.endswith("| 1 |")
+    image = next(line for line in lines["Single images, which lose nothing"] if line.startswith("| STTS, taught"))
+    half = "50.0 (0.0–100.0) | −50.0 (−100.0 to +0.0)"
+    assert image == f"| STTS, taught by saliency, spread (ours) | 50 | {half} | {half} | 0, 1 |"

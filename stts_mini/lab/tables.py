@@ -224,19 +224,26 @@ def named(method: str) -> str:
     return f"{name}, {steps} steps" if steps else name
 
 
-def row(results: Results, method: str, k: float, way: str = "as trained", name: str | None = None) -> str | None:
+def row(
+    results: Results,
+    method: str,
+    k: float,
+    way: str = "as trained",
+    name: str | None = None,
+    only: Sequence[int] | None = None,
+) -> str | None:
     """A line of a table: name, k, effective k (by the vision tokens that are left), short, long, average, against
-    unpruned, evidence kept, seeds."""
-    scores, asked = results.scores(method, k, way), results.asked(method, k, way)
+    unpruned, evidence kept, seeds. `only`: of these seeds."""
+    seeds = [s for s in results.seeds(method, k, way) if only is None or s in only]
+    scores, asked = results.scores(method, k, way, seeds), results.asked(method, k, way)
     if scores is None:
         return None
-    seeds = results.seeds(method, k, way)
     both = [s for s in seeds if s in results.seeds("unpruned", 0.0)]
-    paired, effective, kept = "–", "–", results.field(method, k, "evidence_kept", way)
+    paired, effective, kept = "–", "–", results.field(method, k, "evidence_kept", way, seeds)
     if both and (method, way) != ("unpruned", "as trained"):
         paired = against(results.scores(method, k, way, both), results.scores("unpruned", 0.0, seeds=both))
     if results.asked("unpruned", 0.0):
-        tokens = results.field(method, k, "tokens", way) / results.field("unpruned", 0.0, "tokens")
+        tokens = results.field(method, k, "tokens", way, seeds) / results.field("unpruned", 0.0, "tokens")
         effective = percent(1 - tokens)
     budget = k if method in ("frames", "resolution") else asked["k"]  # what an unpruned model spends, by other means
     nominal = "100" if method == "blind" else str(round(100 * budget))
@@ -381,22 +388,37 @@ def num_videos(scores: Scores) -> int:
 
 
 def depth(results: Results) -> str:
-    """Figure 6: scored a block deeper (of six: one dense block more)."""
-    if not any(method in ("deeper", "saliency-deeper") for method, *_ in results.records):
-        return ""
-    pairs = (("stts", "deeper"), ("saliency", "saliency-deeper"))
-    return "\n".join([HEAD, *filter(None, (row(results, m, 0.5) for pair in pairs for m in pair))])
+    """Figure 6: scored a block deeper (of six: one dense block more), over the seeds that both have."""
+    lines = []
+    for method, deeper in (("stts", "deeper"), ("saliency", "saliency-deeper")):
+        both = [s for s in results.seeds(deeper, 0.5) if s in results.seeds(method, 0.5)]
+        lines += [row(results, m, 0.5, only=both) for m in (method, deeper)]
+    return "\n".join([HEAD, *filter(None, lines)]) if any(lines) else ""
 
 
 def elastic(results: Results) -> str:
-    """One model asked at every k up to its own, beside a model for each."""
+    """One model asked at every k up to its own, beside a model for each, of the same seeds."""
     lines = []
     for own in sorted({k for method, k, _ in results.records if method == "elastic"}):
+        seeds = results.seeds("elastic", own)
         for k in (k for k in (0.0, 0.3, 0.5, 0.8, 0.9) if k <= own):
             way = "as trained" if k == own else f"k = {k}"
             lines.append(row(results, "elastic", own, way, f"elastic, asked at k = {k}"))
-            lines.append(row(results, "saliency" if k else "unpruned", k))
+            lines.append(row(results, "saliency" if k else "unpruned", k, only=seeds))
     return "\n".join([HEAD, *filter(None, lines)]) if lines else ""
+
+
+def images(results: Results) -> str:
+    """Table 4: single images lose no cell at any k; what training with pruned videos does to them."""
+    lines = ["| | k | attribute | against unpruned | count | against unpruned | seeds |", "|---" * 7 + "|"]
+    for k, method in ((0.0, "unpruned"), *itertools.product((0.5, 0.8, 0.9), ("stts", "saliency"))):
+        if both := [s for s in results.seeds(method, k) if s in results.seeds("unpruned", 0.0)]:
+            own, whole = results.scores(method, k, seeds=both), results.scores("unpruned", 0.0, seeds=both)
+            line = [named(method), str(round(100 * k))]
+            for group in ("image/attribute", "image/count"):
+                line += [with_interval(own, group), against(own, whole, group) if k else "–"]
+            lines.append(f"| {' | '.join(line)} | {', '.join(map(str, both))} |")
+    return "\n".join(lines) if len(lines) > 3 else ""
 
 
 def of_bases(results: Results) -> str:
@@ -439,6 +461,7 @@ def page(results: Results) -> str:
         "Scored a block deeper, of six (Figure 6)": depth(results),
         "Shorter and longer training": clock(results),
         "One model for every k (ours)": elastic(results),
+        "Single images, which lose nothing (Table 4)": images(results),
         "The tasks, unpruned": tasks(results),
     }
     parts = intro + [f"## {title}\n\n{table}" for title, table in sections.items() if table]
