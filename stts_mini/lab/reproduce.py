@@ -169,6 +169,8 @@ def rows_of(table: str) -> list[Row]:
     if table == "clock":  # shorter and longer runs: against the time they take
         plain = [ladder[0], *(Row(m, k, 0) for k in (0.8, 0.9) for m in ("saliency", "cosine"))]
         longer = [Row(f"{m}@800", k, 0) for k, m in ((0.8, "saliency"), (0.9, "saliency"), (0.8, "cosine"))]
+        longer += [Row("saliency@800", 0.8, 1), Row("saliency@800", 0.8, 2)]
+        longer += [Row("saliency-many", 0.9, 0), Row("saliency-many@800", 0.9, 0)]
         shorter = [Row("unpruned@100", 0.0, 0), Row("unpruned@200", 0.0, 0), Row("saliency@200", 0.8, 0)]
         return [*plain, *longer, *shorter]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
