@@ -145,7 +145,7 @@ def forward_backward(
         shares = own_questions / questions, own_videos / max(videos, 1)
         last = i == len(parts) - 1
         with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
-            # saliency goes backward twice through one graph, and compiled layers get the second time wrong (torch 2.13)
+            # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
             eager = torch.compiler.set_stance("force_eager") if saliency and config.compile else nullcontext()
             with autocast(device), eager:
                 output = run(part.to(device), k, encode)

@@ -59,9 +59,9 @@ def test_differences_are_paired():
         difference(a, scores(0.6, clips=200), "short")
 
 
-def write(folder, method, k, seed, p=0.8, ways=("as trained",), tokens=100, **other):
+def write(folder, method, k, seed, p=0.8, ways=("as trained",), tokens=100, kept=0.5, **other):
     ask = lambda way: {
-        "k": k, "max_frames": 32, "tokens": tokens, "evidence_kept": 0.5, "chance": dict.fromkeys(TASKS, 0.25),
+        "k": k, "max_frames": 32, "tokens": tokens, "evidence_kept": kept, "chance": dict.fromkeys(TASKS, 0.25),
         "answers": {t: "".join(map(str, x[0])) for t, x in scores(p, 1, 50, seed).answers.items()},
     }  # fmt: skip
     record = dict(
@@ -233,7 +233,7 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     """Seed 0 knows all, seed 1 nothing: a mean over both beside a row of seed 0 would lie about either."""
     for seed, p in ((0, 1.0), (1, 0.0)):
         write(tmp_path, "unpruned", 0.0, seed, p=1.0)
-        write(tmp_path, "stts", 0.5, seed, p=p, tokens=40 + 10 * seed)
+        write(tmp_path, "stts", 0.5, seed, p=p, tokens=40 + 10 * seed, kept=0.2 + seed / 2)
         write(tmp_path, "saliency", 0.9, seed, p=p)
         write(tmp_path, "saliency", 0.5, seed, p=lambda t, p=p: p if t.startswith("image") else 0.5)
     write(tmp_path, "deeper", 0.5, 0, p=short_only)
@@ -242,7 +242,9 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     sections = dict(part.split("\n", 1) for part in (tmp_path / "README.md").read_text().split("\n## ")[1:])
     lines = {title.split(" (")[0]: text.split("\n")[3:] for title, text in sections.items()}
     plain, deeper, *_ = lines["Scored a block deeper, of six"]
-    assert plain.startswith("| STTS | 50 | 60.0 | 100.0") and plain.endswith("| 0 |") and deeper.endswith("| 0 |")
+    assert (
+        plain.startswith("| STTS | 50 | 60.0 | 100.0") and plain.endswith("| 20.0 | 0 |") and deeper.endswith("| 0 |")
+    )
     rows = lines["One model for every k"]
     one = next(line for line in rows if line.startswith("| STTS, taught") and "| 90 |" in line)
     assert "| 0.0 (0.0–0.0) | −100.0" in one and one.endswith("| 1 |")

@@ -336,7 +336,8 @@ def process_memory(field: str = "VmHWM") -> int:
 
 def step_memory(shape: Shape, videos: int, frames: int, k: float, device: torch.device) -> int | None:
     """Bytes that one training step takes beyond the weights, None if they are not there. In a process of its own:
-    another step's memory may still be held."""
+    another step's memory may still be held. (On a CPU the most that was held so far counts, setting up included: of
+    steps that take less than that, some 40 MB, too much is said.)"""
     model = build(shape, device)
     job(model, shape, 1, 2, device).train(k)  # whatever is set up once
     task = job(model, shape, videos, frames, device)
