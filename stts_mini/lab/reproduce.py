@@ -81,14 +81,21 @@ class Row:
         """The result's file name, without its end; a scorer of yours is known by its class."""
         return f"{self.method.rpartition(':')[2]}-k{round(100 * self.k)}-seed{self.seed}"
 
+    def base(self, folder: Path) -> Path:
+        """The unpruned model that it starts from."""
+        seed = self.seed % BASES
+        return young_checkpoint(seed) if self.method.startswith("young-") else base_checkpoint(folder, seed)
+
     def config(self, data: str, init: Path) -> TrainConfig:
         """All settings of the run."""
         method, steps = parted(self.method)
         k, settings = self.k, {**METHODS.get(method, {"scorer": method}), **({"steps": steps} if steps else {})}
         if method == "frames":  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
-        if method in ("saliency-few", "saliency-many"):
-            settings["max_frames"] = FRAMES // 2 if method == "saliency-few" else 2 * FRAMES
+        if method == "saliency-few":
+            settings["max_frames"] = FRAMES // 2
+        if method in ("saliency-many", "unpruned-range", "saliency-range"):
+            settings["max_frames"] = 2 * FRAMES
         if method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
             k, settings["image_size"] = 0.0, 32 if self.k <= 0.6 else 16
         own = dict(data=data, init=str(init), out=str(Path("runs") / "rows" / self.name), k=k, seed=self.seed)
@@ -104,6 +111,8 @@ METHODS = {  # what a row's method means, as settings of the training run
     "saliency-deeper": dict(SALIENCY, spread=0.3, score_after=1),
     "saliency-few": dict(SALIENCY, spread=0.3),  # on half of the frames
     "saliency-many": dict(SALIENCY, spread=0.3),  # on twice the frames
+    "unpruned-range": dict(scorer="stts", thinning=4.0),  # on half of the frames to twice the frames, so that no
+    "saliency-range": dict(SALIENCY, spread=0.3, thinning=4.0),  # number of them is new when it is asked
     "elastic": dict(SALIENCY, spread=0.3, elastic=True),
     "cosine-spread": dict(scorer="cosine", spread=0.3),
     "deeper": dict(scorer="stts", score_after=1),
@@ -116,6 +125,9 @@ METHODS = {  # what a row's method means, as settings of the training run
     "frames": dict(scorer="stts"),
     "resolution": dict(scorer="stts"),
     "blind": dict(scorer="stts", blind=True),
+    "young-unpruned": dict(scorer="stts"),  # from a base that has seen few frames, so that there is much to learn yet
+    "young-saliency": dict(SALIENCY, spread=0.3),
+    "young-cosine": dict(scorer="cosine"),
 }
 
 
@@ -161,6 +173,7 @@ def rows_of(table: str) -> list[Row]:
     if table == "frames":  # more of them at test time
         scaled = [Row(m, 0.5, s) for m in ("saliency-few", "frames") for s in SEEDS]
         many = [Row("saliency-many", 0.9, 0)]
+        many += [Row(m, k, s) for s in SEEDS for m, k in (("unpruned-range", 0.0), ("saliency-range", 0.5))]
         return [*ladder[:3], *(row for row in ladder if row.k == 0.5 and row.method != "random"), *scaled, *many]
     if table == "depth":  # the paper's Figure 6
         return [ladder[0], *(Row(m, 0.5, 0) for m in ("stts", "deeper", "saliency", "saliency-deeper"))]
@@ -172,7 +185,9 @@ def rows_of(table: str) -> list[Row]:
         longer += [Row("saliency@800", 0.8, 1), Row("saliency@800", 0.8, 2)]
         longer += [Row("saliency-many", 0.9, 0), Row("saliency-many@800", 0.9, 0)]
         shorter = [Row("unpruned@100", 0.0, 0), Row("unpruned@200", 0.0, 0), Row("saliency@200", 0.8, 0)]
-        return [*plain, *longer, *shorter]
+        young = [Row("young-unpruned", 0.0, 0), Row("young-saliency@500", 0.5, 0), Row("young-cosine@600", 0.5, 0)]
+        young += [Row("young-saliency@800", 0.8, 0)]  # each for about the same time
+        return [*plain, *longer, *shorter, *young]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
 
 
@@ -200,6 +215,9 @@ def askings(row: Row) -> dict[str, Asking]:
         ways["scaled"] = Asking(row.k, row.method, scaled_frames(config.max_frames, row.k))
     elif row.method == "saliency" and row.k >= 0.8:  # twice the frames are still few tokens
         ways["scaled"] = Asking(row.k, "saliency", 2 * FRAMES)
+    elif row.method.endswith("-range"):
+        fewer = {"half the frames": FRAMES // 2, "other rows' frames": FRAMES}
+        ways |= {name: Asking(row.k, row.method, n) for name, n in fewer.items()}
     elif row.method == "elastic":
         ways |= {f"k = {k}": Asking(k, "elastic", FRAMES) for k in (0.0, 0.3, 0.5, 0.8)}
     return ways
@@ -244,24 +262,41 @@ def base_checkpoint(folder: Path, seed: int) -> Path:
     return folder / f"base{seed}.pt"
 
 
+def young_checkpoint(seed: int) -> Path:
+    """Where a base is after the first of its runs."""
+    return Path("runs") / f"base{seed}-{next(iter(BASE_RUNS))}" / "checkpoint.pt"
+
+
 def train_base(folder: Path, data: str, seed: int, device: torch.device) -> Path:
     """Train an unpruned model from nothing, in the runs of BASE_RUNS (what was begun is resumed); keep its weights in
     half precision, small enough for a repository."""
-    path, init = base_checkpoint(folder, seed), ""
+    path = base_checkpoint(folder, seed)
     if path.exists():
         return path
     with claimed(Path("runs") / f"base{seed}.lock", wait=True):
         if path.exists():  # another process has made it meanwhile
             return path
-        for name, settings in BASE_RUNS.items():
-            out = Path("runs") / f"base{seed}-{name}"
-            order = seed + 100 * (name == "many")  # the clips of "wide" once more, in another order
-            own = dict(data=data, out=str(out), init=init, seed=order)
-            config = TrainConfig(**{**PRESETS["base"], **settings, **own})
-            train(config, (out / "checkpoint.pt").exists(), device)
-            init = str(out / "checkpoint.pt")
+        init = ""
+        for name in BASE_RUNS:
+            init = str(base_run(name, init, data, seed, device))
         ship(Path(init), path)
     return path
+
+
+def train_young(data: str, seed: int, device: torch.device) -> Path:
+    """The first run of a base alone, for rows that begin there (what was begun is resumed)."""
+    with claimed(Path("runs") / f"base{seed}.lock", wait=True):
+        return base_run(next(iter(BASE_RUNS)), "", data, seed, device)
+
+
+def base_run(name: str, init: str, data: str, seed: int, device: torch.device) -> Path:
+    """One run of BASE_RUNS, from the checkpoint `init`; returns its own."""
+    out = Path("runs") / f"base{seed}-{name}"
+    order = seed + 100 * (name == "many")  # the clips of "wide" once more, in another order
+    own = dict(data=data, out=str(out), init=init, seed=order)
+    config = TrainConfig(**{**PRESETS["base"], **BASE_RUNS[name], **own})
+    train(config, (out / "checkpoint.pt").exists(), device)
+    return out / "checkpoint.pt"
 
 
 def ship(run: Path, path: Path) -> None:
@@ -279,7 +314,7 @@ def ship(run: Path, path: Path) -> None:
 
 def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     """Fine-tune from the row's base, ask, and return what the JSON file holds."""
-    base = base_checkpoint(folder, row.seed % BASES)
+    base = row.base(folder)
     config = row.config(lab.data, base)
     reader = lab.reader(config.max_frames, config.image_size)
     shutil.rmtree(config.out, ignore_errors=True)  # of a row that was broken off: it takes minutes, so begin again
@@ -291,7 +326,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     scores = ask_all(row, model, lab)
     return dict(
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
-        base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
+        young=row.method.startswith("young-"), base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
         config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
         threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1),
         cpu_seconds=round(cpu, 1), asked=scores,
@@ -438,6 +473,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     ask_again(row, lab, path)
                     continue
                 print(f"row {row.name}", flush=True)
+                if row.base(args.results) == young_checkpoint(row.seed % BASES):
+                    train_young(args.data, row.seed % BASES, device)
                 write_json(path, run_row(row, lab, args.results))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")

@@ -109,8 +109,14 @@ ONE_METHODS_OWN = {
     "spread",
     "elastic",
     "score_after",
+    "thinning",
     "steps",  # told by the method's name: see `reproduce.parted`
 }
+
+
+def base_of(record: dict) -> str:
+    """Which one a row started from."""
+    return f"{record['base']}{' after its first run' * record.get('young', False)}"
 
 
 class Results:
@@ -143,7 +149,10 @@ class Results:
                 for m, k, _ in self.records
             ),
             ("numbers of steps", lambda r: None if parted(r["row"]["method"])[1] else r["config"]["steps"]),
-            *((f"bases {b}", lambda r, b=b: r["base_sha256"] if r["base"] == b else None) for b in range(9)),
+            *(
+                (f"bases {base}", lambda r, base=base: r["base_sha256"] if base_of(r) == base else None)
+                for base in sorted({base_of(r) for r in self.records.values()})
+            ),
         ):
             if len(marks := {of(r) for r in self.records.values()} - {None}) > 1:
                 raise ValueError(f"{folder} holds rows of different {what}: {sorted(marks)}; run some of them again")
@@ -210,6 +219,10 @@ NAMES = {
     "saliency-deeper": "the same, scored a block later", "deeper": "STTS, scored a block later",
     "saliency-few": "taught by saliency, spread (ours), trained on half of the frames",
     "saliency-many": "taught by saliency, spread (ours), trained on twice the frames", "elastic": "elastic (ours)",
+    "unpruned-range": "unpruned, trained on any number of frames",
+    "saliency-range": "taught by saliency, spread (ours), trained on any number of frames",
+    "young-unpruned": "unpruned", "young-saliency": "taught by saliency, spread (ours)",
+    "young-cosine": "cosine heuristic",
 }  # fmt: skip
 
 
@@ -284,7 +297,8 @@ def methods(results: Results) -> str:
 def pairs(results: Results) -> str:
     """STTS, as in the paper and as taught by saliency, against every other trained method, paired."""
     lines = ["| k | | minus | short | long | average | seeds |", "|---|---|---|---|---|---|---|"]
-    others = [m for m in (*NAMES, *results.own) if m not in ("unpruned", "blind", "elastic")]
+    alone = ("unpruned", "blind", "elastic", "unpruned-range", "saliency-range")  # have tables of their own
+    others = [m for m in (*NAMES, *results.own) if m not in alone and not m.startswith("young-")]
     for k, own, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), ("stts", "saliency"), others):
         both = [s for s in results.seeds(own, k) if s in results.seeds(other, k)]
         if both and own != other and (own, other) != ("stts", "saliency"):
@@ -331,7 +345,7 @@ def clock(results: Results) -> str:
         "|---" * 10 + "|",
     ]
     there = {(m, k): r["config"]["steps"] for (m, k, _), r in results.records.items()}
-    for k, kind in sorted({(k, parted(m)[0]) for m, k in there if parted(m)[1]}):
+    for k, kind in sorted({(k, parted(m)[0]) for m, k in there if parted(m)[1] and not m.startswith("young-")}):
         alike = [(steps, m) for (m, of), steps in there.items() if (parted(m)[0], of) == (kind, k)]
         others = {s for _, m in alike if m != kind for s in results.seeds(m, k)}
         for own, method in sorted(alike):
@@ -349,6 +363,24 @@ def clock(results: Results) -> str:
             lost = against(own_of, whole) if shared and method != "unpruned" else "–"
             line = [NAMES[kind], round(100 * k), own, took, *groups, minus, lost, len(both)]
             lines.append(f"| {' | '.join(map(str, line))} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def learning(results: Results) -> str:
+    """From a base that has seen few frames: what is learned in about the same time, pruned and unpruned."""
+    head = "| | k | steps | minutes of one core | short | long | average | minus unpruned | seeds |"
+    lines, whole = [head, "|---" * 9 + "|"], ("young-unpruned", 0.0)
+    for method, k in sorted({(m, k) for m, k, _ in results.records if m.startswith("young-")}, key=lambda row: row[1]):
+        both = [s for s in results.seeds(method, k) if s in results.seeds(*whole)]
+        if not both:
+            continue
+        scores, records = results.scores(method, k, seeds=both), [results.records[method, k, s] for s in both]
+        took = f"{np.mean([r['cpu_seconds'] for r in records]) / 60:.1f}"
+        groups = [with_interval(scores, group) for group in ("short", "long", "average")]
+        minus = "–" if (method, k) == whole else against(scores, results.scores(*whole, seeds=both))
+        steps = records[0]["config"]["steps"]
+        line = [NAMES[parted(method)[0]], round(100 * k), steps, took, *groups, minus, ", ".join(map(str, both))]
+        lines.append(f"| {' | '.join(map(str, line))} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -379,6 +411,26 @@ def scaling(results: Results) -> str:
             line = [named(method), round(100 * k), f"{trained}, {asked}", round(own), long, minus, frames, round(its)]
             lines.append(f"| {' | '.join(map(str, line))} | {len(both)} |")
     return "\n".join(lines)
+
+
+def in_range(results: Results) -> str:
+    """Table 3 once more, for models that were trained on half of the frames to twice the frames: more of them, pruned,
+    beside fewer, unpruned, in about as many vision tokens."""
+    head = "| frames, unpruned | tokens a video | long | frames, at k = 0.5 | tokens a video | long | minus | seeds |"
+    lines, whole, pruned = [], ("unpruned-range", 0.0), ("saliency-range", 0.5)
+    both = [s for s in results.seeds(*whole) if s in results.seeds(*pruned)]
+    for fewer, more in (
+        (("half the frames", "other rows' frames"), ("other rows' frames", "as trained")) if both else ()
+    ):
+        few, many = results.scores(*whole, fewer, both), results.scores(*pruned, more, both)
+        cells = lambda of, way, scores: [
+            str(results.asked(*of, way)["max_frames"]),
+            str(round(results.field(*of, "tokens", way, both) / num_videos(scores))),
+            with_interval(scores, "long"),
+        ]
+        line = [*cells(whole, fewer, few), *cells(pruned, more, many), against(many, few, "long")]
+        lines.append(f"| {' | '.join(line)} | {', '.join(map(str, both))} |")
+    return "\n".join([head, "|---" * 8 + "|", *lines]) if lines else ""
 
 
 def num_videos(scores: Scores) -> int:
@@ -458,8 +510,10 @@ def page(results: Results) -> str:
         "STTS against others, paired": pairs(results),
         "Other ways to prune (Tables 2 and 5)": methods(results),
         "More frames at test time (Table 3)": scaling(results),
+        "The same, after training on any number of frames": in_range(results),
         "Scored a block deeper, of six (Figure 6)": depth(results),
         "Shorter and longer training": clock(results),
+        "Learning in the same time, from a base that has seen few frames": learning(results),
         "One model for every k (ours)": elastic(results),
         "Single images, which lose nothing (Table 4)": images(results),
         "The tasks, unpruned": tasks(results),
