@@ -100,6 +100,7 @@ class TrainConfig:
     device: str = setting("auto", "auto, cpu, cuda or mps")
     compile: bool = setting(False, "torch.compile the blocks")
     recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
+    varlen: bool = setting(False, "attend within packed rows by CUDA's kernel for runs of any length, not by a mask")
     tensorboard: bool = setting(False, "log to TensorBoard, too (pip install tensorboard)")
     cache_gb: float = setting(2.0, "memory for decoded clips")
     save_every: int = setting(100, "steps between checkpoints")
@@ -126,6 +127,8 @@ class TrainConfig:
             raise ValueError(
                 "no training clips at all: give --train-short, --train-watch, --train-parade or --train-image"
             )
+        if self.varlen and self.compile:
+            raise ValueError("varlen and compile have not been made to work together: give one of the two")
         if self.thinning < 1:
             raise ValueError(f"thinning = {self.thinning}: give 1 for every frame, or more")
         for kind, steps in self.stages:

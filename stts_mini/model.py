@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stts_mini.llm import LLM, KVCache, LLMConfig, RMSNorm
-from stts_mini.packing import Packed, block_mask, check_k, frame_counts, num_removed, pack, select
+from stts_mini.packing import Packed, block_mask, check_k, frame_counts, num_removed, pack, segment_ends, select
 from stts_mini.scorer import (
     SCORERS,
     CellPooler,
@@ -44,7 +44,7 @@ from stts_mini.scorer import (
 )
 from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
 from stts_mini.tokenizer import MARKS, Marks
-from stts_mini.vit import ViT, ViTConfig
+from stts_mini.vit import Segments, ViT, ViTConfig
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,7 @@ class VLM(nn.Module):
         self.scorer: nn.Module = SCORERS[config.scored_by](config.scorer)
         self.connector = Connector(config)
         self.llm = LLM(config.llm)
+        self.varlen = False  # in half precision, attend within packed rows by a kernel of CUDA's, and not by a mask
 
     # ---------------------------------------------------------------------------------- the method
 
@@ -270,7 +271,9 @@ class VLM(nn.Module):
         cfg, w = self.config, self.config.w
         packed = pack(x, keep.repeat_interleave(w * w, dim=1))
         mask = None
-        if pruned:  # as what is added to the logits, made once: each block would make it anew
+        if pruned and self.varlen and in_half_precision(packed.x):
+            mask = Segments(segment_ends(packed.frame))
+        elif pruned:  # as what is added to the logits, made once: each block would make it anew
             allowed = block_mask(packed.frame)
             mask = packed.x.new_zeros(allowed.shape).masked_fill(~allowed, -math.inf)  # (F', 1, N, N)
         y, features = packed.x, {}
@@ -352,6 +355,15 @@ def check_scores(scores: Tensor, shape: tuple[int, int, int]) -> Tensor:
     if scores.shape != shape:
         raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {shape}")
     return scores
+
+
+def in_half_precision(x: Tensor) -> bool:
+    """Whether a product of x is computed in 16 bits, by its type or by autocast.
+
+    >>> in_half_precision(torch.ones(1)), in_half_precision(torch.ones(1, dtype=torch.bfloat16))
+    (False, True)
+    """
+    return x.dtype.itemsize == 2 or torch.is_autocast_enabled(x.device.type)
 
 
 def normalise(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -223,3 +223,18 @@ def block_mask(frame: Tensor) -> Tensor:
     """
     same = frame[:, :, None] == frame[:, None, :]
     return (same & (frame >= 0)[:, None, :])[:, None]
+
+
+def segment_ends(frame: Tensor) -> Tensor:
+    """The same for kernels that take sequences of any length one after another (`cu_seqlens`): where each run of one
+    frame's tokens, or of spare room, ends in the flattened rows, after a first 0.
+
+    frame (F', N) int, at least one row → (runs + 1,) int32, from 0 to F'·N
+
+    >>> segment_ends(torch.tensor([[7, 7, 4, -1], [5, 5, 5, -1]])).tolist()
+    [0, 2, 3, 4, 7, 8]
+    """
+    flat = frame.flatten()
+    changes = (flat[1:] != flat[:-1]).nonzero().squeeze(1) + 1
+    ends = torch.cat([changes.new_zeros(1), changes, changes.new_full((1,), len(flat))])
+    return ends.to(torch.int32)

@@ -54,6 +54,7 @@ from stts_mini.picture import draw_clips, draw_curve
 from stts_mini.progress import Log, Progress, clock
 from stts_mini.saliency import saliency_loss, taught
 from stts_mini.sequence import Batch
+from stts_mini.vit import check_varlen
 
 
 class TrainError(RuntimeError):
@@ -185,6 +186,9 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
 
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
+    if config.varlen:
+        check_varlen(device)
+    model.varlen = config.varlen
     blocks = (*model.vit.blocks, *model.llm.layers)
     for block in blocks if config.compile else ():
         block.compile(dynamic=True)
@@ -312,7 +316,7 @@ def restore(
     then, now = state["train_config"], dataclasses.asdict(config)
     free = {
         "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
-        "tensorboard",
+        "tensorboard", "varlen",
     }  # fmt: skip
     then = {**{f.name: f.default for f in dataclasses.fields(config)}, **then}  # of a run that knew fewer settings
     changed = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if now[name] != then[name]]

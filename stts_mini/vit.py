@@ -17,6 +17,7 @@ not ask what they are for.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -79,6 +80,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=d**-0.5)[..., :d]
 
 
+@dataclass(frozen=True)
+class Segments:
+    """Stands in for the mask of packed rows where a kernel knows runs of any length: no product is computed that a
+    mask would hide, and no mask is made. ends: see `packing.segment_ends`."""
+
+    ends: Tensor
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(QKᵀ/√d) V within each run, over (F', heads, N, d). PyTorch has it for CUDA and half precision only.
+        Slots of spare room attend to each other, and nobody reads them."""
+        from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
+
+        rows, N = q.shape[0], q.shape[2]
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (F'·N, heads, d)
+        y = varlen_attn(q, k, v, self.ends, self.ends, N, N)  # no run is longer than a row
+        return y.unflatten(0, (rows, N)).transpose(1, 2)
+
+
+def check_varlen(device: torch.device) -> None:
+    """Raises ValueError where `Segments` cannot be attended to."""
+    if device.type != "cuda":
+        raise ValueError(f"--varlen is for CUDA, and the device is {device}: leave it out")
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        raise ValueError(f"--varlen needs torch 2.10 or later, and this is {torch.__version__}: leave it out")
+
+
 def add_bias_channels(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, pad_to: int = 1) -> tuple[Tensor, ...]:
     """q, k, v (F, heads, N, d) with channels more, such that q·k grows by √d · key_bias (F, N).
 
@@ -109,10 +136,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, config.width)
         self.out_proj = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | Segments | None = None) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)  # (F, heads, N, d)
-        y = attend(q, k, v, key_bias, mask)
+        y = mask.attend(q, k, v) if isinstance(mask, Segments) else attend(q, k, v, key_bias, mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (F, N, D)
 
 
@@ -138,7 +165,7 @@ class Block(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | Segments | None = None) -> Tensor:
         x = x + self.attention(self.layer_norm1(x), key_bias, mask)
         return x + self.mlp(self.layer_norm2(x))
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from stts_mini.lab.bench import Uneven
+from stts_mini.packing import segment_ends
 from stts_mini.train import train
-from stts_mini.vit import attend
+from stts_mini.vit import Segments, attend, check_varlen
 from tests.test_model import batch_of, build
 from tests.tiny import tiny
 
@@ -19,13 +20,24 @@ cuda_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 devices = pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=cuda_only)])
 
 
-def judged(device, dtype=None, k=0.5):
+def kernel_of_the_equation(q, k, v, ends, ends_of_keys, longest, longest_keys):
+    """What `varlen_attn` says that it computes, over (T, heads, d), run by run."""
+    assert torch.equal(ends, ends_of_keys) and ends.dtype == torch.int32 and ends[-1] == len(q)
+    lengths = ends.diff().tolist()
+    assert max(lengths) <= longest == longest_keys and min(lengths) > 0
+    runs = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    weights = lambda q, k: (torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+    return torch.cat([torch.einsum("hij,jhd->ihd", weights(q, k), v) for q, k, v in runs])
+
+
+def judged(device, dtype=None, k=0.5, varlen=False):
     """A pruned batch with uneven scores: kept cells, tokens, and every gradient, as float32 on the CPU."""
     model = build(w=3, side=3, depth=6).float()
     batch = batch_of(model, [7, 4, 1])
     batch.frames = batch.frames.float() if batch.frames.is_floating_point() else batch.frames
     scorer = Uneven(model.scorer, 3, 7, model.config.cells).to(device)
     model, batch = model.to(device), batch.to(device)
+    model.varlen = varlen
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         output = model(batch, k, partial(model.encode_video, scorer=scorer))
         loss = output.task_loss + output.sim_loss
@@ -72,12 +84,73 @@ def test_attention_of_packed_rows_and_of_biased_keys(name, dtype, d):
         torch.testing.assert_close(got, weights @ v, rtol=error, atol=error)
 
 
+def test_runs_of_any_length_are_the_packed_rows(monkeypatch):
+    """The model's part of --varlen, with the equation in the place of CUDA's kernel: where runs begin and end, and what
+    becomes of the result. In every packed block, and nowhere else."""
+    varlen, called = pytest.importorskip("torch.nn.attention.varlen"), []
+    kernel = lambda *words: called.append(len(words[3])) or kernel_of_the_equation(*words)
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr("stts_mini.model.in_half_precision", lambda x: True)
+    (keep, tokens, gradient), (kept, same, slope) = judged(CPU), judged(CPU, varlen=True)
+    assert len(called) == 4 and torch.equal(keep, kept)  # of six blocks: one scores, one has the bias
+    torch.testing.assert_close(same, tokens, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slope, gradient, rtol=1e-3, atol=1e-5)
+    judged(CPU, k=0.0, varlen=True)
+    assert len(called) == 4  # nothing is packed
+    monkeypatch.undo()
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    judged(CPU, varlen=True)
+    assert len(called) == 4  # in single precision there is no such kernel: masks
+    judged(CPU, torch.bfloat16, varlen=True)
+    assert len(called) == 8
+
+
+@cuda_only
+@pytest.mark.parametrize("d", [32, 72])
+def test_the_kernel_for_runs_of_any_length_is_the_equation(d):
+    """CUDA's, in bfloat16, with gradients; then a whole model by it and by masks."""
+    pytest.importorskip("torch.nn.attention.varlen")
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, weight = (torch.randn(2, 4, 40, d, generator=draw, dtype=torch.float64) for _ in range(4))
+    frame = torch.where(torch.arange(40) < 35, torch.arange(40).expand(2, 40) // torch.tensor([[13], [7]]), -1)
+    frame[1] += 10 * (frame[1] >= 0)
+    results = []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.bfloat16)):
+        own = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
+        real = (frame >= 0)[:, None, :, None].to(device)
+        if device == "cpu":
+            y = attend(*own, mask=(frame[:, None, :, None] == frame[:, None, None, :]))
+        else:
+            y = Segments(segment_ends(frame.to(device))).attend(*own)
+        (y * weight.to(device, dtype) * real).sum().backward()
+        results.append([(y * real).double().cpu(), *(x.grad.double().cpu() for x in own)])
+    for wanted, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=3e-2, atol=6e-2)
+    cuda = torch.device("cuda")
+    (keep, tokens, gradient), (kept, same, slope) = (judged(cuda, torch.bfloat16, varlen=on) for on in (False, True))
+    assert torch.equal(keep, kept)
+    assert torch.cosine_similarity(same, tokens, dim=1).min() > 0.99
+    assert torch.cosine_similarity(slope, gradient, 0) > 0.98
+
+
+def test_varlen_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="--varlen is for CUDA, and the device is cpu"):
+        train(tiny(tmp_path, varlen=True), False, CPU)
+    with pytest.raises(ValueError, match="varlen and compile"):
+        tiny(tmp_path, varlen=True, compile=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs torch 2\.10 or later, and this is"):
+        check_varlen(torch.device("cuda"))
+
+
 @devices
-@pytest.mark.parametrize("options", [dict(), dict(recompute=True), dict(compile=True)], ids=str)
+@pytest.mark.parametrize("options", [dict(), dict(recompute=True), dict(compile=True), dict(varlen=True)], ids=str)
 def test_every_stage_of_training_runs(name, options, tmp_path):
     """Single frames, short clips, saliency, pruned; then the exam. Compiled: see test_train.py for the CPU."""
     if options.get("compile") and name == "cpu":
         pytest.skip("half a minute, and done elsewhere")
+    if options.get("varlen") and name == "cpu":
+        pytest.skip("CUDA only")
     device = torch.device(name)
     model = train(tiny(tmp_path, device=name, saliency_steps=1, llm_depth=2, steps=6, **options), False, device)
     assert next(model.parameters()).device.type == name and all(p.isfinite().all() for p in model.parameters())

@@ -56,7 +56,7 @@ from stts_mini.sequence import Batch
 from stts_mini.tokenizer import END
 from stts_mini.train import autocast, build_model, build_optimizers, forward_backward, peak_memory, pick_device
 from stts_mini.video import _Pass, read_video, sample_times, write_video
-from stts_mini.vit import ViTConfig
+from stts_mini.vit import ViTConfig, check_varlen
 
 KS = (0.0, 0.3, 0.4, 0.5, 0.8)
 PROMPT, ANSWER, NEW_TOKENS = 14, 2, 8  # tokens of the one question that is asked of a video, and of its answer
@@ -145,12 +145,13 @@ class Job:
             return self.encode(self.batch.frames, self.batch.num_frames, k)
 
 
-def build(shape: Shape, device: torch.device) -> VLM:
+def build(shape: Shape, device: torch.device, varlen: bool = False) -> VLM:
     """A model that never says END, so that every answer is as long as it may be."""
     torch.manual_seed(0)
     with torch.device(device):
         model = VLM(shape.config)
     model.llm.embed_tokens.weight.data[END] = 0
+    model.varlen = varlen
     return model
 
 
@@ -334,11 +335,13 @@ def process_memory(field: str = "VmHWM") -> int:
     return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
 
 
-def step_memory(shape: Shape, videos: int, frames: int, k: float, device: torch.device) -> int | None:
+def step_memory(
+    shape: Shape, videos: int, frames: int, k: float, device: torch.device, varlen: bool = False
+) -> int | None:
     """Bytes that one training step takes beyond the weights, None if they are not there. In a process of its own:
     another step's memory may still be held. (On a CPU the most that was held so far counts, setting up included: of
     steps that take less than that, some 40 MB, too much is said.)"""
-    model = build(shape, device)
+    model = build(shape, device, varlen)
     job(model, shape, 1, 2, device).train(k)  # whatever is set up once
     task = job(model, shape, videos, frames, device)
     try:
@@ -354,7 +357,9 @@ def step_memory(shape: Shape, videos: int, frames: int, k: float, device: torch.
         return None
 
 
-def memory(name: str, videos: int, frames: int, ks: Sequence[float], device: torch.device) -> list[dict]:
+def memory(
+    name: str, videos: int, frames: int, ks: Sequence[float], device: torch.device, varlen: bool = False
+) -> list[dict]:
     """A row for every k: peak memory of a training step, each in a fresh process, and the counted floor.
 
     What is counted is what tensors hold, as on CUDA: glibc is told to give back what is freed. Left to itself, it keeps
@@ -366,7 +371,7 @@ def memory(name: str, videos: int, frames: int, ks: Sequence[float], device: tor
         weights = sum(p.numel() for p in VLM(shape.config).parameters())
     for k in ks:
         words = ["--shape", name, "--threads", torch.get_num_threads(), "--device", device.type]
-        words += ["--load", f"{videos}x{frames}", "--memory-of", k]
+        words += ["--load", f"{videos}x{frames}", "--memory-of", k, *["--varlen"] * varlen]
         command = [sys.executable, "-m", "stts_mini.lab.bench", *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         if done.returncode:
@@ -456,10 +461,10 @@ def outside_operations(steps: int = 4) -> float:
 def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
     """Everything, as plain values."""
     shape, now = SHAPES[name], stop_clock(device, args.cpu_time)
-    model, ladder_ks = build(shape, device), [0.0, *(k for k in args.k if k in (0.3, 0.5))]
+    model, ladder_ks = build(shape, device, args.varlen), [0.0, *(k for k in args.k if k in (0.3, 0.5))]
     report = dict(
         shape=name, config=dataclasses.asdict(shape.config), device=device_name(device), torch=torch.__version__,
-        threads=torch.get_num_threads(), clock="CPU" if args.cpu_time else "wall", commit=commit(),
+        threads=torch.get_num_threads(), clock="CPU" if args.cpu_time else "wall", commit=commit(), varlen=args.varlen,
         started_under_load=load_average(), speed=[], stages=[],
     )  # fmt: skip
     tell = partial(print, file=sys.stderr, flush=True)
@@ -482,7 +487,7 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
         what: {k: pays_from(report["speed"], what, k) for k in ladder_ks[1:]} for what in ("training", "inference")
     }
     tell("memory, reading")
-    report["memory"] = memory(name, *args.load[-1], ladder_ks, device)
+    report["memory"] = memory(name, *args.load[-1], ladder_ks, device, args.varlen)
     report["reading"] = reading(shape.config.vit.image_size, now)
     report["outside_operations"] = outside_operations()
     return report
@@ -527,6 +532,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--cpu-time", action="store_true", help="count the processor's time, for busy machines (with --threads 1)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--varlen", action="store_true", help="attend in packed rows by CUDA's kernel, not by masks")
     parser.add_argument("-o", "--out", type=Path, help="write everything measured to this JSON file")
     parser.add_argument("--plot", help="draw it to this PNG (needs matplotlib)")
     parser.add_argument("--memory-of", type=float, metavar="K", help=argparse.SUPPRESS)  # for the processes of `memory`
@@ -537,8 +543,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if SHAPES[args.shape].cuda_only and device.type != "cuda":
             print(f"{args.shape} needs CUDA, for it would take hours here ({device}): skipped")
             return
+        if args.varlen:
+            check_varlen(device)
         if args.memory_of is not None:
-            print(json.dumps(step_memory(SHAPES[args.shape], *args.load[0], args.memory_of, device)))
+            print(json.dumps(step_memory(SHAPES[args.shape], *args.load[0], args.memory_of, device, args.varlen)))
             return
         for k in args.k:
             check_k(k)

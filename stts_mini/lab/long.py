@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -167,14 +168,16 @@ def taken(model: VLM, chunks: Chunks, k: float, way: str) -> dict:
 
 
 def llm_seconds(model: VLM, tokens: int) -> float:
-    """Of reading so many tokens at once."""
+    """Of reading so many tokens at once: the median of three times, after one that does not count."""
     x, positions = torch.randn(1, tokens, model.config.llm.width), torch.arange(tokens)[None]
     mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
+    took = []
     with torch.no_grad():
-        model.llm(x[:, :8], positions[:, :8], mask[..., :8, :8])
-        began = time.perf_counter()
-        model.llm(x, positions, mask)
-        return time.perf_counter() - began
+        for _ in range(4):
+            began = time.perf_counter()
+            model.llm(x, positions, mask)
+            took.append(time.perf_counter() - began)
+    return float(np.median(took[1:]))
 
 
 def cost_model(encoded: Sequence[dict], read: Sequence[dict]) -> dict[str, float]:
@@ -192,16 +195,20 @@ def cost_model(encoded: Sequence[dict], read: Sequence[dict]) -> dict[str, float
 
 
 def curve(args: argparse.Namespace) -> dict:
-    """Each way at each number of frames in a process of its own, for its memory; then the LLM, and the cost model."""
-    runs = []
+    """Each way at each number of frames, in two processes: one for its time, and one for its memory, slower, in which
+    glibc gives back what is freed, so that what tensors hold is counted. Then the LLM, and the cost model."""
+    runs, giving_back = [], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     for way in WAYS:
         for frames in (n for n in args.frames if way != "whole" or n <= WHOLE_UP_TO):
             words = ["--k", args.k, "--chunk", args.chunk, "--threads", args.threads, "--one", way, frames]
             command = [sys.executable, "-m", "stts_mini.lab.long", *map(str, words)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{way}, {frames} frames: {done.stderr.strip()[-500:]}")
-            runs.append(json.loads(done.stdout))
+            timed, weighed = (
+                subprocess.run(command, capture_output=True, text=True, env=e) for e in (None, giving_back)
+            )
+            for done in (timed, weighed):
+                if done.returncode:
+                    raise RuntimeError(f"{way}, {frames} frames: {done.stderr.strip()[-500:]}")
+            runs.append({**json.loads(timed.stdout), "bytes": json.loads(weighed.stdout)["bytes"]})
             print(f"{way}, {frames} frames: {runs[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     model = build(SHAPES["narrow"], torch.device("cpu"))
     read = [dict(tokens=n, seconds=llm_seconds(model, n)) for n in READ]

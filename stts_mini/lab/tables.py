@@ -12,6 +12,7 @@ the same ones for all seeds, tasks and rows. A difference is paired: the same dr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from stts_mini import world
+from stts_mini.config import TrainConfig
 from stts_mini.eval import grouped
 from stts_mini.lab.reproduce import parted
 
@@ -133,7 +135,8 @@ class Results:
             if (own := parted(row["method"])[1]) not in (None, had := record["config"]["steps"]):
                 raise ValueError(f"{path}: the row is named after {own} steps and had {had}; run it again")
             self.records[row["method"], row["k"], row["seed"]] = record
-        recipe = lambda r: {name: x for name, x in r["config"].items() if name not in ONE_METHODS_OWN}
+        usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}  # for a row that knew fewer settings
+        recipe = lambda r: {name: x for name, x in {**usual, **r["config"]}.items() if name not in ONE_METHODS_OWN}
         whole = lambda r: {name: x for name, x in r["config"].items() if name not in ("seed", "scorer")}
         for what, of in (
             ("test sets", lambda r: r["fingerprint"]),
