@@ -30,7 +30,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    patch.setitem(reproduce.PRESETS, "base", {**TINY, "k": 0.0, "train_parade": 2, "llm_depth": 2})
+    patch.setitem(reproduce.PRESETS, "base", {**TINY, "k": 0.0, "train_parade": 2, "llm_depth": 2, "vit_depth": 5})
     patch.setattr(reproduce, "RECIPE", TINY_ROW)
     patch.setattr(reproduce, "METHODS", TINY_METHODS)
     patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(image_steps=0, brief_steps=0, steps=1)})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stts_mini import world
-from stts_mini.lab.tables import BEGIN, END, Results, Scores, difference, interval, kind_of, main, value
+from stts_mini.lab.tables import BEGIN, END, Results, Scores, difference, interval, kind_of, main, page, value
 
 TASKS = (*world.SHORT_TASKS, *world.LONG_TASKS, "image/attribute", "image/count")
 
@@ -73,6 +73,17 @@ def write(folder, method, k, seed, p=0.8, ways=("as trained",), tokens=100, kept
     (folder / "rows" / f"{method}{k}-{seed}.json").write_text(json.dumps({**record, **other}))
 
 
+def several(folder, method, k, seed, ways):
+    """A row whose ways of asking differ: {way: (p, frames, tokens of each clip of all kinds)}."""
+    asked = {}
+    for way, (p, frames, tokens) in ways.items():
+        write(folder, method, k, seed, p=p, ways=(way,), tokens=tokens)
+        path = folder / "rows" / f"{method}{k}-{seed}.json"
+        record = json.loads(path.read_text())
+        asked[way] = {**record["asked"][way], "max_frames": frames}
+    path.write_text(json.dumps({**record, "asked": asked}))
+
+
 def short_only(t):
     return 1.0 if t in world.SHORT_TASKS else 0.0
 
@@ -122,6 +133,52 @@ def test_the_page_says_what_the_files_say(tmp_path):
     write(tmp_path, "random", 0.8, 1, p=0.0)
     with pytest.raises(SystemExit, match="not what the rows say"):
         main(["--results", str(tmp_path), "--check"])
+
+
+def test_more_frames_pruned_stand_beside_fewer_unpruned(tmp_path):
+    """Each line takes the right way of asking of each model; seeds that both have."""
+    for seed in (0, 1):
+        ways = {
+            "half the frames": (0.0, 16, 150),
+            "other rows' frames": (short_only, 32, 300),
+            "as trained": (1.0, 64, 600),
+        }
+        several(tmp_path, "unpruned-range", 0.0, seed, ways)
+        if seed == 0:
+            ways = {
+                "half the frames": (0.0, 16, 75),
+                "other rows' frames": (1.0, 32, 150),
+                "as trained": (0.0, 64, 300),
+            }
+            several(tmp_path, "saliency-range", 0.5, seed, ways)
+    text = page(Results(tmp_path / "rows"))
+    lines = text.split("after training on any number of frames")[1].split("##")[0].strip().splitlines()[2:]
+    assert lines == [
+        "| 16 | 1 | 0.0 (0.0–0.0) | 32 | 1 | 100.0 (100.0–100.0) | +100.0 (+100.0 to +100.0) | 0 |",
+        "| 32 | 2 | 0.0 (0.0–0.0) | 64 | 2 | 0.0 (0.0–0.0) | +0.0 (+0.0 to +0.0) | 0 |",
+    ]
+    assert "unpruned, trained on any" not in text.split("(Tables 1 and 8)")[0]
+
+
+def test_what_is_learned_in_the_same_time(tmp_path):
+    """Steps and minutes are the row's, the difference is to the row from the same young base, and no other table has
+    them: they start elsewhere."""
+    write(tmp_path, "unpruned", 0.0, 0, p=1.0)
+    young = dict(young=True, base_sha256="y0")
+    write(tmp_path, "young-unpruned", 0.0, 0, p=short_only, cpu_seconds=600, **young)
+    config = dict(k=0.5, seed=0, steps=500)
+    write(tmp_path, "young-saliency@500", 0.5, 0, p=1.0, cpu_seconds=660, config=config, **young)
+    text = page(Results(tmp_path / "rows"))
+    before, own = text.split("## Learning in the same time")
+    assert own.split("##")[0].strip().splitlines()[-2:] == [
+        "| unpruned | 0 | 250 | 10.0 | 100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | – | 0 |",
+        "| taught by saliency, spread (ours) | 50 | 500 | 11.0 | 100.0 (100.0–100.0) | 100.0 (100.0–100.0) | 100.0"
+        " (100.0–100.0) | +50.0 (+50.0 to +50.0) | 0 |",
+    ]
+    assert "500" not in before
+    write(tmp_path, "young-cosine@600", 0.5, 0, config=dict(k=0.5, seed=0, steps=600), young=True, base_sha256="y1")
+    with pytest.raises(ValueError, match="rows of different bases 0 after its first run"):
+        Results(tmp_path / "rows")
 
 
 def test_the_readmes_table_is_made_and_checked(tmp_path):
@@ -241,7 +298,7 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     main(["--results", str(tmp_path)])
     sections = dict(part.split("\n", 1) for part in (tmp_path / "README.md").read_text().split("\n## ")[1:])
     lines = {title.split(" (")[0]: text.split("\n")[3:] for title, text in sections.items()}
-    plain, deeper, *_ = lines["Scored a block deeper, of six"]
+    plain, deeper, *_ = lines["Scored deeper, of six blocks"]
     assert (
         plain.startswith("| STTS | 50 | 60.0 | 100.0") and plain.endswith("| 20.0 | 0 |") and deeper.endswith("| 0 |")
     )

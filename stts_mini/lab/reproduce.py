@@ -109,6 +109,7 @@ METHODS = {  # what a row's method means, as settings of the training run
     "saliency": dict(SALIENCY, spread=0.3),
     "saliency-plain": dict(SALIENCY),
     "saliency-deeper": dict(SALIENCY, spread=0.3, score_after=1),
+    "saliency-deepest": dict(SALIENCY, spread=0.3, score_after=2),
     "saliency-few": dict(SALIENCY, spread=0.3),  # on half of the frames
     "saliency-many": dict(SALIENCY, spread=0.3),  # on twice the frames
     "unpruned-range": dict(scorer="stts", thinning=4.0),  # on half of the frames to twice the frames, so that no
@@ -116,6 +117,7 @@ METHODS = {  # what a row's method means, as settings of the training run
     "elastic": dict(SALIENCY, spread=0.3, elastic=True),
     "cosine-spread": dict(scorer="cosine", spread=0.3),
     "deeper": dict(scorer="stts", score_after=1),
+    "deepest": dict(scorer="stts", score_after=2),  # of six blocks, the last two of which are tapped
     "random": dict(scorer="random"),
     "cosine": dict(scorer="cosine"),
     "no-aux": dict(scorer="stts", sim_weight=0.0),
@@ -176,7 +178,8 @@ def rows_of(table: str) -> list[Row]:
         many += [Row(m, k, s) for s in SEEDS for m, k in (("unpruned-range", 0.0), ("saliency-range", 0.5))]
         return [*ladder[:3], *(row for row in ladder if row.k == 0.5 and row.method != "random"), *scaled, *many]
     if table == "depth":  # the paper's Figure 6
-        return [ladder[0], *(Row(m, 0.5, 0) for m in ("stts", "deeper", "saliency", "saliency-deeper"))]
+        depths = [f"{m}{deep}" for m in ("", "saliency-") for deep in ("deeper", "deepest")]
+        return [ladder[0], *(Row(m, 0.5, 0) for m in ("stts", "saliency", *depths))]
     if table == "elastic":
         return [ladder[0], Row("elastic", 0.9, 0), *(Row("saliency", k, 0) for k in (0.3, 0.5, 0.8, 0.9))]
     if table == "clock":  # shorter and longer runs: against the time they take
