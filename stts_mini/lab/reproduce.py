@@ -84,7 +84,7 @@ class Row:
     def base(self, folder: Path) -> Path:
         """The unpruned model that it starts from."""
         seed = self.seed % BASES
-        return young_checkpoint(seed) if self.method.startswith("young-") else base_checkpoint(folder, seed)
+        return base_checkpoint(folder, seed, young=self.method.startswith("young-"))
 
     def config(self, data: str, init: Path) -> TrainConfig:
         """All settings of the run."""
@@ -127,7 +127,7 @@ METHODS = {  # what a row's method means, as settings of the training run
     "frames": dict(scorer="stts"),
     "resolution": dict(scorer="stts"),
     "blind": dict(scorer="stts", blind=True),
-    "young-unpruned": dict(scorer="stts"),  # from a base that has seen few frames, so that there is much to learn yet
+    "young-unpruned": dict(scorer="stts"),  # from a base after its first run, so that there is much to learn yet
     "young-saliency": dict(SALIENCY, spread=0.3),
     "young-cosine": dict(scorer="cosine"),
 }
@@ -260,36 +260,25 @@ class Lab:
         return result
 
 
-def base_checkpoint(folder: Path, seed: int) -> Path:
-    """Where the unpruned model with this seed is, or will be."""
-    return folder / f"base{seed}.pt"
+def base_checkpoint(folder: Path, seed: int, young: bool = False) -> Path:
+    """Where the unpruned model with this seed is, or will be; `young`: as it is after the first of its runs."""
+    return folder / (f"base{seed}-{next(iter(BASE_RUNS))}.pt" if young else f"base{seed}.pt")
 
 
-def young_checkpoint(seed: int) -> Path:
-    """Where a base is after the first of its runs."""
-    return Path("runs") / f"base{seed}-{next(iter(BASE_RUNS))}" / "checkpoint.pt"
-
-
-def train_base(folder: Path, data: str, seed: int, device: torch.device) -> Path:
-    """Train an unpruned model from nothing, in the runs of BASE_RUNS (what was begun is resumed); keep its weights in
-    half precision, small enough for a repository."""
-    path = base_checkpoint(folder, seed)
+def train_base(folder: Path, data: str, seed: int, device: torch.device, young: bool = False) -> Path:
+    """Train an unpruned model from nothing, in the runs of BASE_RUNS, or the first of them (what was begun is resumed);
+    keep its weights in half precision, small enough for a repository."""
+    path = base_checkpoint(folder, seed, young)
     if path.exists():
         return path
     with claimed(Path("runs") / f"base{seed}.lock", wait=True):
         if path.exists():  # another process has made it meanwhile
             return path
         init = ""
-        for name in BASE_RUNS:
+        for name in list(BASE_RUNS)[: 1 if young else None]:
             init = str(base_run(name, init, data, seed, device))
         ship(Path(init), path)
     return path
-
-
-def train_young(data: str, seed: int, device: torch.device) -> Path:
-    """The first run of a base alone, for rows that begin there (what was begun is resumed)."""
-    with claimed(Path("runs") / f"base{seed}.lock", wait=True):
-        return base_run(next(iter(BASE_RUNS)), "", data, seed, device)
 
 
 def base_run(name: str, init: str, data: str, seed: int, device: torch.device) -> Path:
@@ -476,8 +465,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     ask_again(row, lab, path)
                     continue
                 print(f"row {row.name}", flush=True)
-                if row.base(args.results) == young_checkpoint(row.seed % BASES):
-                    train_young(args.data, row.seed % BASES, device)
+                train_base(args.results, args.data, row.seed % BASES, device, row.method.startswith("young-"))
                 write_json(path, run_row(row, lab, args.results))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")

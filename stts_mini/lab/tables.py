@@ -137,7 +137,7 @@ class Results:
             self.records[row["method"], row["k"], row["seed"]] = record
         usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}  # for a row that knew fewer settings
         recipe = lambda r: {name: x for name, x in {**usual, **r["config"]}.items() if name not in ONE_METHODS_OWN}
-        whole = lambda r: {name: x for name, x in r["config"].items() if name not in ("seed", "scorer")}
+        whole = lambda r: {name: x for name, x in {**usual, **r["config"]}.items() if name not in ("seed", "scorer")}
         for what, of in (
             ("test sets", lambda r: r["fingerprint"]),
             ("devices", lambda r: r["device"]),
