@@ -100,7 +100,7 @@ class TrainConfig:
     device: str = setting("auto", "auto, cpu, cuda or mps")
     compile: bool = setting(False, "torch.compile the blocks")
     recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
-    varlen: bool = setting(False, "attend within packed rows by CUDA's kernel for runs of any length, not by a mask")
+    varlen: bool = setting(False, "train with CUDA's kernel for packed rows (FlashAttention), not with masks")
     tensorboard: bool = setting(False, "log to TensorBoard, too (pip install tensorboard)")
     cache_gb: float = setting(2.0, "memory for decoded clips")
     save_every: int = setting(100, "steps between checkpoints")

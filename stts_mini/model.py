@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stts_mini.llm import LLM, KVCache, LLMConfig, RMSNorm
-from stts_mini.packing import Packed, block_mask, check_k, frame_counts, num_removed, pack, segment_ends, select
+from stts_mini.packing import Packed, Segments, block_mask, check_k, frame_counts, num_removed, pack, select
 from stts_mini.scorer import (
     SCORERS,
     CellPooler,
@@ -44,7 +44,7 @@ from stts_mini.scorer import (
 )
 from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
 from stts_mini.tokenizer import MARKS, Marks
-from stts_mini.vit import Segments, ViT, ViTConfig
+from stts_mini.vit import ViT, ViTConfig
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class VLM(nn.Module):
         packed = pack(x, keep.repeat_interleave(w * w, dim=1))
         mask = None
         if pruned and self.varlen and in_half_precision(packed.x):
-            mask = Segments(segment_ends(packed.frame))
+            mask = Segments.of(packed.frame)
         elif pruned:  # as what is added to the logits, made once: each block would make it anew
             allowed = block_mask(packed.frame)
             mask = packed.x.new_zeros(allowed.shape).masked_fill(~allowed, -math.inf)  # (F', 1, N, N)

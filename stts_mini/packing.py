@@ -15,11 +15,12 @@ Where we differ from the paper: a video of one frame loses nothing (the paper's 
 taken to its limit), ties are broken by place so that the result is deterministic, and a row holds
 nothing but kept tokens: spare room stays empty, so a video's features cannot depend on its batch.
 
-What this file does not do: score (`scorer.py`), attend (`vit.py`).
+What this file does not do: score (`scorer.py`), attend (`vit.py`; for CUDA's kernel for packed rows, `Segments`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -225,16 +226,51 @@ def block_mask(frame: Tensor) -> Tensor:
     return (same & (frame >= 0)[:, None, :])[:, None]
 
 
-def segment_ends(frame: Tensor) -> Tensor:
-    """The same for kernels that take sequences of any length one after another (`cu_seqlens`): where each run of one
-    frame's tokens, or of spare room, ends in the flattened rows, after a first 0.
+@dataclass(frozen=True)
+class Segments:
+    """Attention within packed rows by a kernel that takes sequences of any length one after another, in the place of
+    a mask: no mask is made, and next to no product is computed that a mask would hide. PyTorch has it (FlashAttention,
+    `torch.nn.attention.varlen`) for CUDA, in half precision, without a bias.
 
-    frame (F', N) int, at least one row → (runs + 1,) int32, from 0 to F'·N
-
-    >>> segment_ends(torch.tensor([[7, 7, 4, -1], [5, 5, 5, -1]])).tolist()
-    [0, 2, 3, 4, 7, 8]
+    ends   (runs + 1,) int32, from 0 to F'·N: where each run of one frame's tokens, or of spare room, ends in the
+           flattened rows, after a first 0 (`cu_seqlens`)
     """
-    flat = frame.flatten()
-    changes = (flat[1:] != flat[:-1]).nonzero().squeeze(1) + 1
-    ends = torch.cat([changes.new_zeros(1), changes, changes.new_full((1,), len(flat))])
-    return ends.to(torch.int32)
+
+    ends: Tensor
+
+    @classmethod
+    def of(cls, frame: Tensor) -> Segments:
+        """Those of rows with these source frames, (F', N) int, F' ≥ 1. Waits for the device once.
+
+        >>> Segments.of(torch.tensor([[7, 7, 4, -1], [5, 5, 5, -1]])).ends.tolist()
+        [0, 2, 3, 4, 7, 8]
+        """
+        flat = frame.flatten()
+        changes = (flat[1:] != flat[:-1]).nonzero().squeeze(1) + 1
+        ends = torch.cat([changes.new_zeros(1), changes, changes.new_full((1,), len(flat))])
+        return cls(ends.to(torch.int32))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(QKᵀ/√d) V within each run, over (F', heads, N, d). Slots of spare room attend to each other, and
+        nobody reads them."""
+        from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
+
+        rows, N = q.shape[0], q.shape[2]
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (F'·N, heads, d)
+        y = varlen_attn(q, k, v, self.ends, self.ends, N, N)  # no run is longer than a row
+        return y.unflatten(0, (rows, N)).transpose(1, 2)
+
+
+def check_varlen(device: torch.device, head_dim: int) -> None:
+    """Raises ValueError where `Segments` cannot attend: without CUDA, on a GPU older than Ampere, before torch 2.10,
+    in heads that FlashAttention does not take."""
+    if device.type != "cuda":
+        raise ValueError(f"--varlen is for CUDA, and the device is {device}: leave it out")
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        raise ValueError(f"--varlen needs torch 2.10 or later, and this is {torch.__version__}: leave it out")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise ValueError(
+            f"--varlen needs an Ampere GPU or newer, not {torch.cuda.get_device_name(device)}: leave it out"
+        )
+    if head_dim % 8 or head_dim > 256:
+        raise ValueError(f"--varlen takes heads of 8, 16, … 256, and the ViT's are {head_dim} wide: leave it out")

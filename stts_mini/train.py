@@ -49,12 +49,11 @@ from stts_mini.data import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
 from stts_mini.eval import broken_clips, check_world, evaluate, look_up, summarise, table, test_set
 from stts_mini.model import VLM, Encoded, Output
 from stts_mini.optim import build_optimizers, rate_at
-from stts_mini.packing import num_removed
+from stts_mini.packing import check_varlen, num_removed
 from stts_mini.picture import draw_clips, draw_curve
 from stts_mini.progress import Log, Progress, clock
 from stts_mini.saliency import saliency_loss, taught
 from stts_mini.sequence import Batch
-from stts_mini.vit import check_varlen
 
 
 class TrainError(RuntimeError):
@@ -186,8 +185,6 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
 
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
-    if config.varlen:
-        check_varlen(device)
     model.varlen = config.varlen
     blocks = (*model.vit.blocks, *model.llm.layers)
     for block in blocks if config.compile else ():
@@ -223,6 +220,8 @@ def train(
     base = checkpoint.load(config.init) if config.init and not resume else None  # before it may be moved aside
     if config.val:
         load_clips(config.val)  # a bad line is better known before the training than after
+    if config.varlen:
+        check_varlen(device, (config.model if model is None else model.config).vit.head_dim)
     if not resume and chief:
         checkpoint.keep_old_run(out)
     out.mkdir(parents=True, exist_ok=True)

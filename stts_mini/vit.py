@@ -11,14 +11,14 @@ Legend
     F frames (of any video) · N patches of a frame · D width · d width of a head
     H, W pixels · p side of a patch in pixels · g = H/p patches to a side, row-major, N = g²
 
-What this file does not do: score, prune or pack. A block takes a bias per key and a mask, and does
-not ask what they are for.
+What this file does not do: score, prune or pack. A block takes a bias per key and a mask, or a function in the
+place of `attend`, and does not ask what they are for.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v → y, all (F, heads, N, d)
 
 
 @dataclass(frozen=True)
@@ -80,32 +82,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=d**-0.5)[..., :d]
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Stands in for the mask of packed rows where a kernel knows runs of any length: no product is computed that a
-    mask would hide, and no mask is made. ends: see `packing.segment_ends`."""
-
-    ends: Tensor
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(QKᵀ/√d) V within each run, over (F', heads, N, d). PyTorch has it for CUDA and half precision only.
-        Slots of spare room attend to each other, and nobody reads them."""
-        from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
-
-        rows, N = q.shape[0], q.shape[2]
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (F'·N, heads, d)
-        y = varlen_attn(q, k, v, self.ends, self.ends, N, N)  # no run is longer than a row
-        return y.unflatten(0, (rows, N)).transpose(1, 2)
-
-
-def check_varlen(device: torch.device) -> None:
-    """Raises ValueError where `Segments` cannot be attended to."""
-    if device.type != "cuda":
-        raise ValueError(f"--varlen is for CUDA, and the device is {device}: leave it out")
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        raise ValueError(f"--varlen needs torch 2.10 or later, and this is {torch.__version__}: leave it out")
-
-
 def add_bias_channels(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, pad_to: int = 1) -> tuple[Tensor, ...]:
     """q, k, v (F, heads, N, d) with channels more, such that q·k grows by √d · key_bias (F, N).
 
@@ -136,10 +112,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, config.width)
         self.out_proj = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | Segments | None = None) -> Tensor:
+    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | Attend | None = None) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)  # (F, heads, N, d)
-        y = mask.attend(q, k, v) if isinstance(mask, Segments) else attend(q, k, v, key_bias, mask)
+        if callable(mask) and key_bias is not None:
+            raise ValueError("a function in the place of attention knows no bias per key: give a mask, or no key_bias")
+        y = mask(q, k, v) if callable(mask) else attend(q, k, v, key_bias, mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (F, N, D)
 
 
@@ -165,7 +143,7 @@ class Block(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | Segments | None = None) -> Tensor:
+    def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | Attend | None = None) -> Tensor:
         x = x + self.attention(self.layer_norm1(x), key_bias, mask)
         return x + self.mlp(self.layer_norm2(x))
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stts_mini.lab.bench import Uneven
-from stts_mini.packing import segment_ends
+from stts_mini.packing import Segments, check_varlen
 from stts_mini.train import train
-from stts_mini.vit import Segments, attend, check_varlen
+from stts_mini.vit import Attention, ViTConfig, attend
 from tests.test_model import batch_of, build
 from tests.tiny import tiny
 
@@ -32,7 +32,7 @@ def kernel_of_the_equation(q, k, v, ends, ends_of_keys, longest, longest_keys):
 
 def judged(device, dtype=None, k=0.5, varlen=False):
     """A pruned batch with uneven scores: kept cells, tokens, and every gradient, as float32 on the CPU."""
-    model = build(w=3, side=3, depth=6).float()
+    model = build(w=3, side=3, depth=6, width=16).float()  # heads of 8, as CUDA's kernel wants them
     batch = batch_of(model, [7, 4, 1])
     batch.frames = batch.frames.float() if batch.frames.is_floating_point() else batch.frames
     scorer = Uneven(model.scorer, 3, 7, model.config.cells).to(device)
@@ -105,46 +105,100 @@ def test_runs_of_any_length_are_the_packed_rows(monkeypatch):
     assert len(called) == 8
 
 
+def test_the_kernels_signature_is_the_one_we_call():
+    """PyTorch's own function, on tensors without contents: it takes what we give, and gives a shape and gradients."""
+    pytest.importorskip("torch.nn.attention.varlen")
+    q, k, v = (torch.empty(2, 4, 40, 32, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(3))
+    y = Segments(torch.empty(8, dtype=torch.int32, device="meta"))(q, k, v)
+    assert y.shape == q.shape and y.dtype == q.dtype
+    y.sum().backward()
+    assert q.grad.shape == k.grad.shape == v.grad.shape == q.shape
+
+
 @cuda_only
 @pytest.mark.parametrize("d", [32, 72])
 def test_the_kernel_for_runs_of_any_length_is_the_equation(d):
-    """CUDA's, in bfloat16, with gradients; then a whole model by it and by masks."""
+    """CUDA's, in bfloat16, with gradients."""
     pytest.importorskip("torch.nn.attention.varlen")
+    the_kernel_is_the_equation(torch.device("cuda"), torch.bfloat16, d, error=6e-2)
+
+
+def test_the_stand_in_is_the_equation(monkeypatch):
+    """What the tests of a CPU put in the kernel's place; and so the test above is known to run."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(varlen, "varlen_attn", kernel_of_the_equation)
+    the_kernel_is_the_equation(CPU, torch.float64, 72, error=1e-10)
+    the_kernel_is_the_equation(CPU, torch.bfloat16, 32, error=6e-2)
+
+
+def the_kernel_is_the_equation(device, dtype, d, error):
+    """Values and gradients of packed rows, against a mask in double precision."""
     draw = torch.Generator().manual_seed(0)
     q, k, v, weight = (torch.randn(2, 4, 40, d, generator=draw, dtype=torch.float64) for _ in range(4))
     frame = torch.where(torch.arange(40) < 35, torch.arange(40).expand(2, 40) // torch.tensor([[13], [7]]), -1)
     frame[1] += 10 * (frame[1] >= 0)
+    real = (frame >= 0)[:, None, :, None]
+    masked = lambda *qkv: attend(*qkv, mask=frame[:, None, :, None] == frame[:, None, None, :])
     results = []
-    for device, dtype in (("cpu", torch.float64), ("cuda", torch.bfloat16)):
-        own = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
-        real = (frame >= 0)[:, None, :, None].to(device)
-        if device == "cpu":
-            y = attend(*own, mask=(frame[:, None, :, None] == frame[:, None, None, :]))
-        else:
-            y = Segments(segment_ends(frame.to(device))).attend(*own)
-        (y * weight.to(device, dtype) * real).sum().backward()
-        results.append([(y * real).double().cpu(), *(x.grad.double().cpu() for x in own)])
+    for place, kind, attention in ((CPU, torch.float64, masked), (device, dtype, Segments.of(frame.to(device)))):
+        own = [x.detach().clone().to(place, kind).requires_grad_() for x in (q, k, v)]
+        y = attention(*own) * real.to(place)
+        (y * weight.to(y)).sum().backward()
+        results.append([x.detach().double().cpu() for x in (y, *(x.grad for x in own))])
     for wanted, got in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=3e-2, atol=6e-2)
+        torch.testing.assert_close(got, wanted, rtol=error, atol=error)
+
+
+@cuda_only
+def test_a_model_by_the_kernel_is_nearly_the_same(monkeypatch):
+    """And the kernel it is: counted."""
+    varlen, called = pytest.importorskip("torch.nn.attention.varlen"), []
+    kernel = varlen.varlen_attn
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *words: called.append(1) or kernel(*words))
     cuda = torch.device("cuda")
-    (keep, tokens, gradient), (kept, same, slope) = (judged(cuda, torch.bfloat16, varlen=on) for on in (False, True))
-    assert torch.equal(keep, kept)
+    keep, tokens, gradient = judged(cuda, torch.bfloat16)
+    assert not called
+    kept, same, slope = judged(cuda, torch.bfloat16, varlen=True)
+    assert len(called) == 4 and torch.equal(keep, kept)
     assert torch.cosine_similarity(same, tokens, dim=1).min() > 0.99
     assert torch.cosine_similarity(slope, gradient, 0) > 0.98
 
 
 def test_varlen_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
+    train(tiny(tmp_path), False, CPU)
     with pytest.raises(ValueError, match="--varlen is for CUDA, and the device is cpu"):
         train(tiny(tmp_path, varlen=True), False, CPU)
+    assert (tmp_path / "run" / "checkpoint.pt").exists() and not (
+        tmp_path / "run.1"
+    ).exists()  # nothing was moved aside
     with pytest.raises(ValueError, match="varlen and compile"):
         tiny(tmp_path, varlen=True, compile=True)
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    check_varlen(cuda, 72)
+    for width in (4, 36, 264):
+        with pytest.raises(ValueError, match=f"takes heads of 8, 16, … 256, and the ViT's are {width} wide"):
+            check_varlen(cuda, width)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ValueError, match="needs an Ampere GPU or newer, not Tesla T4"):
+        check_varlen(cuda, 72)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs torch 2\.10 or later, and this is"):
-        check_varlen(torch.device("cuda"))
+        check_varlen(cuda, 72)
+
+
+def test_a_function_in_the_place_of_attention_knows_no_bias():
+    attention, x = Attention(ViTConfig(width=8, heads=2)), torch.randn(1, 4, 8)
+    assert torch.equal(attention(x, mask=lambda q, k, v: v), attention.out_proj(attention.v_proj(x)))
+    with pytest.raises(ValueError, match="knows no bias per key"):
+        attention(x, torch.zeros(1, 4), lambda q, k, v: v)
 
 
 @devices
-@pytest.mark.parametrize("options", [dict(), dict(recompute=True), dict(compile=True), dict(varlen=True)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(recompute=True), dict(compile=True), dict(varlen=True, vit_width=16)], ids=str
+)
 def test_every_stage_of_training_runs(name, options, tmp_path):
     """Single frames, short clips, saliency, pruned; then the exam. Compiled: see test_train.py for the CPU."""
     if options.get("compile") and name == "cpu":

@@ -217,7 +217,7 @@ def test_the_picture(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
-    monkeypatch.setattr(bench, "memory", lambda name, videos, frames, ks, device: REPORT["memory"])
+    monkeypatch.setattr(bench, "memory", lambda name, videos, frames, ks, device, varlen: REPORT["memory"])
     monkeypatch.setattr(bench, "reading", lambda size, now: REPORT["reading"])
     monkeypatch.setattr(bench, "outside_operations", lambda: 0.042)
     monkeypatch.setattr(bench, "rounds_of", lambda rounds, frames: (rounds * 100 + frames) // 5)
@@ -296,6 +296,8 @@ def test_memory_is_that_of_tensors_and_each_k_has_a_process(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")  # yours goes first
     bench.memory("toy", 1, 32, (0.0,), CPU)
     assert calls[-1] == ("0.0", "1")
+    bench.memory("toy", 1, 32, (0.0,), CPU, varlen=True)
+    assert calls[-1] == ("--varlen", "1")
 
 
 def test_reading_reads():

@@ -1,7 +1,9 @@
 """Chunked encoding against encoding in one piece; the decoder in chunks; the command."""
 
+import argparse
 import gc
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -219,6 +221,25 @@ def test_the_curve_measures_each_way_and_draws_it(tmp_path, capsys):
     assert [(r["way"], r["frames"]) for r in report["encoded"]] == [(w, n) for w in long.WAYS for n in (2, 4)]
     assert all(r["kept"] == 9 * r["frames"] - num_removed(0.8, 9, r["frames"]) for r in report["encoded"])
     assert "14400" in capsys.readouterr().out and (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_time_and_memory_are_of_two_processes(monkeypatch):
+    """Seconds of the plain one, bytes of the one whose allocator gives back what is freed."""
+    asked = []
+
+    def process(command, env=None, **_):
+        asked.append((command[-1], env and env["MALLOC_MMAP_THRESHOLD_"]))
+        said = dict(way="two passes", frames=2, kept=9, seconds=9.0 if env else 1.0, bytes=5 if env else 70)
+        return subprocess.CompletedProcess(command, 0, json.dumps(said), "")
+
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    monkeypatch.setattr(long.subprocess, "run", process)
+    monkeypatch.setattr(long, "llm_seconds", lambda model, tokens: 1e-3 * tokens)
+    monkeypatch.setattr(long, "commit", lambda: "c0ffee")
+    monkeypatch.setattr(long, "WAYS", ("two passes",))
+    report = long.curve(argparse.Namespace(frames=(2,), k=0.8, chunk=4, threads=1))
+    assert asked == [("2", None), ("2", "131072")]
+    assert [(r["seconds"], r["bytes"]) for r in report["encoded"]] == [(1.0, 5)]
 
 
 def test_where_the_llm_takes_over():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stts_mini import world
+from stts_mini.config import TrainConfig
 from stts_mini.lab.tables import BEGIN, END, Results, Scores, difference, interval, kind_of, main, page, value
 
 TASKS = (*world.SHORT_TASKS, *world.LONG_TASKS, "image/attribute", "image/count")
@@ -154,8 +155,8 @@ def test_more_frames_pruned_stand_beside_fewer_unpruned(tmp_path):
     text = page(Results(tmp_path / "rows"))
     lines = text.split("after training on any number of frames")[1].split("##")[0].strip().splitlines()[2:]
     assert lines == [
-        "| 16 | 1 | 0.0 (0.0–0.0) | 32 | 1 | 100.0 (100.0–100.0) | +100.0 (+100.0 to +100.0) | 0 |",
-        "| 32 | 2 | 0.0 (0.0–0.0) | 64 | 2 | 0.0 (0.0–0.0) | +0.0 (+0.0 to +0.0) | 0 |",
+        "| 16 | 144 | 0.0 (0.0–0.0) | 32 | 144 | 100.0 (100.0–100.0) | +100.0 (+100.0 to +100.0) | 0 |",
+        "| 32 | 288 | 0.0 (0.0–0.0) | 64 | 288 | 0.0 (0.0–0.0) | +0.0 (+0.0 to +0.0) | 0 |",
     ]
     assert "unpruned, trained on any" not in text.split("(Tables 1 and 8)")[0]
 
@@ -165,9 +166,9 @@ def test_what_is_learned_in_the_same_time(tmp_path):
     them: they start elsewhere."""
     write(tmp_path, "unpruned", 0.0, 0, p=1.0)
     young = dict(young=True, base_sha256="y0")
-    write(tmp_path, "young-unpruned", 0.0, 0, p=short_only, cpu_seconds=600, **young)
+    write(tmp_path, "young-unpruned", 0.0, 0, p=short_only, cpu_seconds=600, threads=1, **young)
     config = dict(k=0.5, seed=0, steps=500)
-    write(tmp_path, "young-saliency@500", 0.5, 0, p=1.0, cpu_seconds=660, config=config, **young)
+    write(tmp_path, "young-saliency@500", 0.5, 0, p=1.0, cpu_seconds=660, threads=1, config=config, **young)
     text = page(Results(tmp_path / "rows"))
     before, own = text.split("## Learning in the same time")
     assert own.split("##")[0].strip().splitlines()[-2:] == [
@@ -179,6 +180,18 @@ def test_what_is_learned_in_the_same_time(tmp_path):
     write(tmp_path, "young-cosine@600", 0.5, 0, config=dict(k=0.5, seed=0, steps=600), young=True, base_sha256="y1")
     with pytest.raises(ValueError, match="rows of different bases 0 after its first run"):
         Results(tmp_path / "rows")
+
+
+def test_a_row_that_knew_fewer_settings_had_the_usual_ones(tmp_path):
+    """Settings come; rows stay. But for another value than the usual one, they part."""
+    config = dict(k=0.5, seed=0, steps=250)
+    write(tmp_path, "stts", 0.5, 0, config=config)
+    write(tmp_path, "stts", 0.5, 1, config={**config, "seed": 1, "recompute": False, "max_frames": 16, "thinning": 1.0})
+    assert TrainConfig().max_frames == 16 and Results(tmp_path / "rows").seeds("stts", 0.5) == [0, 1]
+    for other in (dict(recompute=True), dict(max_frames=8)):
+        write(tmp_path, "stts", 0.5, 1, config={**config, "seed": 1, **other})
+        with pytest.raises(ValueError, match="rows of different"):
+            Results(tmp_path / "rows")
 
 
 def test_the_readmes_table_is_made_and_checked(tmp_path):

@@ -20,10 +20,10 @@ from stts_mini.vit import ViTConfig, add_bias_channels
 LLM_SMALL = LLMConfig(vocab_size=40, width=8, depth=2, heads=2, kv_heads=1, head_dim=4, mlp=12)
 
 
-def build(w=2, side=2, depth=4, score_after=0, taps=(-2, -1), seed=0, **options):
+def build(w=2, side=2, depth=4, score_after=0, taps=(-2, -1), seed=0, width=8, **options):
     """A tiny VLM in float64 whose weights are all random, norms and biases included."""
     torch.manual_seed(seed)
-    vit = ViTConfig(image_size=2 * w * side, patch_size=2, width=8, depth=depth, heads=2, mlp=12)
+    vit = ViTConfig(image_size=2 * w * side, patch_size=2, width=width, depth=depth, heads=2, mlp=12)
     config = VLMConfig(vit, LLM_SMALL, w=w, score_after=score_after, scorer_heads=2, scorer_mlp=6, taps=taps, **options)
     model = VLM(config).double()
     for p in model.parameters():

@@ -51,12 +51,12 @@ from stts_mini.lab.bench_page import STAGES, draw, page
 from stts_mini.lab.reproduce import commit, write_json
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, Encoded, VLMConfig
-from stts_mini.packing import check_k
+from stts_mini.packing import check_k, check_varlen
 from stts_mini.sequence import Batch
 from stts_mini.tokenizer import END
 from stts_mini.train import autocast, build_model, build_optimizers, forward_backward, peak_memory, pick_device
 from stts_mini.video import _Pass, read_video, sample_times, write_video
-from stts_mini.vit import ViTConfig, check_varlen
+from stts_mini.vit import ViTConfig
 
 KS = (0.0, 0.3, 0.4, 0.5, 0.8)
 PROMPT, ANSWER, NEW_TOKENS = 14, 2, 8  # tokens of the one question that is asked of a video, and of its answer
@@ -532,7 +532,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--cpu-time", action="store_true", help="count the processor's time, for busy machines (with --threads 1)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--varlen", action="store_true", help="attend in packed rows by CUDA's kernel, not by masks")
+    parser.add_argument("--varlen", action="store_true", help="packed rows by CUDA's kernel, not by masks")
     parser.add_argument("-o", "--out", type=Path, help="write everything measured to this JSON file")
     parser.add_argument("--plot", help="draw it to this PNG (needs matplotlib)")
     parser.add_argument("--memory-of", type=float, metavar="K", help=argparse.SUPPRESS)  # for the processes of `memory`
@@ -544,7 +544,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{args.shape} needs CUDA, for it would take hours here ({device}): skipped")
             return
         if args.varlen:
-            check_varlen(device)
+            check_varlen(device, SHAPES[args.shape].config.vit.head_dim)
         if args.memory_of is not None:
             print(json.dumps(step_memory(SHAPES[args.shape], *args.load[0], args.memory_of, device, args.varlen)))
             return

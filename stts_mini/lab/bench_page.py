@@ -15,6 +15,7 @@ STAGES = ("stem", "score", "select", "pack", "packed", "unpack", "connector", "l
 def page(report: dict) -> str:
     """All of a report as Markdown."""
     head = "{shape} on {device}, {threads} threads, torch {torch}, commit {commit}, {clock} time"
+    head += ", --varlen" * report.get("varlen", False)
     lines = [head.format(**report) + f"; load of the machine when it began: {report['started_under_load']}"]
     lines += ["", *speed_table(report["speed"]), "", "Pruning pays, one video, from:"]
     for what, of in report["pays_from"].items():

@@ -197,18 +197,18 @@ def cost_model(encoded: Sequence[dict], read: Sequence[dict]) -> dict[str, float
 def curve(args: argparse.Namespace) -> dict:
     """Each way at each number of frames, in two processes: one for its time, and one for its memory, slower, in which
     glibc gives back what is freed, so that what tensors hold is counted. Then the LLM, and the cost model."""
-    runs, giving_back = [], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    runs, giving_back = [], {"MALLOC_MMAP_THRESHOLD_": "131072", **os.environ}
     for way in WAYS:
         for frames in (n for n in args.frames if way != "whole" or n <= WHOLE_UP_TO):
             words = ["--k", args.k, "--chunk", args.chunk, "--threads", args.threads, "--one", way, frames]
             command = [sys.executable, "-m", "stts_mini.lab.long", *map(str, words)]
-            timed, weighed = (
-                subprocess.run(command, capture_output=True, text=True, env=e) for e in (None, giving_back)
-            )
-            for done in (timed, weighed):
+            results = []
+            for env in (None, giving_back):
+                done = subprocess.run(command, capture_output=True, text=True, env=env)
                 if done.returncode:
                     raise RuntimeError(f"{way}, {frames} frames: {done.stderr.strip()[-500:]}")
-            runs.append({**json.loads(timed.stdout), "bytes": json.loads(weighed.stdout)["bytes"]})
+                results.append(json.loads(done.stdout))
+            runs.append({**results[0], "bytes": results[1]["bytes"]})
             print(f"{way}, {frames} frames: {runs[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     model = build(SHAPES["narrow"], torch.device("cpu"))
     read = [dict(tokens=n, seconds=llm_seconds(model, n)) for n in READ]

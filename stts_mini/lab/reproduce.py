@@ -117,7 +117,9 @@ METHODS = {  # what a row's method means, as settings of the training run
     "elastic": dict(SALIENCY, spread=0.3, elastic=True),
     "cosine-spread": dict(scorer="cosine", spread=0.3),
     "deeper": dict(scorer="stts", score_after=1),
-    "deepest": dict(scorer="stts", score_after=2),  # of six blocks, the last two of which are tapped
+    "deepest": dict(
+        scorer="stts", score_after=2
+    ),  # two packed blocks are left: the connector reads another than before
     "random": dict(scorer="random"),
     "cosine": dict(scorer="cosine"),
     "no-aux": dict(scorer="stts", sim_weight=0.0),
@@ -179,7 +181,8 @@ def rows_of(table: str) -> list[Row]:
         return [*ladder[:3], *(row for row in ladder if row.k == 0.5 and row.method != "random"), *scaled, *many]
     if table == "depth":  # the paper's Figure 6
         depths = [f"{m}{deep}" for m in ("", "saliency-") for deep in ("deeper", "deepest")]
-        return [ladder[0], *(Row(m, 0.5, 0) for m in ("stts", "saliency", *depths))]
+        plain = Row("deepest", 0.0, 0)  # what the other connector alone does
+        return [ladder[0], plain, *(Row(m, 0.5, 0) for m in ("stts", "saliency", *depths))]
     if table == "elastic":
         return [ladder[0], Row("elastic", 0.9, 0), *(Row("saliency", k, 0) for k in (0.3, 0.5, 0.8, 0.9))]
     if table == "clock":  # shorter and longer runs: against the time they take

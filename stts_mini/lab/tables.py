@@ -26,6 +26,7 @@ from stts_mini import world
 from stts_mini.config import TrainConfig
 from stts_mini.eval import grouped
 from stts_mini.lab.reproduce import parted
+from stts_mini.packing import num_removed
 
 DRAWS = 2000
 
@@ -211,6 +212,7 @@ def against(a: Scores, b: Scores, group: str = "average") -> str:
     return f"{d} ({low} to {high})"
 
 
+CELLS = TrainConfig().model.cells  # of a frame, in all rows but those of smaller frames
 NAMES = {
     "unpruned": "unpruned", "stts": "STTS", "random": "random",
     "saliency": "STTS, taught by saliency, spread (ours)", "cosine": "cosine heuristic, trained",
@@ -373,7 +375,7 @@ def clock(results: Results) -> str:
 
 
 def learning(results: Results) -> str:
-    """From a base that has seen few frames: what is learned in about the same time, pruned and unpruned."""
+    """From a base after the first of its runs: what is learned in about the same time, pruned and unpruned."""
     head = "| | k | steps | minutes of one core | short | long | average | minus unpruned | seeds |"
     lines, whole = [head, "|---" * 9 + "|"], ("young-unpruned", 0.0)
     for method, k in sorted({(m, k) for m, k, _ in results.records if m.startswith("young-")}, key=lambda row: row[1]):
@@ -381,7 +383,8 @@ def learning(results: Results) -> str:
         if not both:
             continue
         scores, records = results.scores(method, k, seeds=both), [results.records[method, k, s] for s in both]
-        took = f"{np.mean([r['cpu_seconds'] for r in records]) / 60:.1f}"
+        seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
+        took = f"{np.mean(seconds) / 60:.1f}" if seconds else "–"
         groups = [with_interval(scores, group) for group in ("short", "long", "average")]
         minus = "–" if (method, k) == whole else against(scores, results.scores(*whole, seeds=both))
         steps = records[0]["config"]["steps"]
@@ -421,22 +424,22 @@ def scaling(results: Results) -> str:
 
 def in_range(results: Results) -> str:
     """Table 3 once more, for models that were trained on half of the frames to twice the frames: more of them, pruned,
-    beside fewer, unpruned, in about as many vision tokens."""
-    head = "| frames, unpruned | tokens a video | long | frames, at k = 0.5 | tokens a video | long | minus | seeds |"
-    lines, whole, pruned = [], ("unpruned-range", 0.0), ("saliency-range", 0.5)
-    both = [s for s in results.seeds(*whole) if s in results.seeds(*pruned)]
-    for fewer, more in (
-        (("half the frames", "other rows' frames"), ("other rows' frames", "as trained")) if both else ()
-    ):
+    beside fewer, unpruned, in about as many vision tokens (of a long video, which has as many frames as are asked)."""
+    head = "| frames, unpruned | vision tokens | long | frames, at k = 0.5 | vision tokens | long | minus | seeds |"
+    lines, whole, pruned = [head, "|---" * 8 + "|"], ("unpruned-range", 0.0), ("saliency-range", 0.5)
+    tokens = lambda k, T: CELLS * T - num_removed(k, CELLS, T)
+    for fewer, more in (("half the frames", "other rows' frames"), ("other rows' frames", "as trained")):
+        both = [s for s in results.seeds(*whole, fewer) if s in results.seeds(*pruned, more)]
+        if not both:
+            continue
         few, many = results.scores(*whole, fewer, both), results.scores(*pruned, more, both)
-        cells = lambda of, way, scores: [
-            str(results.asked(*of, way)["max_frames"]),
-            str(round(results.field(*of, "tokens", way, both) / num_videos(scores))),
-            with_interval(scores, "long"),
-        ]
-        line = [*cells(whole, fewer, few), *cells(pruned, more, many), against(many, few, "long")]
-        lines.append(f"| {' | '.join(line)} | {', '.join(map(str, both))} |")
-    return "\n".join([head, "|---" * 8 + "|", *lines]) if lines else ""
+        line = []
+        for (method, k), way, scores in ((whole, fewer, few), (pruned, more, many)):
+            T = results.asked(method, k, way)["max_frames"]
+            line += [str(T), str(tokens(k, T)), with_interval(scores, "long")]
+        line += [against(many, few, "long"), ", ".join(map(str, both))]
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def num_videos(scores: Scores) -> int:
@@ -452,6 +455,7 @@ def depth(results: Results) -> str:
         there = [m for m in (method, *later) if results.seeds(m, 0.5)]
         shared = [s for s in results.seeds(method, 0.5) if all(s in results.seeds(m, 0.5) for m in there)]
         lines += [row(results, m, 0.5, only=shared) for m in there] if len(there) > 1 else []
+    lines.append(row(results, "deepest", 0.0, name="unpruned, connected as they are two blocks later"))
     return "\n".join([HEAD, *filter(None, lines)]) if any(lines) else ""
 
 
@@ -520,7 +524,7 @@ def page(results: Results) -> str:
         "The same, after training on any number of frames": in_range(results),
         "Scored deeper, of six blocks (Figure 6)": depth(results),
         "Shorter and longer training": clock(results),
-        "Learning in the same time, from a base that has seen few frames": learning(results),
+        "Learning in the same time, from a base after its first run": learning(results),
         "One model for every k (ours)": elastic(results),
         "Single images, which lose nothing (Table 4)": images(results),
         "The tasks, unpruned": tasks(results),
