@@ -7,9 +7,11 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stts_mini.lab.bench import Uneven
-from stts_mini.packing import Segments, check_varlen
+from stts_mini.packing import Segments, check_varlen, pack
 from stts_mini.train import train
 from stts_mini.vit import Attention, ViTConfig, attend
 from tests.test_model import batch_of, build
@@ -103,6 +105,21 @@ def test_runs_of_any_length_are_the_packed_rows(monkeypatch):
     assert len(called) == 4  # in single precision there is no such kernel: masks
     judged(CPU, torch.bfloat16, varlen=True)
     assert len(called) == 8
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=7).filter(lambda x: any(map(any, x)))
+)
+def test_every_run_is_a_frame_whole_or_spare_room(kept):
+    keep = torch.tensor(kept)
+    packed = pack(torch.zeros(*keep.shape, 1), keep)
+    ends = Segments.of(packed.frame).ends
+    assert ends.dtype == torch.int32 and ends[0] == 0 and ends[-1] == packed.frame.numel() and (ends.diff() > 0).all()
+    runs = [run.tolist() for run in packed.frame.flatten().tensor_split(ends[1:-1].long())]
+    assert all(len(set(run)) == 1 for run in runs)
+    frames = {run[0]: len(run) for run in runs if run[0] >= 0}
+    assert frames == {i: n for i, n in enumerate(keep.sum(1).tolist()) if n}
+    assert len(frames) == sum(run[0] >= 0 for run in runs)  # none comes twice
 
 
 def test_the_kernels_signature_is_the_one_we_call():
