@@ -202,6 +202,16 @@ def command(lab):
     reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
 
 
+def test_a_young_base_is_made_when_a_row_wants_it(lab, monkeypatch):
+    base, row = lab[1] / "base0-few.pt", Row("young-cosine", 0.5, 2)
+    assert not base.exists()
+    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
+    command(lab)
+    record = json.loads((lab[1] / "rows" / f"{row.name}.json").read_text())
+    assert base.exists() and record["young"] and record["base_sha256"] == reproduce.sha256(base)
+    assert record["base_sha256"] != reproduce.sha256(lab[1] / "base0.pt")
+
+
 def test_a_finished_row_is_asked_in_the_ways_that_its_file_lacks(lab, finished, monkeypatch):
     row, path, whole, lacking = finished
     asked, real = [], Lab.ask

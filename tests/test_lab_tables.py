@@ -177,6 +177,10 @@ def test_what_is_learned_in_the_same_time(tmp_path):
         " (100.0–100.0) | +50.0 (+50.0 to +50.0) | 0 |",
     ]
     assert "500" not in before
+    write(tmp_path, "young-unpruned", 0.0, 2, p=short_only, cpu_seconds=6, threads=2, **young)
+    write(tmp_path, "young-saliency@500", 0.5, 2, p=1.0, config={**config, "seed": 2}, **young)
+    own = page(Results(tmp_path / "rows")).split("## Learning in the same time")[1]
+    assert "| unpruned | 0 | 250 | 10.0 |" in own and "| 50 | 500 | 11.0 |" in own  # minutes of one core
     write(tmp_path, "young-cosine@600", 0.5, 0, config=dict(k=0.5, seed=0, steps=600), young=True, base_sha256="y1")
     with pytest.raises(ValueError, match="rows of different bases 0 after its first run"):
         Results(tmp_path / "rows")

@@ -191,8 +191,8 @@ def rows_of(table: str) -> list[Row]:
         longer += [Row("saliency@800", 0.8, 1), Row("saliency@800", 0.8, 2)]
         longer += [Row("saliency-many", 0.9, 0), Row("saliency-many@800", 0.9, 0)]
         shorter = [Row("unpruned@100", 0.0, 0), Row("unpruned@200", 0.0, 0), Row("saliency@200", 0.8, 0)]
-        young = [Row("young-unpruned", 0.0, 0), Row("young-saliency@500", 0.5, 0), Row("young-cosine@600", 0.5, 0)]
-        young += [Row("young-saliency@800", 0.8, 0)]  # each for about the same time
+        young = [Row(m, k, s) for s in (0, 2) for m, k in (("young-unpruned", 0.0), ("young-saliency@500", 0.5))]
+        young += [Row("young-cosine@600", 0.5, 0), Row("young-saliency@800", 0.8, 0)]  # each for about the same time
         return [*plain, *longer, *shorter, *young]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
 
