@@ -152,11 +152,12 @@ def test_more_frames_pruned_stand_beside_fewer_unpruned(tmp_path):
                 "as trained": (0.0, 64, 300),
             }
             several(tmp_path, "saliency-range", 0.5, seed, ways)
+    write(tmp_path, "unpruned", 0.0, 0, p=1.0)
     text = page(Results(tmp_path / "rows"))
     lines = text.split("after training on any number of frames")[1].split("##")[0].strip().splitlines()[2:]
     assert lines == [
-        "| 16 | 144 | 0.0 (0.0–0.0) | 32 | 144 | 100.0 (100.0–100.0) | +100.0 (+100.0 to +100.0) | 0 |",
-        "| 32 | 288 | 0.0 (0.0–0.0) | 64 | 288 | 0.0 (0.0–0.0) | +0.0 (+0.0 to +0.0) | 0 |",
+        "| 16 | 144 | 0.0 (0.0–0.0) | 32 | 144 | 100.0 (100.0–100.0) | +100.0 (+100.0 to +100.0) | – | 0 |",
+        "| 32 | 288 | 0.0 (0.0–0.0) | 64 | 288 | 0.0 (0.0–0.0) | +0.0 (+0.0 to +0.0) | −100.0 (−100.0 to −100.0) | 0 |",
     ]
     assert "unpruned, trained on any" not in text.split("(Tables 1 and 8)")[0]
 

@@ -193,6 +193,7 @@ def rows_of(table: str) -> list[Row]:
         shorter = [Row("unpruned@100", 0.0, 0), Row("unpruned@200", 0.0, 0), Row("saliency@200", 0.8, 0)]
         young = [Row(m, k, s) for s in (0, 2) for m, k in (("young-unpruned", 0.0), ("young-saliency@500", 0.5))]
         young += [Row("young-cosine@600", 0.5, 0), Row("young-saliency@800", 0.8, 0)]  # each for about the same time
+        young += [Row("young-unpruned@500", 0.0, 0)]  # but this one, which has as many steps as a pruned one
         return [*plain, *longer, *shorter, *young]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")
 

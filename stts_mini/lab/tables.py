@@ -425,10 +425,14 @@ def scaling(results: Results) -> str:
 def in_range(results: Results) -> str:
     """Table 3 once more, for models that were trained on half of the frames to twice the frames: more of them, pruned,
     beside fewer, unpruned, in about as many vision tokens (of a long video, which has as many frames as are asked)."""
-    head = "| frames, unpruned | vision tokens | long | frames, at k = 0.5 | vision tokens | long | minus | seeds |"
-    lines, whole, pruned = [head, "|---" * 8 + "|"], ("unpruned-range", 0.0), ("saliency-range", 0.5)
+    head = "| frames, unpruned | vision tokens | long | frames, at k = 0.5 | vision tokens | long | minus"
+    head += " | minus an unpruned model that was trained at just as many as it is asked | seeds |"
+    lines, whole, pruned = [head, "|---" * 9 + "|"], ("unpruned-range", 0.0), ("saliency-range", 0.5)
     tokens = lambda k, T: CELLS * T - num_removed(k, CELLS, T)
-    for fewer, more in (("half the frames", "other rows' frames"), ("other rows' frames", "as trained")):
+    for fewer, more, fixed in (
+        ("half the frames", "other rows' frames", ("frames", 0.5)),
+        ("other rows' frames", "as trained", ("unpruned", 0.0)),
+    ):
         both = [s for s in results.seeds(*whole, fewer) if s in results.seeds(*pruned, more)]
         if not both:
             continue
@@ -437,7 +441,8 @@ def in_range(results: Results) -> str:
         for (method, k), way, scores in ((whole, fewer, few), (pruned, more, many)):
             T = results.asked(method, k, way)["max_frames"]
             line += [str(T), str(tokens(k, T)), with_interval(scores, "long")]
-        line += [against(many, few, "long"), ", ".join(map(str, both))]
+        its = results.scores(*fixed, seeds=both) if set(both) <= set(results.seeds(*fixed)) else None
+        line += [against(many, few, "long"), against(many, its, "long") if its else "–", ", ".join(map(str, both))]
         lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
