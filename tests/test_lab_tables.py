@@ -179,8 +179,16 @@ def test_what_is_learned_in_the_same_time(tmp_path):
     ]
     assert "500" not in before
     write(tmp_path, "young-unpruned", 0.0, 2, p=short_only, cpu_seconds=6, threads=2, **young)
+    for steps, method in ((450, "young-saliency@450"), (500, "young-cosine@500"), (90, "young-unpruned@90")):
+        write(tmp_path, method, 0.0 if "unpruned" in method else 0.5, 0, config={**config, "steps": steps}, **young)
     write(tmp_path, "young-saliency@500", 0.5, 2, p=1.0, config={**config, "seed": 2}, **young)
     own = page(Results(tmp_path / "rows")).split("## Learning in the same time")[1]
+    rows = [line.split(" | ")[:3] for line in own.split("##")[0].strip().splitlines()[4:]]
+    taught, heuristic = "| taught by saliency, spread (ours)", "| cosine heuristic"
+    assert rows == [  # by k, by steps, by name: the same order in every process
+        ["| unpruned", "0", "90"], ["| unpruned", "0", "250"],
+        [taught, "50", "450"], [heuristic, "50", "500"], [taught, "50", "500"],
+    ]  # fmt: skip
     assert "| unpruned | 0 | 250 | 10.0 |" in own and "| 50 | 500 | 11.0 |" in own  # minutes of one core
     write(tmp_path, "young-cosine@600", 0.5, 0, config=dict(k=0.5, seed=0, steps=600), young=True, base_sha256="y1")
     with pytest.raises(ValueError, match="rows of different bases 0 after its first run"):

@@ -81,10 +81,10 @@ class Row:
         """The result's file name, without its end; a scorer of yours is known by its class."""
         return f"{self.method.rpartition(':')[2]}-k{round(100 * self.k)}-seed{self.seed}"
 
-    def base(self, folder: Path) -> Path:
-        """The unpruned model that it starts from."""
-        seed = self.seed % BASES
-        return base_checkpoint(folder, seed, young=self.method.startswith("young-"))
+    @property
+    def young(self) -> bool:
+        """Whether it starts from a base as it is after its first run."""
+        return self.method.startswith("young-")
 
     def config(self, data: str, init: Path) -> TrainConfig:
         """All settings of the run."""
@@ -117,9 +117,7 @@ METHODS = {  # what a row's method means, as settings of the training run
     "elastic": dict(SALIENCY, spread=0.3, elastic=True),
     "cosine-spread": dict(scorer="cosine", spread=0.3),
     "deeper": dict(scorer="stts", score_after=1),
-    "deepest": dict(
-        scorer="stts", score_after=2
-    ),  # two packed blocks are left: the connector reads another than before
+    "deepest": dict(scorer="stts", score_after=2),  # two packed blocks are left: the connector must read another one
     "random": dict(scorer="random"),
     "cosine": dict(scorer="cosine"),
     "no-aux": dict(scorer="stts", sim_weight=0.0),
@@ -310,7 +308,7 @@ def ship(run: Path, path: Path) -> None:
 
 def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     """Fine-tune from the row's base, ask, and return what the JSON file holds."""
-    base = row.base(folder)
+    base = base_checkpoint(folder, row.seed % BASES, row.young)
     config = row.config(lab.data, base)
     reader = lab.reader(config.max_frames, config.image_size)
     shutil.rmtree(config.out, ignore_errors=True)  # of a row that was broken off: it takes minutes, so begin again
@@ -322,7 +320,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     scores = ask_all(row, model, lab)
     return dict(
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
-        young=row.method.startswith("young-"), base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
+        young=row.young, base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
         config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
         threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1),
         cpu_seconds=round(cpu, 1), asked=scores,
@@ -469,7 +467,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     ask_again(row, lab, path)
                     continue
                 print(f"row {row.name}", flush=True)
-                train_base(args.results, args.data, row.seed % BASES, device, row.method.startswith("young-"))
+                train_base(args.results, args.data, row.seed % BASES, device, row.young)
                 write_json(path, run_row(row, lab, args.results))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")

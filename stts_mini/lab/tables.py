@@ -378,7 +378,8 @@ def learning(results: Results) -> str:
     """From a base after the first of its runs: what is learned in about the same time, pruned and unpruned."""
     head = "| | k | steps | minutes of one core | short | long | average | minus unpruned | seeds |"
     lines, whole = [head, "|---" * 9 + "|"], ("young-unpruned", 0.0)
-    for method, k in sorted({(m, k) for m, k, _ in results.records if m.startswith("young-")}, key=lambda row: row[1]):
+    steps_of = {(m, k): r["config"]["steps"] for (m, k, _), r in results.records.items() if m.startswith("young-")}
+    for (method, k), steps in sorted(steps_of.items(), key=lambda item: (item[0][1], item[1], item[0][0])):
         both = [s for s in results.seeds(method, k) if s in results.seeds(*whole)]
         if not both:
             continue
@@ -387,7 +388,6 @@ def learning(results: Results) -> str:
         took = f"{np.mean(seconds) / 60:.1f}" if seconds else "–"
         groups = [with_interval(scores, group) for group in ("short", "long", "average")]
         minus = "–" if (method, k) == whole else against(scores, results.scores(*whole, seeds=both))
-        steps = records[0]["config"]["steps"]
         line = [NAMES[parted(method)[0]], round(100 * k), steps, took, *groups, minus, ", ".join(map(str, both))]
         lines.append(f"| {' | '.join(map(str, line))} |")
     return "\n".join(lines) if len(lines) > 2 else ""
