@@ -166,7 +166,7 @@ def test_what_is_learned_in_the_same_time(tmp_path):
     """Steps and minutes are the row's, the difference is to the row from the same young base, and no other table has
     them: they start elsewhere."""
     write(tmp_path, "unpruned", 0.0, 0, p=1.0)
-    young = dict(young=True, base_sha256="y0")
+    young = dict(base_sha256="y0")
     write(tmp_path, "young-unpruned", 0.0, 0, p=short_only, cpu_seconds=600, threads=1, **young)
     config = dict(k=0.5, seed=0, steps=500)
     write(tmp_path, "young-saliency@500", 0.5, 0, p=1.0, cpu_seconds=660, threads=1, config=config, **young)
@@ -190,7 +190,7 @@ def test_what_is_learned_in_the_same_time(tmp_path):
         [taught, "50", "450"], [heuristic, "50", "500"], [taught, "50", "500"],
     ]  # fmt: skip
     assert "| unpruned | 0 | 250 | 10.0 |" in own and "| 50 | 500 | 11.0 |" in own  # minutes of one core
-    write(tmp_path, "young-cosine@600", 0.5, 0, config=dict(k=0.5, seed=0, steps=600), young=True, base_sha256="y1")
+    write(tmp_path, "young-cosine@600", 0.5, 0, config=dict(k=0.5, seed=0, steps=600), base_sha256="y1")
     with pytest.raises(ValueError, match="rows of different bases 0 after its first run"):
         Results(tmp_path / "rows")
 

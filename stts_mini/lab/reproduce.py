@@ -320,7 +320,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     scores = ask_all(row, model, lab)
     return dict(
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
-        young=row.young, base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
+        base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
         config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
         threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1),
         cpu_seconds=round(cpu, 1), asked=scores,

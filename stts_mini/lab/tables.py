@@ -119,7 +119,7 @@ ONE_METHODS_OWN = {
 
 def base_of(record: dict) -> str:
     """Which one a row started from."""
-    return f"{record['base']}{' after its first run' * record.get('young', False)}"
+    return f"{record['base']}{' after its first run' * record['row']['method'].startswith('young-')}"
 
 
 class Results:
