@@ -38,22 +38,38 @@ class Clock:
         self.time += seconds
 
 
-def test_turns_are_taken_in_both_directions_after_a_round_of_warm_up():
+@pytest.mark.parametrize("device, warm", [("cpu", [0.0]), ("cuda", [0.0, 0.5])])
+def test_turns_are_taken_in_both_directions_after_warming_up(device, warm):
     clock, order = Clock(), []
 
     def run(k):
         order.append(k)
-        clock.pass_(100 if len(order) <= 2 else 1 + k)
+        clock.pass_(100 if len(order) <= len(warm) else 1 + k)
 
-    seconds = in_turns(run, (0.0, 0.5), rounds=3, now=clock)
-    assert order == [0.5, 0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.5]
+    ks = (0.0, 0.5)
+    seconds = in_turns(run, ks, 3, clock, bench.to_warm(ks, torch.device(device)))
+    assert order == [*warm, 0.0, 0.5, 0.5, 0.0, 0.0, 0.5]
     assert seconds == {0.0: [1.0] * 3, 0.5: [1.5] * 3}
+
+
+@pytest.mark.parametrize("what", ["training", "inference"])
+def test_stages_leave_warming_up_out(what, monkeypatch):
+    clock, runs = Clock(), []
+    task = job(build(TINY, CPU), TINY, 1, 2, CPU)
+
+    def run(k, new_tokens=1):
+        runs.append(k)
+        clock.pass_(100 if len(runs) == 1 else 1 + k)
+
+    monkeypatch.setattr(task, "train" if what == "training" else "infer", run)
+    plain, pruned = stages(task, TINY, what, (0.0, 0.5), 2, clock)
+    assert (plain["seconds"]["stem"], pruned["seconds"]["stem"]) == (1.0, 1.5) and len(runs) == 5
 
 
 def test_a_speedup_is_the_median_of_ratios_beside_the_counted_limit(monkeypatch):
     """Whole rounds are slow now and then: their ratios are not."""
     clock, task = Clock(), job(build(TINY, CPU), TINY, 2, 4, CPU)
-    slow = iter([1, 1, 1, 1, 50, 50, 2, 2])
+    slow = iter([9, 1, 1, 50, 50, 2, 2])
     monkeypatch.setattr(task, "train", lambda k: clock.pass_(next(slow) * (2 if k else 6)))
     plain, pruned = speedups(task, TINY, "training", (0.0, 0.5), 3, clock)
     assert plain["speedup"] == plain["limit"] == plain["reached"] == 1

@@ -6,10 +6,10 @@
     python -m stts_mini.lab.bench --shape so400m            real geometry in bfloat16, where CUDA is
 
 In one process, every k takes its turn in every round, forwards and backwards; the speed-up is the median over
-rounds of time(unpruned) / time(k) within a round, the first round being warm-up. A training step is forward and
-backward, without the optimiser; inference is encoding and prefill (`VLM.generate` up to the first new token).
-The limit is the ratio of the multiply-adds that had to be done (`flops.py`), for the very cells that were kept;
-*reached* is speed-up / limit. Memory is measured in a process of its own for every k.
+rounds of time(unpruned) / time(k) within a round, after a warm-up (on a CPU of the unpruned pass alone). A training
+step is forward and backward, without the optimiser; inference is encoding and prefill (`VLM.generate` up to the
+first new token). The limit is the ratio of the multiply-adds that had to be done (`flops.py`), for the very cells
+that were kept; *reached* is speed-up / limit. Memory is measured in a process of its own for every k.
 
 Weights and frames are random, which changes no time; scores are drawn such that frames differ from one another
 as much as cells within a frame do, for untrained scores would spread the kept cells evenly, and that is easy
@@ -95,7 +95,7 @@ SHAPES = {
     ),
 }  # fmt: skip
 LOADS = ((2, 64), (1, 256))  # (videos, frames): the paper's two shapes
-LADDER = (8, 32, 128)  # frames of one video; 512 take another two minutes
+LADDER = (8, 32)  # frames of one video; 512 take another two minutes
 
 
 # ------------------------------------------------------------------------------------- what is run
@@ -191,15 +191,26 @@ def stop_clock(device: torch.device, cpu_time: bool) -> Callable[[], float]:
     return now
 
 
-def in_turns(run: Callable[[float], None], ks: Sequence[float], rounds: int, now: Callable) -> dict[float, list[float]]:
-    """Seconds of run(k), for every k, in every round but a first one to warm up; every other round in reverse."""
+def in_turns(
+    run: Callable[[float], None], ks: Sequence[float], rounds: int, now: Callable, warm: Sequence[float]
+) -> dict[float, list[float]]:
+    """Seconds of run(k), for every k, in every round; every other round in reverse. Before it, run(k) for each k in
+    `warm`, untimed."""
     seconds: dict[float, list[float]] = {k: [] for k in ks}
-    for i in range(rounds + 1):
-        for k in ks[:: 1 if i % 2 else -1]:
+    for k in warm:
+        run(k)
+    for i in range(rounds):
+        for k in ks[:: -1 if i % 2 else 1]:
             began = now()
             run(k)
             seconds[k].append(now() - began)
-    return {k: times[1:] for k, times in seconds.items()}
+    return seconds
+
+
+def to_warm(ks: Sequence[float], device: torch.device) -> Sequence[float]:
+    """What is run once before it is timed: on CUDA every k, for each may need kernels of its own; on a CPU what takes
+    the most memory, so that all the others find it there."""
+    return ks if device.type == "cuda" else ks[:1]
 
 
 def rounds_of(rounds: int, frames: int) -> int:
@@ -218,7 +229,8 @@ def speedups(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int
     training = what == "training"
     load = dict(what=what, videos=len(job.batch.num_frames), frames=job.batch.frames.shape[1])
     try:
-        seconds = in_turns(job.train if training else job.infer, ks, rounds, now)
+        run = job.train if training else job.infer
+        seconds = in_turns(run, ks, rounds, now, to_warm(ks, job.device))
         packs = {k: job.encoded(k) for k in ks}
     except torch.OutOfMemoryError:
         job.model.zero_grad()
@@ -310,7 +322,7 @@ def stages(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, 
         for stage in STAGES:
             taken[k][stage].append(watch.seconds[stage])
 
-    in_turns(run, ks, rounds, now)
+    in_turns(run, ks, rounds, now, to_warm(ks, job.device))
     rows, load = [], dict(what=what, videos=len(job.batch.num_frames), frames=job.batch.frames.shape[1])
     for k in ks:
         todo = work(shape, job.encoded(k), k, training)
@@ -318,7 +330,7 @@ def stages(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, 
         if not training:
             cached = [todo.tokens // len(job.batch.num_frames)] * len(job.batch.num_frames)
             counted["decode"] = sum(flops.multiply_adds(shape.config, flops.decoded(shape.config, cached)).values())
-        seconds = {stage: statistics.median(times[1:]) for stage, times in taken[k].items()}
+        seconds = {stage: statistics.median(times[-rounds:]) for stage, times in taken[k].items()}
         rows.append(dict(**load, k=k, seconds=seconds, multiply_adds=counted))
     for row in rows:
         whole = sum(seconds for stage, seconds in rows[0]["seconds"].items() if stage != "decode")
