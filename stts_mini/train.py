@@ -197,6 +197,16 @@ def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[...,
     return torch.nn.parallel.DistributedDataParallel(model, ids, find_unused_parameters=True)
 
 
+def check_settings(config: TrainConfig, device: torch.device, model: VLM | None) -> None:
+    """Raise ValueError for what could not end well, before anything is moved, written or learned."""
+    if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
+    if config.val:
+        load_clips(config.val)  # a bad line is better known before the training than after
+    if config.varlen:
+        check_varlen(device, (config.model if model is None else model.config).vit.head_dim)
+
+
 def train(
     config: TrainConfig,
     resume: bool,
@@ -215,13 +225,8 @@ def train(
     model     to start from, in the place of a fresh one; and the tokenizer that goes with it
     """
     out, chief = Path(config.out), distributed.rank() == 0
-    if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
-        raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
+    check_settings(config, device, model)
     base = checkpoint.load(config.init) if config.init and not resume else None  # before it may be moved aside
-    if config.val:
-        load_clips(config.val)  # a bad line is better known before the training than after
-    if config.varlen:
-        check_varlen(device, (config.model if model is None else model.config).vit.head_dim)
     if not resume and chief:
         checkpoint.keep_old_run(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -246,15 +251,6 @@ def train(
     run = wrap(model, config, device)
     if not resume and chief:
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-
-    def save(step: int) -> None:
-        """Write the checkpoint that a resumed run goes on from."""
-        own = {} if tokenizer is TOKENIZER else dict(tokenizer=dict(json=tokenizer.json_text, marks=tokenizer.names))
-        checkpoint.save(
-            out / "checkpoint.pt", model, step=step, train_config=dataclasses.asdict(config),
-            optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), world=WORLD_ID,
-            clips=fingerprint(clips), **own,
-        )  # fmt: skip
 
     log = Log(out / "log.csv", start, config.tensorboard) if chief else None
     progress, began = Progress("train", config.steps, start), time.monotonic()
@@ -286,7 +282,7 @@ def train(
                 progress.update(step + 1, f"{log.text()} tokens/s {log.tokens / seconds:.0f}")
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps or asked:
                     log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
-                    save(step + 1)
+                    save(out / "checkpoint.pt", step + 1, model, optimizers, config, fingerprint(clips), tokenizer)
             if asked:
                 with distributed.first():  # nobody leaves before the checkpoint is there
                     progress.close()
@@ -299,6 +295,23 @@ def train(
     if broken:
         print(broken_clips(broken), end="")
     return model.eval()
+
+
+def save(
+    path: Path,
+    step: int,
+    model: VLM,
+    optimizers: list[torch.optim.Optimizer],
+    config: TrainConfig,
+    clips: str,
+    tokenizer: AnyTokenizer = TOKENIZER,
+) -> None:
+    """Write the checkpoint that a resumed run goes on from; `clips`: the fingerprint of what it learns from."""
+    own = {} if tokenizer is TOKENIZER else dict(tokenizer=dict(json=tokenizer.json_text, marks=tokenizer.names))
+    checkpoint.save(
+        path, model, step=step, train_config=dataclasses.asdict(config), clips=clips, world=WORLD_ID,
+        optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), **own,
+    )  # fmt: skip
 
 
 def restore(
