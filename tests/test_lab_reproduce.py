@@ -66,12 +66,12 @@ def test_every_method_makes_a_row(method, lab):
             assert asked["accuracy"][task] == round(bits.count("1") / 3, 4)
     trained = record["asked"]["as trained"]
     every = 3 * 3 * 4 * 9  # kinds of video · clips · frames · cells
-    part = {"frames": 2, "resolution": 9 / 4, "blind": np.inf, "saliency-few": 4, "saliency-many": 1}
+    part = {"frames": 2, "young-frames": 2, "resolution": 9 / 4, "blind": np.inf, "saliency-few": 4, "saliency-many": 1}
     part |= {"unpruned-range": 1 / 2, "saliency-range": 1}
     part = part.get(method, 1 if "unpruned" in method else 2)
     assert trained["tokens"] == every / part
     other = ("tome", "frames", "resolution", "blind", "saliency-few", "saliency-many")
-    other += ("unpruned-range", "saliency-range")
+    other += ("unpruned-range", "saliency-range", "young-frames")
     assert (trained["evidence_kept"] is None) == (method in other)
     if method == "unpruned":
         ways = {way.split(",")[0] for way in record["asked"] if "inference" in way}
@@ -263,7 +263,7 @@ def test_the_rows_of_the_tables():
     for row in every:
         config = row.config("data", Path("base.pt"))
         assert isinstance(config, TrainConfig) and config.k == (
-            0.0 if row.method in ("frames", "resolution") else row.k
+            0.0 if reproduce.parted(row.method)[0] in ("frames", "young-frames", "resolution") else row.k
         )
     for row in every:  # but for what makes the method, all is the same
         own = {"k", "out", "init", *tables.ONE_METHODS_OWN}

@@ -90,7 +90,7 @@ class Row:
         """All settings of the run."""
         method, steps = parted(self.method)
         k, settings = self.k, {**METHODS.get(method, {"scorer": method}), **({"steps": steps} if steps else {})}
-        if method == "frames":  # the budget as fewer frames
+        if method in ("frames", "young-frames"):  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
         if method == "saliency-few":
             settings["max_frames"] = FRAMES // 2
@@ -130,6 +130,8 @@ METHODS = {  # what a row's method means, as settings of the training run
     "young-unpruned": dict(scorer="stts"),  # from a base after its first run, so that there is much to learn yet
     "young-saliency": dict(SALIENCY, spread=0.3),
     "young-cosine": dict(scorer="cosine"),
+    "young-random": dict(scorer="random"),
+    "young-frames": dict(scorer="stts"),
 }
 
 
@@ -187,10 +189,16 @@ def rows_of(table: str) -> list[Row]:
         plain = [ladder[0], *(Row(m, k, 0) for k in (0.8, 0.9) for m in ("saliency", "cosine"))]
         longer = [Row(f"{m}@800", k, 0) for k, m in ((0.8, "saliency"), (0.9, "saliency"), (0.8, "cosine"))]
         longer += [Row("saliency@800", 0.8, 1), Row("saliency@800", 0.8, 2)]
-        longer += [Row("saliency-many", 0.9, 0), Row("saliency-many@800", 0.9, 0)]
+        longer += [Row("saliency-many", 0.9, 0), *(Row("saliency-many@800", 0.9, s) for s in SEEDS)]
         shorter = [Row("unpruned@100", 0.0, 0), Row("unpruned@200", 0.0, 0), Row("saliency@200", 0.8, 0)]
-        young = [Row(m, k, s) for s in (0, 2) for m, k in (("young-unpruned", 0.0), ("young-saliency@500", 0.5))]
-        young += [Row("young-cosine@600", 0.5, 0), Row("young-saliency@800", 0.8, 0)]  # each for about the same time
+        young = [Row(m, k, s) for s in (0, 2, 1) for m, k in (("young-unpruned", 0.0), ("young-saliency@500", 0.5))]
+        same = (
+            ("young-cosine@600", 0.5),
+            ("young-random@600", 0.5),
+            ("young-frames@750", 0.5),
+            ("young-saliency@800", 0.8),
+        )
+        young += [Row(m, k, 0) for m, k in same]  # each for about the same time
         young += [Row("young-unpruned@500", 0.0, 0)]  # but this one, which has as many steps as a pruned one
         return [*plain, *longer, *shorter, *young]
     raise ValueError(f"table {table!r}: know {', '.join(TABLES)}")

@@ -6,7 +6,10 @@
 
 A score is a mean over tasks (short, long), and the average is the mean of the two, as in the paper. The 95%
 interval is a hierarchical bootstrap: seeds are drawn with replacement, and within each kind of clip the clips,
-the same ones for all seeds, tasks and rows. A difference is paired: the same draw for both rows.
+the same ones for all seeds, tasks and rows. A difference is paired: the same draw for both rows. Of three seeds,
+the seeds' part of such an interval is hardly more than their range (all three draws are of the lowest with
+probability 1/27, more than 2.5%), so where seeds differ more than clips do it covers less than 95%: differences
+are printed seed by seed, too.
 """
 
 from __future__ import annotations
@@ -212,13 +215,28 @@ def against(a: Scores, b: Scores, group: str = "average") -> str:
     return f"{d} ({low} to {high})"
 
 
+def seed_by_seed(a: Scores, b: Scores) -> str:
+    """Differences of the averages, each after its seed's number. Raises ValueError for rows of different seeds.
+
+    >>> a, b = (Scores({"count": np.array([[1, 1], [right, 0]])}, (0, 2)) for right in (1, 0))
+    >>> seed_by_seed(a, b)
+    '0: +0.0, 2: +50.0'
+    """
+    if a.names != b.names:
+        raise ValueError(f"seeds {a.names} cannot be paired with {b.names}")
+    alone = lambda scores, i: value(Scores({t: x[i : i + 1] for t, x in scores.answers.items()}), "average")
+    minus = (100 * (alone(a, i) - alone(b, i)) for i in range(a.seeds))
+    return ", ".join(f"{name}: {d:+.1f}".replace("-", "−") for name, d in zip(a.names, minus, strict=True))
+
+
 CELLS = TrainConfig().model.cells  # of a frame, in all rows but those of smaller frames
 NAMES = {
     "unpruned": "unpruned", "stts": "STTS", "random": "random",
     "saliency": "STTS, taught by saliency, spread (ours)", "cosine": "cosine heuristic, trained",
     "no-aux": "STTS without the auxiliary loss", "no-bias": "STTS without the bias (no LM gradient)",
     "oracle": "oracle: the cells that answers depend on", "tome": "merging (ToMe), trained",
-    "frames": "fewer frames, unpruned", "resolution": "smaller frames, unpruned", "blind": "blind, trained",
+    "frames": "fewer frames, unpruned", "blind": "blind, trained",
+    "resolution": "smaller frames, unpruned (44% of the cells at k = 50, 11% at 80)",
     "saliency-plain": "STTS, taught by saliency, not spread (ours)",
     "cosine-spread": "cosine heuristic, trained, spread",
     "saliency-deeper": "taught by saliency, spread (ours), scored a block later",
@@ -230,7 +248,7 @@ NAMES = {
     "unpruned-range": "unpruned, trained on any number of frames",
     "saliency-range": "taught by saliency, spread (ours), trained on any number of frames",
     "young-unpruned": "unpruned", "young-saliency": "taught by saliency, spread (ours)",
-    "young-cosine": "cosine heuristic",
+    "young-cosine": "cosine heuristic", "young-random": "random", "young-frames": "fewer frames, unpruned",
 }  # fmt: skip
 
 
@@ -295,7 +313,7 @@ def methods(results: Results) -> str:
     lines = []
     for k in (0.5, 0.8, 0.9):
         others = ("cosine-spread", "random", "no-aux", "no-bias", "tome", "frames", "resolution", "oracle")
-        others += ("saliency-many",)
+        others += ("saliency-many", "saliency-many@800")
         lines += [row(results, m, k) for m in ("stts", "saliency", "saliency-plain", "cosine", *others)]
         for m in ("cosine", "random", "tome"):
             lines.append(row(results, "unpruned", 0.0, f"{m}, inference only, k = {k}", f"{m}, inference only"))
@@ -304,7 +322,7 @@ def methods(results: Results) -> str:
 
 def pairs(results: Results) -> str:
     """STTS, as in the paper and as taught by saliency, against every other trained method, paired."""
-    lines = ["| k | | minus | short | long | average | seeds |", "|---|---|---|---|---|---|---|"]
+    lines = ["| k | | minus | short | long | average | average, seed by seed |", "|---" * 7 + "|"]
     alone = ("unpruned", "blind", "elastic", "unpruned-range", "saliency-range")  # have tables of their own
     others = [m for m in (*NAMES, *results.own) if m not in alone and not m.startswith("young-")]
     for k, own, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), ("stts", "saliency"), others):
@@ -312,9 +330,8 @@ def pairs(results: Results) -> str:
         if both and own != other and (own, other) != ("stts", "saliency"):
             a, b = (results.scores(m, k, seeds=both) for m in (own, other))
             differences = [against(a, b, group) for group in ("short", "long", "average")]
-            lines.append(
-                f"| {round(100 * k)} | {named(own)} | {named(other)} | {' | '.join(differences)} | {len(both)} |"
-            )
+            line = [round(100 * k), named(own), named(other), *differences, seed_by_seed(a, b)]
+            lines.append(f"| {' | '.join(map(str, line))} |")
     return "\n".join(lines)
 
 
@@ -369,7 +386,7 @@ def clock(results: Results) -> str:
             shared = [s for s in both if s in results.seeds("unpruned", 0.0)]
             own_of, whole = results.scores(method, k, seeds=shared), results.scores("unpruned", 0.0, seeds=shared)
             lost = against(own_of, whole) if shared and method != "unpruned" else "–"
-            line = [NAMES[kind], round(100 * k), own, took, *groups, minus, lost, len(both)]
+            line = [NAMES[kind], round(100 * k), own, took, *groups, minus, lost, ", ".join(map(str, both))]
             lines.append(f"| {' | '.join(map(str, line))} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
@@ -418,7 +435,7 @@ def scaling(results: Results) -> str:
             )
             long, frames = with_interval(scores, "long"), results.asked(*other)["max_frames"]
             line = [named(method), round(100 * k), f"{trained}, {asked}", round(own), long, minus, frames, round(its)]
-            lines.append(f"| {' | '.join(map(str, line))} | {len(both)} |")
+            lines.append(f"| {' | '.join(map(str, line))} | {', '.join(map(str, both))} |")
     return "\n".join(lines)
 
 
@@ -498,8 +515,9 @@ def of_bases(results: Results) -> str:
     each = [percent(value(results.scores("unpruned", 0.0, seeds=[s]), "average")) for s in seeds]
     known = ", ".join(f"{score} with seed {s}" for s, score in zip(seeds, each, strict=True))
     return (
-        f"Seed s starts from unpruned base s mod {bases}, and bases differ (average, unpruned: {known}): lines of other"
-        " seeds are compared by what stands under *against unpruned*, never by their averages."
+        f"Seed s starts from unpruned base s mod {bases} (where a table says so, from what it was after its first run),"
+        f" and bases differ (average, unpruned: {known}): lines of other seeds are never compared by their"
+        " averages, but by the paired differences; by *against unpruned* roughly, for a worse base has less to lose."
     )
 
 
@@ -512,14 +530,16 @@ def page(results: Results) -> str:
         "Made by `python -m stts_mini.lab.tables` from the files in [rows](rows), which `python -m"
         f" stts_mini.lab.reproduce --all` makes. Test set {results.fingerprint}; torch {', '.join(torch)}; commits"
         f" {', '.join(commits)}.",
-        "Percent. Intervals are 95%, from resampling seeds and clips; with one seed they resample clips alone, so they"
-        " are too narrow. Differences are paired. *Seeds* says which there are, or how many, as does a number in"
-        f" brackets after a column's name. {of_bases(results)}",
+        "Percent. Long is the mean of seven tasks, short of six, *average* the mean of the two. Intervals are 95%, from"
+        " resampling seeds and clips. They are too narrow as far as seeds differ: one seed's are of clips alone, and of"
+        " three seeds on two bases the seeds' part is hardly more than their range. So paired differences are given"
+        " seed by seed, too. *Seeds* says which there are; a number in brackets after a column's name, how many."
+        f" {of_bases(results)}",
         "*Effective k*: the share of the vision tokens that is really gone; frame 0 stays, so no more than C·(T−1) of"
         " C·T cells can go. *Evidence kept*: of the pixels that answers depend on (frame 0 left out), the share in kept"
         " cells. *Inference only*: the unpruned row's model, asked with this method. *Spread* is 0.3 (see"
-        " `scorer.spread`). The tasks are explained in [world.py](../../stts_mini/world.py); long is the mean of seven,"
-        " short of six.",
+        " `scorer.spread`). *Minutes of one core*: processor time of training, decoding left out, of the runs that had"
+        " one thread. The tasks are explained in [world.py](../../stts_mini/world.py).",
     ]
     sections = {
         "Accuracy against k (the paper's Tables 1 and 8)": ladder(results),
