@@ -47,13 +47,13 @@ def save(path: str | os.PathLike, model: VLM, **rest: Any) -> None:
         raise CheckpointError(f"could not write {path} ({error}){kept}") from error
 
 
-def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint; plain data only, nothing in the file is executed. Raises CheckpointError."""
+def load(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU; plain data only, nothing in the file is executed. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: `python -m stts_mini.train` makes one")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is not a checkpoint of this project, or is damaged ({reason})") from error
@@ -102,7 +102,7 @@ def start_from(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> No
 
 def load_model(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[VLM, dict[str, Any]]:
     """The model of a checkpoint, ready to use, and everything else that the file holds."""
-    state = load(path, device)
+    state = load(path)
     model = VLM(model_config(state)).to(device)
     load_weights(model, state, path)
     return model.eval(), state

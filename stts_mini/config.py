@@ -219,10 +219,10 @@ PRESETS: dict[str, dict] = {
     ),
     "gpu": dict(
         out="runs/gpu", train_short=20000, train_watch=6000, train_image=2000, train_brief=4000, test_clips=400,
-        max_frames=64, steps=4000, image_steps=500, brief_steps=700, batch_size=64, warmup=200, image_size=96,
-        video_size=96, patch_size=8, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2,
-        connector_mlp=1536, llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536,
-        cache_gb=32.0, save_every=250,
+        max_frames=64, steps=4000, image_steps=500, brief_steps=700, batch_size=64, accumulate=4, warmup=200,
+        image_size=96, video_size=96, patch_size=8, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536,
+        score_after=2, connector_mlp=1536, llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64,
+        llm_mlp=1536, cache_gb=32.0, save_every=250,
     ),
 }  # fmt: skip
 
@@ -271,8 +271,12 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
     patches, kept_patches = B * T * m.vit.num_patches, B * kept * m.w**2
     # floats that a block keeps for the backward pass, per token: 11·D + 3·mlp (ViT), 16·W + 4·mlp (LLM)
     dense = m.score_after + 2
-    floats = (patches * dense + kept_patches * m.num_packed) * (11 * m.vit.width + 3 * m.vit.mlp)
-    floats += B * row * m.llm.depth * (16 * m.llm.width + 4 * m.llm.mlp)
+    vit, llm = 11 * m.vit.width + 3 * m.vit.mlp, 16 * m.llm.width + 4 * m.llm.mlp
+    if config.recompute:  # the input of each, and all of one block at a time
+        floats = (patches * dense + kept_patches * m.num_packed) * m.vit.width + B * row * m.llm.depth * m.llm.width
+        floats += max(patches * vit, B * row * llm)
+    else:
+        floats = (patches * dense + kept_patches * m.num_packed) * vit + B * row * m.llm.depth * llm
     activations = floats * (2 if device.type == "cuda" else 4)
     fixed = count(model) * 16  # weights, gradients, at most two moments, 4 bytes each
     num_clips = sum(config.train_counts.values())
@@ -286,7 +290,12 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
         f" {m.cells} cells of {m.w}×{m.w} patches in a frame",
         f"a step: {config.batch_size} clips of up to {T} frames; of a full clip's {m.cells * T} vision tokens {kept}"
         f" are kept; at most about {config.batch_size * row} LLM tokens",
-        f"memory, estimated: {(activations + fixed) / 1e9 + clips + 0.5:.1f} GB (activations {activations / 1e9:.1f},"
-        f" weights and optimiser {fixed / 1e9:.2f}, decoded clips {clips:.1f}, PyTorch 0.5)",
+        f"memory, estimated: {(activations + fixed) / 1e9 + clips * (device.type != 'cuda') + 0.5:.1f} GB (activations"
+        f" {activations / 1e9:.1f}, weights and optimiser {fixed / 1e9:.2f}, PyTorch 0.5, "
+        + (
+            f"on the GPU; decoded clips {clips:.1f} beside it)"
+            if device.type == "cuda"
+            else f"decoded clips {clips:.1f})"
+        ),
     ]
     return "\n".join(lines)

@@ -53,6 +53,18 @@ class LLMConfig:
             raise ValueError(f"LLM head_dim {self.head_dim} is not even: rotary positions turn pairs of channels")
 
 
+def added(allowed: Tensor, x: Tensor) -> Tensor:
+    """A mask, True = may attend, as what is added to the logits of attention: 0 or −∞, in the type that attention over
+    x is computed in (autocast's, where it is on: of another type, every layer would make a copy of its own).
+
+    >>> added(torch.tensor([True, False]), torch.ones(1)).tolist()
+    [0.0, -inf]
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.zeros(allowed.shape, dtype=dtype, device=x.device).masked_fill(~allowed, -math.inf)
+
+
 class KVCache:
     """Keys and values of every layer, (R, kv_heads, P, d) each, growing along P: in buffers with room to spare, so that
     a new token is written behind the old ones, and moves none of them."""
@@ -76,10 +88,15 @@ class KVCache:
         self.lengths[layer] = end
         return tuple(buffer[:, :, :end] for buffer in self.layers[layer])
 
-    def rows(self, index: Tensor) -> KVCache:
-        """A new cache with these rows, in this order; a row may be taken several times."""
+    def rows(self, index: Tensor, room: int = 0) -> KVCache:
+        """A new cache with these rows, in this order, and with room for so many more tokens; a row may be taken several
+        times."""
         taken = KVCache()
-        taken.layers = [(k[index], v[index]) for k, v in self.layers]
+        for old, P in zip(self.layers, self.lengths, strict=True):
+            buffers = [x.new_zeros(len(index), x.shape[1], P + room, x.shape[3]) for x in old]
+            for buffer, x in zip(buffers, old, strict=True):
+                buffer[:, :, :P] = x[index, :, :P]
+            taken.layers.append((buffers[0], buffers[1]))
         taken.lengths = list(self.lengths)
         return taken
 
@@ -211,8 +228,8 @@ class LLM(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         rope = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        if mask is not None:  # as what is added to the logits, made once: each layer would make it anew
-            mask = x.new_zeros(mask.shape).masked_fill(~mask, -math.inf)
+        if mask is not None:
+            mask = added(mask, x)  # made once: each layer would make it anew
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, mask, cache, i)
         return self.norm(x)

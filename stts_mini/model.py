@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stts_mini.llm import LLM, KVCache, LLMConfig, RMSNorm
+from stts_mini.llm import LLM, KVCache, LLMConfig, RMSNorm, added
 from stts_mini.packing import Packed, Segments, block_mask, check_k, frame_counts, num_removed, pack, select
 from stts_mini.scorer import (
     SCORERS,
@@ -45,6 +45,8 @@ from stts_mini.scorer import (
 from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
 from stts_mini.tokenizer import MARKS, Marks
 from stts_mini.vit import ViT, ViTConfig
+
+AT_ONCE = 32  # questions that are answered side by side: each holds a copy of its video's keys and values
 
 
 @dataclass(frozen=True)
@@ -251,8 +253,9 @@ class VLM(nn.Module):
         x = self.vit.blocks[l + 1](x, key_bias=key_bias)
 
         keep = keep.to(x.device)
+        kept = keep.sum(2).cpu()  # here, where packing waits for the device anyway
         tokens, packed = self.encode_kept(x, keep[own_frame], l + 2, bool(prunable.any()))
-        return Encoded(tokens, keep.sum(2).cpu(), real, keep.nonzero(), keep, scores, packed, sim_loss)
+        return Encoded(tokens, kept, real, keep.nonzero(), keep, scores, packed, sim_loss)
 
     def stem(self, frames: Tensor) -> Tensor:
         """Blocks 0..l: frames (F, 3, H, W) → (F, N, D), cell-major; each frame on its own."""
@@ -273,9 +276,8 @@ class VLM(nn.Module):
         mask = None
         if pruned and self.varlen and in_half_precision(packed.x):
             mask = Segments.of(packed.frame)
-        elif pruned:  # as what is added to the logits, made once: each block would make it anew
-            allowed = block_mask(packed.frame)
-            mask = packed.x.new_zeros(allowed.shape).masked_fill(~allowed, -math.inf)  # (F', 1, N, N)
+        elif pruned:
+            mask = added(block_mask(packed.frame), packed.x)  # (F', 1, N, N), made once: each block would make it anew
         y, features = packed.x, {}
         for i, block in enumerate(self.vit.blocks[first:], start=first):
             y = block(y, mask=mask)
@@ -338,14 +340,16 @@ class VLM(nn.Module):
         prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown, self.config.marks)
         owner = torch.tensor([b for b, video in enumerate(batch.branches) for _ in video], device=device)  # (R,)
         layout = Layout.build(prefixes, [[] for _ in prefixes], device, self.config.marks)
-        cache, lengths = KVCache(), torch.tensor([len(p) for p in prefixes], device=device)
+        prefix, lengths = KVCache(), torch.tensor([len(p) for p in prefixes], device=device)
         if layout.ids.shape[1]:
-            self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask, cache)
-            cache = cache.rows(owner)
-        prompts = [prompt for video in batch.branches for prompt, _ in video]
-        asked = Prompts.build(prompts, lengths[owner], layout.ids.shape[1], self.config.marks)
-        x = self.llm.embed(asked.ids)
-        flat = self.llm.generate(x, asked.positions, asked.mask, cache, max_new_tokens, self.config.marks.end)
+            self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask, prefix)
+        prompts, flat = [prompt for video in batch.branches for prompt, _ in video], []
+        for some in torch.arange(len(prompts), device=device).split(AT_ONCE):  # each has a copy of its video's prefix
+            own = [prompts[i] for i in some.tolist()]
+            asked = Prompts.build(own, lengths[owner[some]], layout.ids.shape[1], self.config.marks)
+            x = self.llm.embed(asked.ids)
+            cache = prefix.rows(owner[some], room=x.shape[1] + max_new_tokens)
+            flat += self.llm.generate(x, asked.positions, asked.mask, cache, max_new_tokens, self.config.marks.end)
         answers = iter(flat)
         return [[next(answers) for _ in video] for video in batch.branches]
 

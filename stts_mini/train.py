@@ -94,8 +94,15 @@ def autocast(device: torch.device):
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
+def eagerly(compiled: bool):
+    """Compiled blocks run as they are written, for a while; nothing to do where they are not compiled."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
 def parts_of(batch: Batch, count: int) -> list[Batch]:
     """Cut a batch into up to `count` parts along the videos."""
+    if count == 1:
+        return [batch]
     cuts = [c for c in torch.arange(len(batch.num_frames)).tensor_split(count) if len(c)]
     return [
         Batch(
@@ -146,8 +153,7 @@ def forward_backward(
         last = i == len(parts) - 1
         with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
             # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
-            eager = torch.compiler.set_stance("force_eager") if saliency and config.compile else nullcontext()
-            with autocast(device), eager:
+            with autocast(device), eagerly(saliency and config.compile):
                 output = run(part.to(device), k, encode)
                 sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
                 if saliency:
@@ -183,14 +189,20 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
     return load_clips(index), index
 
 
+def recompute(model: VLM) -> None:
+    """From now on keep each block's input only for the backward pass; the rest is computed twice."""
+    for block in (*model.vit.blocks, *model.llm.layers):
+        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
+
+
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
     model.varlen = config.varlen
     blocks = (*model.vit.blocks, *model.llm.layers)
     for block in blocks if config.compile else ():
         block.compile(dynamic=True)
-    for block in blocks if config.recompute else ():  # keep each block's input only; the rest is computed twice
-        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
+    if config.recompute:
+        recompute(model)
     if distributed.world_size() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
@@ -407,10 +419,11 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
     if distributed.world_size() == 1:
         reader.preload(clips)
     encode = model.encode_blind if config.blind else None
-    result = evaluate(model, clips, reader, config.k, encode, tokenizer=tokenizer)
-    blind = evaluate(
-        model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind", tokenizer=tokenizer
-    )  # fmt: skip
+    with eagerly(config.compile):  # prompts and answers of all lengths are not worth compiling for
+        result = evaluate(model, clips, reader, config.k, encode, tokenizer=tokenizer)
+        blind = evaluate(
+            model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind", tokenizer=tokenizer
+        )  # fmt: skip
     for broken in distributed.gather(reader.broken):
         reader.broken |= broken
     if distributed.rank():
@@ -428,12 +441,16 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
         sampler = Sampler(
             videos or train_clips, reader, config.batch_size, config.questions, config.seed, tokenizer=tokenizer
         )  # fmt: skip
-        summary["step_time_ratio"] = ratio = step_time_ratio(model, sampler, config, device)
-        print(
-            f"forward and backward on videos, time at k = {config.k} over the unpruned: {ratio:.2f} (median of 5 pairs)"
-        )
+        told = f"forward and backward on videos, time at k = {config.k} over the unpruned: "
+        try:
+            summary["step_time_ratio"] = ratio = step_time_ratio(model, sampler, config, device)
+            print(f"{told}{ratio:.2f} (median of 5 pairs)")
+        except torch.OutOfMemoryError:
+            model.zero_grad()
+            print(f"{told}not measured, for the unpruned step does not fit into memory")
     if not config.blind:
-        paths = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)
+        with eagerly(config.compile):
+            paths = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)
         print("pruned clips to look at: " + ", ".join(str(path) for path in paths))
     (out / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
@@ -464,6 +481,8 @@ def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | N
             model = train(config, args.resume, device, model=model, tokenizer=tokenizer)
             finish(config, model, device, tokenizer)
             peak = "" if resource is None else f", peak memory {peak_memory():.1f} GB"
+            if device.type == "cuda":
+                peak += f", of the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
             done = f"all done in {clock(time.monotonic() - began)}{peak}"
             print(f"{done}; checkpoint: {Path(config.out) / 'checkpoint.pt'}")
     except torch.OutOfMemoryError as error:

@@ -212,6 +212,7 @@ def test_a_function_in_the_place_of_attention_knows_no_bias():
 
 
 @devices
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler gives some
 @pytest.mark.parametrize(
     "options", [dict(), dict(recompute=True), dict(compile=True), dict(varlen=True, vit_width=16)], ids=str
 )

@@ -91,6 +91,26 @@ def test_what_does_not_fit_is_told(monkeypatch):
     monkeypatch.setattr(task, "train", full)
     rows = speedups(task, TINY, "training", (0.0, 0.5), 1, Clock())
     assert [row["seconds"] for row in rows] == [None, None]
+    assert stages(task, TINY, "training", (0.0, 0.5), 1, Clock()) == []
+    lines = page({**REPORT, "stages": REPORT["stages"][2:]}).splitlines()
+    assert not any(line.startswith("Stages of training") for line in lines)
+    assert any(line.startswith("Stages of inference") for line in lines)
+
+
+def test_a_shape_that_recomputes_is_held_against_that_limit():
+    """Every block of the backward pass computes its forward once more: so does the limit; no floor of memory."""
+    again, limits = dataclasses.replace(TINY, recompute=True), []
+    now = bench.stop_clock(CPU, cpu_time=False)
+    for shape in (TINY, again):
+        task, calls = job(build(shape, CPU), shape, 2, 4, CPU), []
+        task.model.vit.blocks[0].attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        rows = {w: speedups(task, shape, w, (0.0, 0.5), 1, now)[1] for w in ("training", "inference")}
+        calls.clear()
+        task.train(0.5)
+        assert len(calls) == 1 + shape.recompute
+        limits.append([rows[w]["multiply_adds"] for w in ("training", "inference")])
+        assert stages(task, shape, "training", (0.0,), 1, now)[0]["multiply_adds"]["packed"] > 0
+    assert limits[1][0] > 1.2 * limits[0][0] and limits[1][1] == limits[0][1]
 
 
 def test_pruning_pays_from_where_it_always_does():
@@ -221,6 +241,7 @@ def test_the_page():
     assert "- training, k = 0.3: nowhere measured" in text and "- training, k = 0.5: 8 frames" in text
     assert "| llm | 2.00 | 1.50 | 1.33 | 2.00 |" in text and "5.0% of the time of the unpruned pass" in text
     assert "| 1 × 8 frames | 0 | did not fit | 3 | |" in text and "| 0.5 | 4 | 2 | 2.00 |" in text
+    assert "| 0.5 | 4 | – | |" in page({**REPORT, "memory": [{**REPORT["memory"][1], "floor": None}]})
     out = {**REPORT, "speed": [dict(what="training", videos=1, frames=8, k=0.0, seconds=None)]}
     assert "| training | 1 × 8 | 0 | out of memory |" in page(out)
 

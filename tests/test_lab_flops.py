@@ -25,6 +25,7 @@ from stts_mini.model import VLM, Connector, VLMConfig
 from stts_mini.packing import block_mask, num_removed
 from stts_mini.scorer import Scorer
 from stts_mini.sequence import Batch, Layout, prefix_ids
+from stts_mini.train import recompute
 from stts_mini.vit import Block, ViTConfig
 
 # no two sizes alike, so that none can stand for another
@@ -47,17 +48,19 @@ def kept(output):
     return [row[real].tolist() for row, real in zip(encoded.kept, encoded.shown, strict=True)]
 
 
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("backward, again", [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("k", [0.0, 0.3, 0.5, 0.8])
 @pytest.mark.parametrize("options", [{}, dict(bias="none"), dict(scored_by="random"), dict(taps=(-1,), w=3)])
-def test_the_count_is_pytorchs(k, backward, options):
+def test_the_count_is_pytorchs(k, backward, again, options):
     config = dataclasses.replace(CONFIG, **options)
     model = VLM(config)
+    if again:
+        recompute(model)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         output = model(batch(), k)
         if backward:
             (output.task_loss + output.sim_loss).backward()
-    count = multiply_adds(config, computed(config, output), backward)
+    count = multiply_adds(config, computed(config, output), backward, again)
     assert 2 * sum(count.values()) == counter.get_total_flops()
     if not backward:
         by_module = {name: sum(of.values()) for name, of in counter.get_flop_counts().items()}

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,7 +106,7 @@ def test_cache_gives_what_recomputing_gives(prefix, step):
         parts.append(llm(x[:, a:b], positions[:, a:b], mask[a:b, :b][None, None], cache))
     torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-10, atol=1e-10)
     rows = cache.rows(torch.tensor([1, 1, 0]))
-    assert torch.equal(rows.layers[0][0][1], cache.layers[0][0][1]) and len(rows.layers[1][1]) == 3
+    assert torch.equal(rows.layers[0][0][1], cache.layers[0][0][1, :, :L]) and len(rows.layers[1][1]) == 3
     with pytest.raises(ValueError, match="filled cache"):
         llm(x, cache=cache)
 
@@ -154,8 +155,26 @@ def test_sizes_that_do_not_divide_are_refused(sizes):
         LLMConfig(**sizes)
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(0, 2**31))
-def test_a_cache_holds_what_was_put_into_it(lengths, seed):
+@pytest.mark.parametrize("half", [False, True])
+def test_layers_share_one_mask_in_the_type_they_compute_in(half, monkeypatch):
+    llm, seen = LLM(LLMConfig(width=8, depth=2, heads=2, kv_heads=1, head_dim=4, mlp=8)), []
+    real = F.scaled_dot_product_attention
+
+    def spied(q, k, v, attn_mask=None, **options):
+        seen.append((attn_mask, q.dtype))
+        return real(q, k, v, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", spied)
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        llm(torch.randn(1, 3, 8), mask=mask)
+    (first, dtype), (second, _) = seen
+    assert first is second and first.dtype == dtype == (torch.bfloat16 if half else torch.float32)
+    assert torch.equal(first == 0, mask) and torch.equal(first == -math.inf, ~mask)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(0, 4), st.integers(0, 2**31))
+def test_a_cache_holds_what_was_put_into_it(lengths, room, seed):
     """Whatever room it takes; and rows that were taken out of it go their own way."""
     torch.manual_seed(seed)
     new = [(torch.randn(2, 3, n, 4), torch.randn(2, 3, n, 4)) for n in lengths]
@@ -166,7 +185,8 @@ def test_a_cache_holds_what_was_put_into_it(lengths, seed):
         so_far = [torch.cat([pair[j] for pair in new[: i + 1]], dim=2) for j in (0, 1)]
         assert torch.equal(keys, so_far[0] + 1) and torch.equal(values, so_far[1] - 1)
         if i == 0:
-            taken = cache.rows(torch.tensor([1, 1, 0]))
+            taken = cache.rows(torch.tensor([1, 1, 0]), room)
+            assert taken.layers[0][0].shape[2] == lengths[0] + room
     other = torch.randn(3, 3, 2, 4)
     keys, _ = taken.append(0, other, other)
     assert torch.equal(keys, torch.cat([new[0][0][[1, 1, 0]], other], dim=2))

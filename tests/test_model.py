@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from stts_mini.llm import LLMConfig
+import stts_mini.model
+from stts_mini.llm import KVCache, LLMConfig
 from stts_mini.model import VLM, VLMConfig, normalise
 from stts_mini.packing import Packed, block_mask, num_removed, pack, select
 from stts_mini.scorer import CosineScorer, RandomScorer, Scorer, attention_bias, cell_major, temporal_target
@@ -403,6 +404,26 @@ def test_generate_with_the_cache_is_recomputing_everything(frames, k, seed):
                     break
                 new.append(token)
             assert answers[b][q] == new
+
+
+def test_questions_beyond_what_is_answered_at_once_have_the_same_answers(monkeypatch):
+    model = build()
+    batch = batch_of(model, [3, 2])
+    batch.branches = [[([4, 10 + i, 6], []) for i in range(n)] for n in (4, 1)]
+    whole, rows, real = model.generate(batch, 0.5, 4), [], KVCache.rows
+    monkeypatch.setattr(stts_mini.model, "AT_ONCE", 2)
+
+    def spied(cache, index, room):
+        taken = real(cache, index, room)
+        rows.append((index.tolist(), taken.layers[0][0]))
+        return taken
+
+    monkeypatch.setattr(KVCache, "rows", spied)
+    assert model.generate(batch, 0.5, 4) == whole and [len(video) for video in whole] == [4, 1]
+    assert [index for index, _ in rows] == [[0, 0], [0, 0], [1]]
+    buffers = [buffer.shape[2] for _, buffer in rows]
+    prefix = 3 * 3 + int(model.encode_video(batch.frames, batch.num_frames, 0.5).kept[0].sum())
+    assert buffers == [prefix + 3 + 4] * 3  # nothing has to grow
 
 
 def test_blind_sees_nothing_of_the_video():

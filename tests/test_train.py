@@ -436,12 +436,41 @@ def test_a_dry_run_describes_any_preset(preset, capsys):
         assert f"parameters: {count / 1e6:.2f} M" in describe(config, CPU)
 
 
+def test_a_dry_run_knows_what_saves_memory():
+    def activations(device, **flags):
+        line = describe(TrainConfig(**{**PRESETS["gpu"], **flags}), torch.device(device)).splitlines()[-1]
+        return float(line.split("activations ")[1].split(",")[0])
+
+    whole = activations("cuda", accumulate=1)
+    assert activations("cpu", accumulate=1) == pytest.approx(2 * whole, abs=0.1)
+    assert activations("cuda") == pytest.approx(whole / 4, abs=0.1) and activations("cuda") < 40
+    assert activations("cuda", accumulate=1, recompute=True) < whole / 4
+    text = describe(TrainConfig(**PRESETS["gpu"]), torch.device("cuda"))
+    assert "on the GPU; decoded clips" in text and "on the GPU" not in describe(TrainConfig(), CPU)
+
+
 def test_a_dry_run_counts_clips_of_your_own(tmp_path):
     (tmp_path / "mine.jsonl").write_text("{}\n" * 50_000)
     decoded = 50_000 * 16 * 3 * 48**2 / 1e9  # GB
     for name, gigabytes in (("mine.jsonl", decoded), ("none.jsonl", 0.0)):
         config = TrainConfig(data=str(tmp_path / name), max_frames=16, cache_gb=100.0)
-        assert f"decoded clips {gigabytes:.1f}," in describe(config, CPU)
+        assert f"decoded clips {gigabytes:.1f})" in describe(config, CPU)
+
+
+def test_without_room_for_an_unpruned_step_the_rest_is_there(folder, tmp_path, monkeypatch, capsys):
+    config = tiny(folder, out=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    model = build_model(config, CPU).eval()
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(training, "step_time_ratio", full)
+    training.finish(config, model, CPU)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "step_time_ratio" not in result and result["k"] == config.k
+    said = capsys.readouterr().out
+    assert "not measured, for the unpruned step does not fit" in said and "pruned clips to look at" in said
 
 
 @pytest.mark.slow

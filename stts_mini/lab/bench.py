@@ -54,7 +54,15 @@ from stts_mini.model import VLM, Encoded, VLMConfig
 from stts_mini.packing import check_k, check_varlen
 from stts_mini.sequence import Batch
 from stts_mini.tokenizer import END
-from stts_mini.train import autocast, build_model, build_optimizers, forward_backward, peak_memory, pick_device
+from stts_mini.train import (
+    autocast,
+    build_model,
+    build_optimizers,
+    forward_backward,
+    peak_memory,
+    pick_device,
+    recompute,
+)
 from stts_mini.video import _Pass, read_video, sample_times, write_video
 from stts_mini.vit import ViTConfig
 
@@ -65,11 +73,13 @@ OVERHEAD = ("score", "select", "pack", "unpack")  # what an unpruned model would
 
 @dataclass(frozen=True)
 class Shape:
-    """A model to time, tokens of a time stamp, and where it may run."""
+    """A model to time, tokens of a time stamp; whether it runs on CUDA alone, and recomputes its blocks in the backward
+    pass, for what they would keep does not fit."""
 
     config: VLMConfig
     stamp: int = 1
     cuda_only: bool = False
+    recompute: bool = False
 
 
 SHAPES = {
@@ -91,7 +101,7 @@ SHAPES = {
     "toy": Shape(TrainConfig().model),
     "so400m": Shape(
         dataclasses.replace(flops.PAPER, llm=LLMConfig(151936, 1024, 28, 16, 8, 128, 3072), connector_mlp=3072),
-        stamp=4, cuda_only=True,
+        stamp=4, cuda_only=True, recompute=True,  # 2 × 64 frames, unpruned, would keep 142 GB, 1 × 256 304 GB
     ),
 }  # fmt: skip
 LOADS = ((2, 64), (1, 256))  # (videos, frames): the paper's two shapes
@@ -152,6 +162,8 @@ def build(shape: Shape, device: torch.device, varlen: bool = False) -> VLM:
         model = VLM(shape.config)
     model.llm.embed_tokens.weight.data[END] = 0
     model.varlen = varlen
+    if shape.recompute:
+        recompute(model)
     return model
 
 
@@ -235,8 +247,9 @@ def speedups(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int
     except torch.OutOfMemoryError:
         job.model.zero_grad()
         return [dict(**load, k=k, seconds=None) for k in ks]
-    total = lambda k: sum(flops.multiply_adds(shape.config, work(shape, packs[k], k, training), training).values())
-    rows = []
+    again = training and shape.recompute
+    counted = lambda k: flops.multiply_adds(shape.config, work(shape, packs[k], k, training), training, again)
+    total, rows = lambda k: sum(counted(k).values()), []
     for k in ks:
         ratios = [a / b for a, b in zip(seconds[ks[0]], seconds[k], strict=True)]
         limit, packed = total(ks[0]) / total(k), packs[k].packed
@@ -311,7 +324,8 @@ class Stopwatch:
 
 
 def stages(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, now: Callable) -> list[dict]:
-    """A row for every k: median seconds of each stage, and its multiply-adds. Decoding is by the token."""
+    """A row for every k: median seconds of each stage, and its multiply-adds; none if it does not fit. Decoding is by
+    the token."""
     training, taken = what == "training", {k: defaultdict(list) for k in ks}
 
     def run(k: float) -> None:
@@ -322,11 +336,15 @@ def stages(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, 
         for stage in STAGES:
             taken[k][stage].append(watch.seconds[stage])
 
-    in_turns(run, ks, rounds, now, to_warm(ks, job.device))
+    try:
+        in_turns(run, ks, rounds, now, to_warm(ks, job.device))
+    except torch.OutOfMemoryError:
+        job.model.zero_grad()
+        return []
     rows, load = [], dict(what=what, videos=len(job.batch.num_frames), frames=job.batch.frames.shape[1])
     for k in ks:
         todo = work(shape, job.encoded(k), k, training)
-        counted = flops.multiply_adds(shape.config, todo, training)
+        counted = flops.multiply_adds(shape.config, todo, training, training and shape.recompute)
         if not training:
             cached = [todo.tokens // len(job.batch.num_frames)] * len(job.batch.num_frames)
             counted["decode"] = sum(flops.multiply_adds(shape.config, flops.decoded(shape.config, cached)).values())
@@ -372,7 +390,8 @@ def step_memory(
 def memory(
     name: str, videos: int, frames: int, ks: Sequence[float], device: torch.device, varlen: bool = False
 ) -> list[dict]:
-    """A row for every k: peak memory of a training step, each in a fresh process, and the counted floor.
+    """A row for every k: peak memory of a training step, each in a fresh process, and the counted floor (None for a
+    shape that recomputes).
 
     What is counted is what tensors hold, as on CUDA: glibc is told to give back what is freed. Left to itself, it keeps
     some; what a process takes then is what `--memory-of 0.5 --load 1x256` prints.
@@ -391,7 +410,7 @@ def memory(
         kept = [flops.evenly_kept(k, shape.config.cells, frames)] * videos
         todo = flops.needed(shape.config, kept, k, [[(PROMPT, ANSWER)]] * videos, shape.stamp)
         number = 2 if device.type == "cuda" else 4
-        floor = number * flops.saved_floats(shape.config, todo) + 4 * weights
+        floor = None if shape.recompute else number * flops.saved_floats(shape.config, todo) + 4 * weights
         rows.append(dict(k=k, videos=videos, frames=frames, bytes=json.loads(done.stdout), floor=floor))
     return rows
 
@@ -499,6 +518,9 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
         what: {k: pays_from(report["speed"], what, k) for k in ladder_ks[1:]} for what in ("training", "inference")
     }
     tell("memory, reading")
+    del task, model
+    if device.type == "cuda":  # other processes measure now: they need what this one holds
+        torch.cuda.empty_cache()
     report["memory"] = memory(name, *args.load[-1], ladder_ks, device, args.varlen)
     report["reading"] = reading(shape.config.vit.image_size, now)
     report["outside_operations"] = outside_operations()

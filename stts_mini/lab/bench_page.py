@@ -68,9 +68,10 @@ def memory_table(rows: list[dict]) -> list[str]:
     lines = ["| memory of a training step | k | MB | counted floor | × floor |", "|---|---|---|---|---|"]
     for row in rows:
         line = f"| {row['videos']} × {row['frames']} frames | {row['k']:g} | "
-        floor = row["floor"] / 1e6
-        taken = f"{row['bytes'] / 1e6:.0f} | {floor:.0f} | {row['bytes'] / row['floor']:.2f}" if row["bytes"] else ""
-        lines.append(line + (taken or f"did not fit | {floor:.0f} |") + " |")
+        took = f"{row['bytes'] / 1e6:.0f}" if row["bytes"] else "did not fit"
+        floor = f"{row['floor'] / 1e6:.0f}" if row["floor"] else "–"  # not counted
+        ratio = f" {row['bytes'] / row['floor']:.2f}" if row["bytes"] and row["floor"] else ""
+        lines.append(f"{line}{took} | {floor} |{ratio} |")
     return lines
 
 

@@ -124,8 +124,9 @@ def decoded(config: VLMConfig, cached: Sequence[int]) -> Work:
     return Work(tokens=len(cached), seen=sum(cached) + len(cached), logits=len(cached))
 
 
-def multiply_adds(config: VLMConfig, work: Work, backward: bool = False) -> dict[str, int]:
-    """Multiply-adds of each stage, of a forward pass, or of forward and backward together."""
+def multiply_adds(config: VLMConfig, work: Work, backward: bool = False, recompute: bool = False) -> dict[str, int]:
+    """Multiply-adds of each stage, of a forward pass, or of forward and backward together; `recompute`: in which blocks
+    and layers run forward once more (`train.recompute`), but for their last product, which nobody needs."""
     vit, llm, w2 = config.vit, config.llm, config.w**2
     D, W, M, N = vit.width, llm.width, config.connector_mlp, vit.num_patches
     heads, kv_heads = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
@@ -141,18 +142,25 @@ def multiply_adds(config: VLMConfig, work: Work, backward: bool = False) -> dict
     embed = work.frames * N * 3 * vit.patch_size**2 * D
     dense = blocks(config.score_after + 2, work.frames * N, work.frames * N * N)
     dense += work.frames * N * N * 2 * vit.heads * work.biased
+    packed = blocks(config.num_packed, work.slots, work.pairs)
     learned = config.scored_by == "stts"
     score = work.scored * (pooler(D) + (2 * D + config.scorer_mlp + 1) * config.scorer_mlp) if learned else 0
-    layer = work.tokens * (2 * W * (heads + kv_heads) + 3 * W * llm.mlp) + 2 * heads * work.seen
+    layers = llm.depth * (work.tokens * (2 * W * (heads + kv_heads) + 3 * W * llm.mlp) + 2 * heads * work.seen)
     count = {
         "stem": dense,
         "score": score,
-        "packed": blocks(config.num_packed, work.slots, work.pairs),
+        "packed": packed,
         "connector": work.kept * (pooler(len(config.taps) * D) + 2 * D * M + M * W),
-        "llm": llm.depth * layer + work.logits * W * llm.vocab_size,
+        "llm": layers + work.logits * W * llm.vocab_size,
     }
     times = 3 if backward else 1
-    return {name: times * n + (name == "stem") * (2 if backward else 1) * embed for name, n in count.items()}
+    total = {name: times * n for name, n in count.items()}
+    total["stem"] += (2 if backward else 1) * embed
+    if recompute:
+        total["stem"] += dense - (config.score_after + 2) * work.frames * N * D * vit.mlp
+        total["packed"] += packed - config.num_packed * work.slots * D * vit.mlp
+        total["llm"] += layers - llm.depth * work.tokens * W * llm.mlp
+    return total
 
 
 def saved_floats(config: VLMConfig, work: Work) -> int:
