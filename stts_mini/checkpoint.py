@@ -55,7 +55,7 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = type(error).__name__  # what it says may be advice to load what should not be loaded
         raise CheckpointError(f"{path} is not a checkpoint of this project, or is damaged ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this project (expected format {FORMAT!r})")
@@ -83,7 +83,7 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
         if here != there:
             raise CheckpointError(
                 f"{path} has another shape: {name} is {there} there and {here} in this model;"
-                " give the flags it was trained with, or another --out"
+                " give the flags it was trained with, or another --out or --init"
             )
     model.load_state_dict(state["model"])  # into the model's own types
 

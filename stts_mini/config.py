@@ -54,7 +54,7 @@ class TrainConfig:
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     thinning: float = setting(1.0, "divide max_frames and fps by up to this much, anew in each step")
-    coarse_steps: int = setting(0, "until this step, divide by all of it: few frames are cheap to learn from")
+    coarse_steps: int = setting(0, "until this step, divide by all of --thinning: few frames are cheap to learn from")
     # the optimisation
     steps: int = setting(1350, "training steps")
     batch_size: int = setting(12, "clips in a step")
@@ -62,7 +62,7 @@ class TrainConfig:
     questions: int = setting(10, "questions asked about each clip")
     lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
     muon_lr: float = setting(0.004, "Muon's learning rate (hidden matrices); 0: AdamW for all")
-    scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the rest")
+    scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the LLM")
     vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
     image_steps: int = setting(400, "first steps, on one-frame clips only")
     brief_steps: int = setting(300, "next steps, on clips of 2.5 s only; nothing is pruned as yet")
@@ -87,7 +87,7 @@ class TrainConfig:
     vit_mlp: int = setting(256, "width of the ViT's MLP")
     score_after: int = setting(0, "l: score after this block (0-based), prune after the next")
     bias: str = setting("log", "score to attention bias: log, rescaled or none")
-    spread: float = setting(0.0, "spread what is kept over time, by so much noise without chance (ours)")
+    spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time; 0: off (ours)")
     detach_target: bool = setting(True, "cut the auxiliary target off from the gradient")
     connector_mlp: int = setting(256, "width of the connector's SwiGLU")
     llm_width: int = setting(128, "W")
@@ -120,9 +120,13 @@ class TrainConfig:
         if self.video_size % 2:
             raise ValueError(f"video_size = {self.video_size}: give an even number, as H.264 needs")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}: change one of them"
+            )
         if self.val and not self.own_data:
             raise ValueError(f"val = {self.val!r} goes with clips of your own: give --data mine.jsonl")
+        if not self.own_data and (Path(self.data).suffix == ".json" or Path(self.data).is_file()):
+            raise ValueError(f"data = {self.data!r} is no folder: a list of clips of your own ends in .jsonl")
         if not self.own_data and not any(self.train_counts[kind] for kind, tasks in TASKS.items() if tasks):
             raise ValueError(
                 "no training clips at all: give --train-short, --train-watch, --train-parade or --train-image"
@@ -266,7 +270,8 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
     count = lambda module: sum(p.numel() for p in module.parameters())
     parts = ", ".join(f"{name} {count(part) / 1e6:.2f} M" for name, part in model.named_children())
     m, T, B = model.config, config.max_frames, config.batch_size // config.accumulate
-    kept = m.cells * T - num_removed(config.k, m.cells, T)
+    k = 0.0 if config.saliency_steps or config.elastic or config.k_ramp else config.k  # some full clips lose little
+    kept = m.cells * T - num_removed(k, m.cells, T)
     row = kept + 3 * T + config.questions * 14  # stamps, two markers; a question is about 14 tokens
     patches, kept_patches = B * T * m.vit.num_patches, B * kept * m.w**2
     # floats that a block keeps for the backward pass, per token: 11·D + 3·mlp (ViT), 16·W + 4·mlp (LLM)

@@ -132,9 +132,9 @@ class Sampler:
     but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is padding.
     Every epoch is a new order; what does not fill a batch waits for another.
 
-    A clip brings `questions` of its questions: first one of each task, then others (of a brief clip, all of its
-    "when does … enter", beyond that number: with fewer, some seeds never learn time); one in three, by lot,
-    shows its options. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to
+    A clip brings `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
+    options. A brief clip also brings every "when does … enter" beyond that number, for with fewer some seeds never
+    learn time. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to
     `thinning` (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any
     number of frames. `annotate` gives the batch's `scores`. `shard` (i, n): make only the clips i, i + n, … of each
     batch, for one of n processes. A clip that cannot be read is replaced by another of its kind (the reader lists

@@ -213,7 +213,7 @@ def task_name(clip: Clip, qa: QA) -> str:
 
 
 def option_likelihoods(output) -> torch.Tensor:
-    """The log-likelihood of each branch's answer, summed over its tokens, the end token left out: (A,)."""
+    """The log-likelihood of each branch's answer, summed over its tokens, the end token left out: (R,)."""
     log_p = output.logits.log_softmax(-1).gather(1, output.targets[:, None]).squeeze(1)
     last = torch.cat([output.branch[1:] != output.branch[:-1], output.branch.new_ones(1).bool()])
     sums = log_p.new_zeros(int(output.branch[-1]) + 1)
@@ -365,6 +365,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, device: torch.device) -> dict:
     """Evaluate as the command line says; prints the table and returns what --json writes."""
     torch.manual_seed(args.seed)
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise ValueError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
     own = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
     model, state = checkpoint.load_model(args.checkpoint, device)
     check_world(state, args.checkpoint)
@@ -385,7 +387,8 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
         model.scorer = own(model.config.scorer).to(device)
     blind, tokenizer = model.encode_blind, tokenizer_of(state)
     trained = trained if train["k"] else "unpruned, no scorer"
-    name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}), k = {k}"
+    pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # it belongs to the model, whoever scores
+    name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"
     print(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames")
     count = f"{len(clips)} clips" if is_own(args.data) else f"{args.clips} clips of each kind"
     which = args.data if is_own(args.data) else f"{args.split} set"

@@ -1,6 +1,6 @@
 """The video VLM, and the one place where the pieces of STTS come together (paper Figure 3).
 
-    frames → ViT blocks 0..l → score → block l+1 with the key bias → select → pack
+    frames → ViT blocks 0..l → score → select → block l+1 with the key bias → pack
            → ViT blocks l+2.. under the block mask → unpack → connect → LLM → answer
 
 `VLM.encode_video` is that line, step by step; `VLM.forward` takes the losses of what is then asked, over the
@@ -13,7 +13,8 @@ Legend
 
 Where we differ from the paper: only kept cells go through the connector, which has norms of its own;
 padding frames are never computed; a video with nothing to remove is exactly the unpruned model (no bias,
-no L_sim).
+no L_sim); the connector reads blocks −3 and −1 of a small ViT (`taps`; the public code −3 and −9 of 27). Cells are
+selected before block l+1 runs and removed after it, which gives the same.
 
 What this file does not do: lay out sequences (`sequence.py`), read files (`data.py`), optimise (`train.py`),
 judge (`eval.py`).
@@ -80,6 +81,8 @@ class VLMConfig:
 
     def __post_init__(self):
         cell_side(self.vit.num_patches, self.w)
+        if self.vit.depth < 3:
+            raise ValueError(f"vit depth {self.vit.depth}: give 3 blocks or more, to score, to bias and to run packed")
         if not 0 <= self.score_after <= self.vit.depth - 3:
             raise ValueError(
                 f"score_after {self.score_after} leaves no packed block in a ViT of depth {self.vit.depth}:"
@@ -88,8 +91,10 @@ class VLMConfig:
         for tap in self.taps:
             if not self.score_after + 2 <= tap % self.vit.depth or not -self.vit.depth <= tap < 0:
                 raise ValueError(f"tap {tap} is not among the packed blocks −{self.num_packed}..−1")
-        if not self.taps or self.bias not in ("log", "rescaled", "none"):
-            raise ValueError(f"taps {self.taps}, bias {self.bias!r}: give a block, and log, rescaled or none")
+        if not self.taps:
+            raise ValueError("taps (): give at least one of the packed blocks, −1 for the last")
+        if self.bias not in ("log", "rescaled", "none"):
+            raise ValueError(f"bias {self.bias!r}: give log, rescaled or none")
         if not 0 <= self.spread < math.inf:
             raise ValueError(f"spread = {self.spread}: give 0 or more")
         if self.scored_by not in SCORERS:
@@ -125,7 +130,7 @@ class Encoded:
     keep     (B, T, C) bool, or None for an encoder that does not select cells
     scores   (B, T, C), or None if nothing was scored
     packed   the rows and their source frames, or None
-    sim_loss L_sim, 0 if nothing was pruned
+    sim_loss L_sim, 0 if nothing was pruned, or by a scorer that has no part in training (`injects_bias`)
     """
 
     tokens: Tensor
@@ -216,7 +221,8 @@ class VLM(nn.Module):
         frames      (B, T, 3, H, W) uint8, or floats in [−1, 1]
         num_frames  (B,) int; None: all T frames are real
         k           share of the cells to remove, 0 ≤ k < 1; 0 is the unpruned model
-        scorer      instead of the model's own: (x (B, T, N, D), num_frames) → scores (B, T, C)
+        scorer      instead of the model's own: (x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C); without
+                    an attribute `injects_bias` it gets neither of the two teachers
         still       (B,) bool: these are several pictures, not a video, and lose nothing; None: all are videos
         score_all   score even what loses nothing
         Raises ValueError for a k or shapes that cannot be.
@@ -241,7 +247,8 @@ class VLM(nn.Module):
             scorer = self.scorer if scorer is None else scorer
             grid = x.new_zeros(B, T, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             scores = check_scores(scorer(grid, counts), (B, T, cfg.cells))
-            keep = select(spread(scores, cfg.spread), k, counts)
+            check_values(scores[own_frame], getattr(scorer, "injects_bias", False))
+            keep = select(spread(scores, cfg.spread), k, counts)  # who goes; they go after block l+1
             keep = torch.where(prunable[:, None, None].to(x.device), keep, every.to(x.device))
             if getattr(scorer, "injects_bias", False) and prunable.any():
                 some = prunable.nonzero().squeeze(1).to(x.device)
@@ -359,6 +366,14 @@ def check_scores(scores: Tensor, shape: tuple[int, int, int]) -> Tensor:
     if scores.shape != shape:
         raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {shape}")
     return scores
+
+
+def check_values(scores: Tensor, injected: bool) -> None:
+    """Raise ValueError unless scores are numbers, and in [0, 1] if the scorer has a bias and a loss made of them."""
+    low, high = (-math.inf, math.inf) if not injected else (0.0, 1.0)
+    if not bool(((scores >= low) & (scores <= high)).all()):
+        worst = f"from {float(scores.min()):.3g} to {float(scores.max()):.3g}"
+        raise ValueError(f"scores {worst}: give {'scores in (0, 1), by a sigmoid' if injected else 'no NaN'}")
 
 
 def in_half_precision(x: Tensor) -> bool:

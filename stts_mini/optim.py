@@ -75,7 +75,8 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices, AdamW for the rest, each with a group for the LLM, vision and scorer.
 
-    Every group carries its peak rate as `peak_lr`; weight decay is 0, β = (0.9, 0.95) (paper §4)."""
+    Every group carries its peak rate as `peak_lr`; weight decay is 0, β = (0.9, 0.95) (the public code; the paper names
+    none)."""
     ratios = {"llm": 1.0, "vit": config.vision_lr_ratio, "connector": config.vision_lr_ratio}
     groups: dict[tuple[str, str], list] = {}
     for name, p in model.named_parameters():

@@ -7,11 +7,10 @@ Why. The paper's two teachers say nothing of what a cell is worth to an answer. 
 The LM's gradient on a score says whether *more* attention to a cell would help; a model that is trained already would
 have paid it, and in ours the mean cannot be told from zero, whether a cell matters or not (notebook 9). What tells
 them apart is its size: where nothing is read, nothing depends on it. |xᵀ∂/∂x| is the first-order change of the
-log-odds were the token taken away (Taylor importance, as in Molchanov et al., arXiv 1611.06440). Log-odds and not the
-log-likelihood, whose gradient is (1 − p) times theirs: what is answered with certainty would count for nothing.
-The LLM's first layer has no part in it: that layer normalises x before it reads it, so the length of x is nothing to
-it, and xᵀ∂/∂x is 0. What is measured is how x steers what the token becomes on its way to the deeper layers; with one
-layer, it would be rounding alone.
+log-odds were the token taken away (Taylor importance, as in Molchanov et al., arXiv 1611.06440). Log-odds, since the
+log-likelihood's gradient carries a factor 1 − p: what is answered with certainty would count for nothing. The LLM's
+first layer has no part in it: it reads x normalised, so scaling x changes nothing there. What counts is x's share in
+what deeper layers read; with one layer, only rounding would be left.
 
 When. For `saliency_steps` unpruned steps, before pruning begins; a cell that is pruned has no gradient to learn from.
 From then on the scorer stays as it is, for the LM's gradient would blur it again (measured: tutorials/results). Ranks,
@@ -75,7 +74,7 @@ def saliency_loss(output: Output, num_frames: Tensor, still: Tensor | None = Non
     """L_sal of an unpruned batch whose cells were scored all the same.
 
     num_frames (B,); still (B,) bool or None: several pictures, never pruned. Mean over the videos with more than one
-    frame; 0 without any. Raises ValueError if nothing was scored, or by a scorer that cannot learn.
+    frame; 0 without any. Raises ValueError if nothing was scored, or if the scores have no gradient.
     """
     scores = output.encoded.scores
     if scores is None or not scores.requires_grad:

@@ -14,12 +14,12 @@ Legend
     is a run of w² tokens and everything per cell is a reshape
 
 Where we differ from the paper: `1 − cos` compares the cell's own tokens, not the pooled features,
-which a learned pooler could collapse (as in the public code); "previous frame" starts anew in every
+which a learned pooler could collapse (the public code does the same); "previous frame" starts anew in every
 video; log s is clamped below at 1e-4 (the paper names no range).
 
 What this file does not do: select or pack (`packing.py`). A scorer of your own is any callable
-(x (B, T, N, D), num_frames) → scores (B, T, C); see `CosineScorer` for a short one. As a class in a file of
-yours it is known by the name "my_file.py:MyScorer", to every command that takes a scorer (`find_scorer`).
+(x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C); see `CosineScorer` for a short one. As a class in a
+file of yours it is known by the name "my_file.py:MyScorer", to every command that takes a scorer (`find_scorer`).
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ class ScorerConfig:
 
 
 class CellPooler(nn.Module):
-    """Attention pooling inside each cell: the mean token asks, the cell's tokens answer (paper §3.2).
+    """Attention pooling inside each cell: the mean token asks, the cell's tokens answer.
 
-    Multi-head cross-attention with its own Q/K/V/O; no LayerNorm, no residual.
+    Multi-head cross-attention with its own Q/K/V/O; no LayerNorm, no residual. (The paper, §3.2, says "a self-attention
+    layer for pooling"; the rest is the public code's.)
     (..., w², in_width) → (..., width). Raises ValueError if width is not a multiple of heads.
     """
 
@@ -204,8 +205,8 @@ def attention_bias(
 
 
 def spread(scores: Tensor, amount: float, start: int = 0) -> Tensor:
-    """What to rank cells by if the same thing, seen again and again, is to be kept now and then, and not in every frame
-    or in none (ours, not the paper's): log-odds of the scores + amount · a fixed pattern.
+    """Scores to rank cells by, so that what looks the same in every frame is kept in some frames, not in all or in none
+    (ours, not the paper's): log-odds of the scores + amount · a fixed pattern.
 
     scores  (B, T, C) of frames start, start + 1, …; higher = more worth keeping; in [0, 1], what lies beyond is clamped
     returns (B, T, C), for `select`; with amount = 0 the scores themselves, as in the paper
@@ -276,7 +277,10 @@ def find_scorer(name: str) -> type[nn.Module]:
         if spec is None or spec.loader is None:
             raise ValueError(f"scorer {name!r}: {path} is not a Python file (its name must end in .py)")
         module = sys.modules[f"scorer file {path}"] = importlib.util.module_from_spec(spec)  # dataclasses look there
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever somebody's file may raise
+            raise ValueError(f"scorer {name!r}: {path} cannot be imported ({type(error).__name__}: {error})") from error
         found = getattr(module, class_name, None)
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
             raise ValueError(f"scorer {name!r}: {path} has no nn.Module class {class_name!r}")

@@ -14,6 +14,9 @@ and the last layer) by AdamW; the scorer's rates are a selectable multiple of th
 Step i draws its clips and questions from (seed, i) alone, so a resumed run sees what an uninterrupted
 one would have seen.
 
+Where we differ from the paper: it fine-tunes pretrained backbones, by AdamW, the scorer at ten times the LLM's rate
+(`lab/pretrained.py` does); the default trains from nothing, by the stages of `config.py`, at one rate for all.
+
 What this file does not do: define settings (`config.py`), make batches (`data.py`), judge (`eval.py`).
 """
 
@@ -210,7 +213,7 @@ def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[...,
 
 
 def check_settings(config: TrainConfig, device: torch.device, model: VLM | None) -> None:
-    """Raise ValueError for what could not end well, before anything is moved, written or learned."""
+    """Raise ValueError for what could not end well, before anything is read."""
     if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
     if config.val:
@@ -238,19 +241,8 @@ def train(
     """
     out, chief = Path(config.out), distributed.rank() == 0
     check_settings(config, device, model)
-    base = checkpoint.load(config.init) if config.init and not resume else None  # before it may be moved aside
-    if not resume and chief:
-        checkpoint.keep_old_run(out)
-    out.mkdir(parents=True, exist_ok=True)
+    base = checkpoint.load(config.init) if config.init and not resume else None
     clips, index = training_clips(config)
-    if reader is None:
-        reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
-        if distributed.world_size() == 1:
-            reader.preload(clips)
-    sampler = Sampler(
-        clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning,
-        config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
-    )  # fmt: skip
 
     model = build_model(config, device) if model is None else model.to(device)
     if config.saliency_steps and (annotate or encoder or not list(model.scorer.parameters())):
@@ -260,7 +252,20 @@ def train(
     if base is not None:
         check_world(base, config.init)
         checkpoint.start_from(model, base, config.init)
+
+    if reader is None:
+        reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
+        if distributed.world_size() == 1:
+            reader.preload(clips)
+    sampler = Sampler(
+        clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning,
+        config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
+    )  # fmt: skip
+
     run = wrap(model, config, device)
+    if not resume and chief:
+        checkpoint.keep_old_run(out)  # only now, when nothing refuses to begin any more
+    out.mkdir(parents=True, exist_ok=True)
     if not resume and chief:
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 

@@ -247,7 +247,7 @@ class _Pass:
 
     wanted  times in rising order; one before the first good frame shows that frame
     keys    times of keyframes: if one lies ahead, and not beyond the next wanted time, the pass goes there at once. A
-            jump that lands on no keyframe, or behind it, is undone: the file is read through, from its beginning.
+            jump that lands on no keyframe, or after the one it aimed at, is undone: the file is read from the start.
     Afterwards: first, last (times of the first good frame and of the last; last is None if there are others after the
     last one shown), skipped (broken parts met on the way).
     """

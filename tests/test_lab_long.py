@@ -199,6 +199,20 @@ def test_what_is_encoded_in_chunks_can_be_asked(tmp_path):
     torch.testing.assert_close(chunked.logits, model(batch, 0.5).logits, rtol=1e-9, atol=1e-9)
 
 
+MINE = """
+import torch
+class Mine(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.w = config.w
+    def forward(self, x, num_frames=None):
+        if self.w:
+            print("Mine scores")
+            self.w, self.area = 0, self.w**2
+        return torch.rand(*x.shape[:2], x.shape[2] // self.area)
+"""
+
+
 def test_the_command_on_a_file(tmp_path, capsys):
     config = tiny(tmp_path)
     checkpoint.save(tmp_path / "a.pt", build_model(config, torch.device("cpu")), step=0)
@@ -208,6 +222,17 @@ def test_the_command_on_a_file(tmp_path, capsys):
     assert "9 frames, 41 of 81 cells kept, in two passes of 4 frames at a time" in capsys.readouterr().out
     long.main([*words, "--one-pass"])
     assert "9 frames, 41 of 81 cells kept, in one pass of 4 frames at a time" in capsys.readouterr().out
+    state = checkpoint.load(tmp_path / "a.pt")
+    state["train_config"] = {"k": 0.8}
+    torch.save(state, tmp_path / "a.pt")
+    long.main(words[:3])
+    assert (
+        f"9 frames, {81 - num_removed(0.8, 9, 9)} of 81 cells kept, in two passes of 64 frames at a time, k = 0.8"
+        in (capsys.readouterr().out)
+    )
+    (tmp_path / "mine.py").write_text(MINE)
+    long.main([*words, "--scorer", f"{tmp_path / 'mine.py'}:Mine"])
+    assert capsys.readouterr().out.startswith("Mine scores\n")
     for wrong, message in (([], "give a video, or --curve out.json"), ([*words, "--chunk", "0"], "--chunk 0: give")):
         with pytest.raises(SystemExit, match=message):
             long.main(wrong)

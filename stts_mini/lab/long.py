@@ -39,7 +39,7 @@ from stts_mini.lab.bench import SHAPES, build, device_name, load_average, proces
 from stts_mini.lab.reproduce import commit, write_json
 from stts_mini.model import VLM, Encoded, check_scores
 from stts_mini.packing import check_k, num_removed, select
-from stts_mini.scorer import attention_bias, spread
+from stts_mini.scorer import attention_bias, find_scorer, spread
 from stts_mini.video import read_chunks
 
 Chunks = Callable[[], Iterable[Tensor]]  # each call gives the frames from the first on, (n, 3, H, W) at a time
@@ -301,7 +301,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     numbers = lambda text: tuple(int(n) for n in text.split(","))
     parser.add_argument("video", nargs="?", type=Path, help="any video file")
     parser.add_argument("--checkpoint", default="runs/cpu/checkpoint.pt", help="the model")
-    parser.add_argument("--k", type=parse_k, default=0.5, help="share of cells to remove")
+    parser.add_argument(
+        "--k", type=parse_k, help="share of cells to remove; as in training if not given (--curve: 0.5)"
+    )
+    parser.add_argument("--scorer", help="another scorer than in training, or my_file.py:MyScorer")
     parser.add_argument("--fps", type=float, default=2.0, help="frames to look at per second")
     parser.add_argument("--chunk", type=int, default=64, help="frames in memory at a time")
     parser.add_argument("--one-pass", action="store_true", help="decide chunk by chunk")
@@ -316,6 +319,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, least in (("--chunk", args.chunk), ("--frames", min(args.frames))):
             if least < 1:
                 raise ValueError(f"{name} {least}: give at least 1 frame")
+        own, k = find_scorer(args.scorer) if args.scorer else None, args.k  # before the checkpoint, which may name it
+        args.k = 0.5 if k is None else k
         if args.one:
             model, (way, frames) = build(SHAPES["narrow"], torch.device("cpu")), args.one
             size = model.config.vit.image_size
@@ -332,13 +337,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.video is None:
             raise ValueError("give a video, or --curve out.json")
         else:
-            model, _ = checkpoint.load_model(args.checkpoint)
+            model, state = checkpoint.load_model(args.checkpoint)
+            args.k = state["train_config"]["k"] if k is None else k
+            if own and args.scorer != model.config.scored_by:
+                model.scorer = own(model.config.scorer)
             chunks = partial(file_chunks, args.video, args.chunk, args.fps, model.config.vit.image_size)
             took = taken(model.float(), chunks, args.k, WAYS[args.one_pass])
             print(
                 f"{took['frames']} frames, {took['kept']} of {took['frames'] * model.config.cells} cells kept, in"
-                f" {took['way']} of {args.chunk} frames at a time: {took['seconds']:.1f} s, decoding included,"
-                f" {took['bytes'] / 1e6:.0f} MB beyond the weights"
+                f" {took['way']} of {args.chunk} frames at a time, k = {args.k}: {took['seconds']:.1f} s, decoding"
+                f" included, {took['bytes'] / 1e6:.0f} MB beyond the weights"
             )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
