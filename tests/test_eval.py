@@ -68,6 +68,8 @@ def test_look_up_is_counted_by_hand():
         clip("watch", qa=[ask("needle", "which ?", "red")]),  # another kind: never seen either
     ]
     assert look_up(train, test) == {"speed": 0.5, "needle": 0.5}
+    timed = [clip(qa=[ask("speed", f"which at {t} s ?", "red")]) for t in ("1.5", "31.0")]
+    assert look_up(timed[:1], timed[1:]) == {"speed": 1.0}  # whatever times are named
     order = lambda answer: clip("parade", qa=[ask("open", "order ?", answer, ("red blue", "blue red"))])
     said = [order("red blue"), order("red blue"), order("blue red")]
     assert look_up(said, said) == {"open": 2 / 3}  # always the commonest of all answers
@@ -82,6 +84,9 @@ def test_means_and_intervals():
     low, high = result.interval(["a"])
     assert 0.43 < low < 0.47 and 0.53 < high < 0.57  # 0.5 ± 1.96·√(¼/400)
     assert result.interval(["b"]) == (1.0, 1.0)
+    rng = np.random.default_rng(0)
+    means = [np.mean(rng.integers(400, size=400) % 2) for _ in range(4000)]
+    assert np.allclose((low, high), np.percentile(means, (2.5, 97.5)), atol=0.004)  # of 90% they lie 0.008 further in
     assert result.interval(["a"]) == (low, high)
 
 

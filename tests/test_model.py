@@ -548,3 +548,26 @@ def test_a_batchs_own_scores_stand_in_for_the_scorer():
     said = model.generate(replace(batch, scores=scores), 0.5, 2)
     again = model.generate(batch, 0.5, 2, encode=lambda *_: given.encoded)
     assert said == again
+
+
+@pytest.mark.parametrize(
+    "value, injected, message", [(2.0, True, "from 0.5 to 2: give scores in"), (math.nan, False, "no NaN")]
+)
+def test_scores_that_cannot_be_are_refused_and_padding_may_hold_anything(value, injected, message):
+    model = build()
+    batch = batch_of(model, [3, 2])
+
+    class Given:
+        injects_bias = injected
+
+        def __init__(self, place):
+            self.place = place
+
+        def __call__(self, x, num_frames):
+            scores = torch.full((2, 3, model.config.cells), 0.5)
+            scores[self.place] = value
+            return scores
+
+    model.encode_video(batch.frames, batch.num_frames, 0.5, Given((1, 2, 0)))  # the second video has two frames
+    with pytest.raises(ValueError, match=message):
+        model.encode_video(batch.frames, batch.num_frames, 0.5, Given((0, 1, 0)))

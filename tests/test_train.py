@@ -315,6 +315,13 @@ def test_every_scorers_checkpoint_loads_and_is_evaluated_as_trained(folder, tmp_
     assert f"scorer {scorer} (trained: {scorer}), k = 0.5" in said
     assert (result["scorer"], result["k"], result["max_frames"]) == (scorer, 0.5, 4)
     assert set(result["look_up"]) == set(result["blind"]) == set(result["chance"]) == set(result["choice"])
+    evaluation.main(
+        [path, "--data", config.data, "--clips", "2", "--scorer", scorer, "--json", str(tmp_path / "b.json")]
+    )
+    assert json.loads((tmp_path / "b.json").read_text()) == result  # its own scorer, with the weights it has learned
+    with pytest.raises(SystemExit, match="there is no folder .*none"):
+        evaluation.main([path, "--data", config.data, "--json", str(tmp_path / "none" / "b.json")])
+    capsys.readouterr()
     evaluation.main([path, "--data", config.data, "--clips", "2", "--scorer", "cosine", "--k", "0.8"])
     said = capsys.readouterr().out
     assert f"scorer cosine (trained: {scorer}), k = 0.8" in said and "take 32 or more" in said
@@ -536,3 +543,110 @@ def test_half_precision_bases_are_small_and_usable(folder, tmp_path):
     checkpoint.start_from(fresh, state_of(tmp_path / "half.pt"), "half.pt")
     assert all(p.dtype == torch.float32 for p in fresh.parameters())
     torch.testing.assert_close(fresh.llm.norm.weight, model.llm.norm.weight.float())
+
+
+def test_the_step_ratio_is_pruned_over_unpruned(monkeypatch):
+    """By a clock that is moved by hand: the first pair warms up, and each of the two goes first in turn."""
+    clock, order = [0.0], []
+
+    def pass_(model, batch, config, device, k):
+        order.append(k)
+        clock[0] += (100.0 if len(order) <= 2 else 1.0) * (1.0 if k else 4.0)
+
+    class Model:
+        def zero_grad(self):
+            order.append("zero")
+
+    monkeypatch.setattr(training, "forward_backward", pass_)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    assert training.step_time_ratio(Model(), lambda i: None, TrainConfig(k=0.5), CPU, pairs=2) == 0.25
+    assert order == [0.5, 0.0, 0.0, 0.5, 0.5, 0.0, "zero"]
+
+
+def test_the_exam_is_at_the_runs_k_and_blind_beside_it(folder, tmp_path, monkeypatch):
+    config, asked = tiny(folder, out=str(tmp_path / "run"), k=0.3), []
+    (tmp_path / "run").mkdir()
+    model, real = build_model(config, CPU).eval(), training.evaluate
+
+    def spied(model, clips, reader, k, encode=None, *args, **options):
+        asked.append((k, encode == model.encode_blind, reader.max_frames))
+        return real(model, clips, reader, k, encode, *args, **options)
+
+    monkeypatch.setattr(training, "evaluate", spied)
+    training.finish(config, model, CPU)
+    assert asked == [(0.3, False, config.max_frames), (0.0, True, config.max_frames)]
+
+
+def test_gradients_are_clipped_to_the_setting(folder, tmp_path, monkeypatch):
+    norms, real = [], torch.nn.utils.clip_grad_norm_
+
+    def spied(parameters, largest):
+        parameters = list(parameters)
+        real(parameters, largest)
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spied)
+    train(tiny(folder, out=str(tmp_path / "run"), clip_norm=1e-3, steps=5), False, CPU)
+    assert len(norms) == 5 and all(norm == pytest.approx(1e-3, rel=1e-2) for norm in norms)
+
+
+def test_a_run_that_knew_fewer_settings_is_resumed(folder, tmp_path):
+    config = tiny(folder, out=str(tmp_path / "run"))
+    train(config, False, CPU)
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = checkpoint.load(path)
+    for name in ("varlen", "thinning", "spread"):
+        del state["train_config"][name]
+    torch.save(state, path)
+    train(config, True, CPU)
+    with pytest.raises(CheckpointError, match=r"spread was 0\.0, is 0\.2"):
+        train(tiny(folder, out=str(tmp_path / "run"), spread=0.2), True, CPU)
+
+
+def test_the_second_ctrl_c_is_not_held_back():
+    before = signal.getsignal(signal.SIGINT)
+    with training.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_optimisers_constants(folder):
+    config = tiny(folder)
+    for optimizer in build_optimizers(build_model(config, CPU), config):
+        for group in optimizer.param_groups:
+            assert group.get("weight_decay", 0.0) == 0.0 and group.get("betas", (0.9, 0.95)) == (0.9, 0.95)
+            assert group["peak_lr"] == group["lr"]
+
+
+def test_the_models_shape_follows_the_settings():
+    model = TrainConfig(vit_mlp=80, vit_heads=2).model
+    assert model.taps == (-3, -1) and (model.scorer_mlp, model.scorer_heads) == (80, 2)
+    assert TrainConfig(vit_depth=4).model.taps == (-2, -1)  # as far apart as there are packed blocks
+
+
+def test_a_dry_run_counts_the_llms_tokens():
+    """16 frames of 9 cells at k = 0.5, three tokens a frame, ten questions of 14; unpruned steps count in full."""
+    line = lambda **flags: next(x for x in describe(TrainConfig(**flags), CPU).splitlines() if "a step:" in x)
+    assert f"at most about {12 * (72 + 48 + 140)} LLM tokens" in line()
+    assert f"at most about {12 * (144 + 48 + 140)} LLM tokens" in line(saliency_steps=60) == line(elastic=True)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(data="nothing.jsonl"), "nothing.jsonl"),
+        (dict(scorer="cosine", saliency_steps=1, llm_depth=2), "no weights that saliency could teach"),
+        (dict(init="base.pt", llm_width=24), "another shape"),
+    ],
+)
+def test_what_is_refused_leaves_the_old_run_where_it_is(folder, tmp_path, flags, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = train(tiny(folder, out="run"), False, CPU)
+    checkpoint.save("base.pt", model, step=1, world=training.WORLD_ID)
+    with pytest.raises((ValueError, OSError, CheckpointError), match=message):
+        train(tiny(folder, **{"out": "run", **flags}), False, CPU)
+    assert (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run.1").exists()
