@@ -319,7 +319,7 @@ def test_every_scorers_checkpoint_loads_and_is_evaluated_as_trained(folder, tmp_
         [path, "--data", config.data, "--clips", "2", "--scorer", scorer, "--json", str(tmp_path / "b.json")]
     )
     assert json.loads((tmp_path / "b.json").read_text()) == result  # its own scorer, with the weights it has learned
-    with pytest.raises(SystemExit, match="there is no folder .*none"):
+    with pytest.raises(SystemExit, match=r"there is no folder .*none"):
         evaluation.main([path, "--data", config.data, "--json", str(tmp_path / "none" / "b.json")])
     capsys.readouterr()
     evaluation.main([path, "--data", config.data, "--clips", "2", "--scorer", "cosine", "--k", "0.8"])
