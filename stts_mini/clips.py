@@ -196,7 +196,9 @@ def _parse_qa(q: dict, kind: str) -> QA:
     if unknown := set(q) - {"question", "answer", "options", "task"}:
         raise ValueError(f"unknown in a question: {', '.join(sorted(unknown))}; know question, answer, options")
     for name in ("question", "answer"):
-        if not isinstance(q.get(name), str) or not q[name].strip():
+        if name in q and not isinstance(q[name], str):
+            raise ValueError(f"{name} = {q[name]!r}: give a text, in quotation marks")
+        if not q.get(name, "").strip():
             raise ValueError(f"a question without {name}: {json.dumps(q)[:100]}")
     options = q.get("options") or []
     if not isinstance(options, list) or not all(isinstance(o, str) and o.strip() for o in options):

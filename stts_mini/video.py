@@ -70,8 +70,12 @@ def sample_times(duration: float | Fraction, max_frames: int, fps: float = 2.0) 
     >>> [float(t) for t in sample_times(60, max_frames=4)]
     [0.0, 20.0, 40.0, 60.0]
     """
-    if max_frames < 1 or not 0 < fps < math.inf or not 0 <= duration < math.inf:
-        raise ValueError(f"max_frames {max_frames}, fps {fps}, duration {duration}: give ≥ 1, > 0 and ≥ 0")
+    if max_frames < 1:
+        raise ValueError(f"max_frames = {max_frames}: give at least 1")
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps = {fps}: give more than 0")
+    if not 0 <= duration < math.inf:
+        raise ValueError(f"duration = {duration} s: give 0 or more")
     duration, step = Fraction(duration), 1 / Fraction(str(fps))
     count = math.floor(duration / step) + 1
     on_grid = (count - 1) * step == duration

@@ -65,6 +65,7 @@ def mixed(tmp_path_factory):
         ({"video": "a", "qa": []}, "no qa: give a list"),
         ({"video": "a", "qa": ["who ?"]}, "give an object with question and answer"),
         ({"video": "a", "qa": [{"question": "who ?"}]}, "a question without answer"),
+        ({"video": "a", "qa": [{"question": "who ?", "answer": 5}]}, "answer = 5: give a text"),
         ({"video": "a", "qa": [{"question": " ", "answer": "b"}]}, "a question without question"),
         ({"video": "a", "qa": [{**ASKED[0], "options": ["he"]}]}, "the answer 'she' is not among its options"),
         ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "she"]}]}, "an option comes twice"),

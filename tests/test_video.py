@@ -90,7 +90,7 @@ def test_sample_times_follow_the_rule(duration, max_frames, fps):
 
 @pytest.mark.parametrize("bad", [dict(max_frames=0), dict(fps=0), dict(duration=-1), dict(duration=float("nan"))])
 def test_sample_times_refuse(bad):
-    with pytest.raises(ValueError, match="give ≥ 1"):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} = .*: give"):
         sample_times(**{"duration": 1, "max_frames": 4, **bad})
 
 
@@ -353,7 +353,7 @@ def test_arguments_that_cannot_be_are_refused(tmp_path):
         with pytest.raises(ValueError, match="fps = "):
             write_video(tmp_path / "b.mp4", moving_square(3), fps=fps)
     for value in (dict(duration=float("inf")), dict(fps=float("inf"))):
-        with pytest.raises(ValueError, match="give ≥ 1"):
+        with pytest.raises(ValueError, match=f"{next(iter(value))} = inf"):
             sample_times(**{"duration": 1, "max_frames": 4, **value})
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(VideoError, match="not a regular file"):

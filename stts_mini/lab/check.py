@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         count, bad, notes = check(args.index, args.quick)
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {args.index}: {error}")
-    print("\n".join([*bad, *notes, f"{count} lines, {len(bad)} bad"]))
+    last = f"{count} lines, {len(bad)} bad" if count else f"{args.index} has no line: give one for each clip"
+    print("\n".join([*bad, *notes, last]))
     if bad or not count:
         sys.exit(1)
 
