@@ -56,7 +56,7 @@ class TrainConfig:
     thinning: float = setting(1.0, "divide max_frames and fps by up to this much, anew in each step")
     coarse_steps: int = setting(0, "until this step, divide by all of --thinning: few frames are cheap to learn from")
     # the optimisation
-    steps: int = setting(1350, "training steps")
+    steps: int = setting(2000, "training steps")
     batch_size: int = setting(12, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
     questions: int = setting(10, "questions asked about each clip")
