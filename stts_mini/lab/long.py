@@ -37,7 +37,7 @@ from stts_mini import checkpoint
 from stts_mini.eval import parse_k
 from stts_mini.lab.bench import SHAPES, build, device_name, load_average, process_memory
 from stts_mini.lab.reproduce import commit, write_json
-from stts_mini.model import VLM, Encoded, check_scores
+from stts_mini.model import VLM, Encoded, check_scores, check_values
 from stts_mini.packing import check_k, num_removed, select
 from stts_mini.scorer import attention_bias, find_scorer, spread
 from stts_mini.video import read_chunks
@@ -111,7 +111,10 @@ def scored(model: VLM, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tenso
         x = model.stem(frames.to(model.vit.position_embedding.device))
         seen = x if before is None else torch.cat([before, x])
         own = model.scorer(seen[None], torch.tensor([len(seen)]))
-        yield x, check_scores(own, (1, len(seen), model.config.cells))[0, -len(x) :]
+        check_values(
+            check_scores(own, (1, len(seen), model.config.cells)), getattr(model.scorer, "injects_bias", False)
+        )
+        yield x, own[0, -len(x) :]
         before = x[-1:]
 
 
