@@ -93,7 +93,7 @@ class KVCache:
         times."""
         taken = KVCache()
         for old, P in zip(self.layers, self.lengths, strict=True):
-            buffers = [x.new_zeros(len(index), x.shape[1], P + room, x.shape[3]) for x in old]
+            buffers = [x.new_empty(len(index), x.shape[1], P + room, x.shape[3]) for x in old]
             for buffer, x in zip(buffers, old, strict=True):
                 buffer[:, :, :P] = x[index, :, :P]
             taken.layers.append((buffers[0], buffers[1]))
@@ -236,27 +236,29 @@ class LLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, x: Tensor, positions: Tensor, mask: Tensor, cache: KVCache, max_new_tokens: int, stop: int
+        self, hidden: Tensor, positions: Tensor, seen: Tensor, cache: KVCache, max_new_tokens: int, stop: int
     ) -> list[list[int]]:
         """Continue R prompts greedily, one token at a time, until `stop` or `max_new_tokens`.
 
-        x (R, L, W), positions (R, L), mask (R, 1, L, P + L) and cache as in `forward`. Rows shorter than L
-        are padded on the *left*: the last place is every row's last token, and what it may see is what
-        the new tokens may see. Returns the new ids of each row, without `stop`.
+        hidden     (R, W), the hidden state of every prompt's last token
+        positions  (R,) int, its position; the new tokens' are those after it
+        seen       (R, P) bool, which of the P cached tokens it sees, itself included: its continuation sees these
+        cache      the prompts', of R rows; is added to
+        Returns the new ids of each row, without `stop`.
         """
-        seen, position = mask[:, :, -1:], positions[:, -1:]
-        new: list[list[int]] = [[] for _ in range(len(x))]
-        alive = [True] * len(x)
-        for step in range(max_new_tokens):
-            next_id = self.logits(self(x, positions, mask, cache)[:, -1]).argmax(-1)  # (R,)
+        new: list[list[int]] = [[] for _ in hidden]
+        alive = [True] * len(hidden)
+        for step in range(1, max_new_tokens + 1):
+            next_id = self.logits(hidden).argmax(-1)  # (R,)
             for row, token in enumerate(next_id.tolist()):
                 alive[row] = alive[row] and token != stop
                 if alive[row]:
                     new[row].append(token)
-            if not any(alive):
+            if not any(alive) or step == max_new_tokens:
                 break
-            x, positions = self.embed(next_id[:, None]), position + step + 1
-            seen = mask = F.pad(seen, (0, 1), value=True)  # (R, 1, 1, P + L + 1)
+            seen = F.pad(seen, (0, 1), value=True)  # (R, P + step)
+            x, mask = self.embed(next_id[:, None]), seen[:, None, None]
+            hidden = self(x, positions[:, None] + step, mask, cache)[:, -1]  # (R, W)
         return new
 
 

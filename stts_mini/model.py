@@ -43,7 +43,7 @@ from stts_mini.scorer import (
     spread,
     temporal_target,
 )
-from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
+from stts_mini.sequence import CELL, Batch, Layout, check_prompts, prefix_ids
 from stts_mini.tokenizer import MARKS, Marks
 from stts_mini.vit import ViT, ViTConfig
 
@@ -339,24 +339,22 @@ class VLM(nn.Module):
     ) -> list[list[list[int]]]:
         """Greedy answers to every branch's prompt (its answer is not looked at): ids, video by video.
 
-        The prefix is computed once for each video; its keys and values serve all of its questions.
+        Prompts are read as in training, all of a video's behind its prefix in one pass; then each is continued on a
+        copy of its video's keys and values.
         """
         check_prompts(batch.branches)
         encoded = self.encode(batch, k, encode)
-        device = encoded.tokens.device
         prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown, self.config.marks)
-        owner = torch.tensor([b for b, video in enumerate(batch.branches) for _ in video], device=device)  # (R,)
-        layout = Layout.build(prefixes, [[] for _ in prefixes], device, self.config.marks)
-        prefix, lengths = KVCache(), torch.tensor([len(p) for p in prefixes], device=device)
-        if layout.ids.shape[1]:
-            self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask, prefix)
-        prompts, flat = [prompt for video in batch.branches for prompt, _ in video], []
-        for some in torch.arange(len(prompts), device=device).split(AT_ONCE):  # each has a copy of its video's prefix
-            own = [prompts[i] for i in some.tolist()]
-            asked = Prompts.build(own, lengths[owner[some]], layout.ids.shape[1], self.config.marks)
-            x = self.llm.embed(asked.ids)
-            cache = prefix.rows(owner[some], room=x.shape[1] + max_new_tokens)
-            flat += self.llm.generate(x, asked.positions, asked.mask, cache, max_new_tokens, self.config.marks.end)
+        prompts = [[(prompt, []) for prompt, _ in video] for video in batch.branches]
+        layout = Layout.build(prefixes, prompts, encoded.tokens.device, self.config.marks)
+        cache = KVCache()
+        hidden = self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask, cache)
+        row, column, _, _ = layout.answers  # (R,) each: where every prompt ends
+        flat: list[list[int]] = []
+        for r, c in zip(row.split(AT_ONCE), column.split(AT_ONCE), strict=True):
+            own = cache.rows(r, room=max_new_tokens)
+            last, seen = hidden[r, c], layout.mask[r, 0, c]  # what a prompt's end may see, its answer may see
+            flat += self.llm.generate(last, layout.positions[r, c], seen, own, max_new_tokens, self.config.marks.end)
         answers = iter(flat)
         return [[next(answers) for _ in video] for video in batch.branches]
 

@@ -136,26 +136,3 @@ class Layout:
         mask |= vision[:, :, None] & vision[:, None, :]
         index = torch.tensor(answers, dtype=torch.long, device=device).view(-1, 4).T
         return Layout(ids, positions, segment, mask[:, None], index, sum(len(ids) for ids, _, _ in rows))
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """R prompts after their cached prefixes, padded on the left so that the last column is every prompt's
-    last token: ids (R, L), positions (R, L), mask (R, 1, L, P + L) over prefix and prompt."""
-
-    ids: Tensor
-    positions: Tensor
-    mask: Tensor
-
-    @staticmethod
-    def build(prompts: list[list[int]], prefix_lengths: Tensor, P: int, marks: Marks = MARKS) -> Prompts:
-        """prefix_lengths (R,): how many of the P cached places are each prompt's own prefix."""
-        device, L = prefix_lengths.device, max(map(len, prompts))
-        ids = torch.tensor([[marks.pad] * (L - len(p)) + p for p in prompts], device=device)  # (R, L)
-        start = torch.tensor([L - len(p) for p in prompts], device=device)[:, None]  # (R, 1)
-        at = torch.arange(L, device=device)
-        positions = prefix_lengths[:, None] + (at - start).clamp(min=0)
-        real = at >= start  # (R, L)
-        causal = (at[:, None] >= at) & (real[:, None, :] | (at[:, None] == at))  # (R, L, L): padding sees itself
-        seen = (torch.arange(P, device=device) < prefix_lengths[:, None])[:, None, :].expand(-1, L, -1)
-        return Prompts(ids, positions, torch.cat([seen, causal], dim=2)[:, None])

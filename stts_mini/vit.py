@@ -71,10 +71,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask
     logits, without a gradient. Returns (F, heads, N, d).
 
     A float mask that needs a gradient would drop PyTorch to its slow path, so S rides in extra channels
-    instead: [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. A query that may attend to nothing gets zeros.
+    instead: [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. (On a CPU, one without a gradient, as in inference, is a mask.)
+    A query that may attend to nothing gets zeros.
     """
     d = q.shape[-1]
-    if key_bias is not None:
+    full_precision_on_cpu = not q.is_cuda and q.dtype.itemsize > 2
+    if key_bias is not None and mask is None and full_precision_on_cpu and not key_bias.requires_grad:
+        mask = key_bias[:, None, None]  # (F, 1, 1, N)
+    elif key_bias is not None:
         q, k, v = add_bias_channels(q, k, v, key_bias, pad_to=8 if q.is_cuda else 1)
     # cuDNN's attention has given wrong results under masks: keep to kernels that are right
     masked_on_cuda = q.is_cuda and mask is not None

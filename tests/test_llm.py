@@ -123,20 +123,24 @@ def test_generate_is_argmax_again_and_again_whatever_the_padding():
                 break
             new.append(token)
         expected.append(new)
-    padded = torch.tensor([[1, 2, 3, 4], [0, 0, 5, 6]])
-    positions = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1]])
+    padded, cache = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), KVCache()
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
-    mask[1, :, :, :2] = False
-    mask[1, 0, :2, :2] = torch.eye(2, dtype=torch.bool)
-    assert llm.generate(llm.embed(padded), positions, mask, KVCache(), 6, stop=10) == expected
-    assert any(expected)
+    hidden = llm(llm.embed(padded), torch.arange(4).expand(2, 4), mask, cache)
+    last = torch.tensor([3, 1])
+    seen = torch.arange(4) <= last[:, None]
+    assert llm.generate(hidden[[0, 1], last], last, seen, cache, 6, stop=10) == expected
+    assert any(expected) and len(expected[0]) != len(expected[1])
 
 
 def test_generate_stops_at_stop():
-    llm = model()
-    x, positions, mask = llm.embed(torch.tensor([[1, 2]])), torch.tensor([[0, 1]]), torch.ones(1, 1, 2, 2).bool().tril()
-    first = llm.generate(x, positions, mask, KVCache(), 1, stop=-1)[0][0]
-    assert llm.generate(x, positions, mask, KVCache(), 5, stop=first) == [[]]
+    llm, cache = model(), KVCache()
+    mask, positions = torch.ones(1, 1, 2, 2).bool().tril(), torch.tensor([[0, 1]])
+    hidden = llm(llm.embed(torch.tensor([[1, 2]])), positions, mask, cache)
+    asked = hidden[:, 1], torch.tensor([1]), torch.ones(1, 2).bool(), cache
+    first = llm.generate(*asked, 1, stop=-1)[0][0]
+    assert llm.generate(*asked, 5, stop=first) == [[]]
+    assert cache.lengths == [2, 2]  # the first new token needs no further pass
+    assert llm.generate(*asked, 0, stop=-1) == [[]]
 
 
 def test_tied_and_untied_heads():

@@ -423,7 +423,7 @@ def test_questions_beyond_what_is_answered_at_once_have_the_same_answers(monkeyp
     assert [index for index, _ in rows] == [[0, 0], [0, 0], [1]]
     buffers = [buffer.shape[2] for _, buffer in rows]
     prefix = 3 * 3 + int(model.encode_video(batch.frames, batch.num_frames, 0.5).kept[0].sum())
-    assert buffers == [prefix + 3 + 4] * 3  # nothing has to grow
+    assert buffers == [prefix + 4 * 3 + 4] * 3  # four prompts of three tokens, and nothing has to grow
 
 
 def test_blind_sees_nothing_of_the_video():

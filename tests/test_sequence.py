@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stts_mini.sequence import CELL, Batch, Layout, Prompts, check_prompts, prefix_ids
+from stts_mini.sequence import CELL, Batch, Layout, check_prompts, prefix_ids
 from stts_mini.tokenizer import END, FRAME_END, FRAME_START
 
 S, E = FRAME_START, FRAME_END
@@ -60,14 +60,6 @@ def test_layout_written_out():
     assert layout.tokens == 11 + 2
 
 
-def test_prompts_end_in_the_last_column():
-    prompts = Prompts.build([[7, 8, 9], [5]], torch.tensor([2, 1]), P=2)
-    assert prompts.ids.tolist() == [[7, 8, 9], [0, 0, 5]]
-    assert prompts.positions.tolist() == [[2, 3, 4], [1, 1, 1]]
-    sees = [["11100", "11110", "11111"], ["10100", "10010", "10001"]]
-    assert [["".join(map(str, r)) for r in m[0].int().tolist()] for m in prompts.mask] == sees
-
-
 def test_a_batch_moves_with_its_frames():
     batch = Batch(torch.zeros(1, 1, 3, 2, 2), torch.tensor([1]), [[[20]]], [[([4], [5])]])
     moved = batch.to("meta")
@@ -77,8 +69,6 @@ def test_a_batch_moves_with_its_frames():
 def test_everything_is_made_where_it_is_wanted():
     layout = Layout.build([[20, S, CELL, E]], [[([7], [8])]], torch.device("meta"))
     assert layout.ids.is_meta and layout.positions.is_meta and layout.mask.is_meta and layout.answers.is_meta
-    prompts = Prompts.build([[7, 8], [5]], torch.tensor([2, 1], device="meta"), P=2)
-    assert prompts.ids.is_meta and prompts.positions.is_meta and prompts.mask.is_meta
 
 
 def test_rows_without_anything_are_whole_numbers_too():

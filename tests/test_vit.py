@@ -49,6 +49,9 @@ def test_attention_is_the_equation(F, heads, N, d, with_bias, with_mask):
     wanted = [q, k, v] + ([bias] if with_bias else [])
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), wanted) for y in (fast, slow)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():  # where a bias is a mask
+        again = attend(q, k, v, bias.detach() if with_bias else None, mask if with_mask else None)
+    torch.testing.assert_close(again, slow.detach(), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("d", [2, 7, 16, 72])
@@ -210,7 +213,7 @@ def test_what_a_gpu_would_take(monkeypatch):
     right = {SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH}
     plain = [torch.randn(2, 3, 5, 8) for _ in range(3)]
     bias, mask = torch.randn(2, 5), torch.rand(2, 1, 5, 5) > 0.3
-    for kind, padded, pin in ((ClaimsToBeOnCUDA, 16, True), (torch.Tensor, 9, False)):
+    for kind, padded, pin in ((ClaimsToBeOnCUDA, 16, True), (torch.Tensor, 8, False)):  # on a CPU it is a mask
         q, k, v = (x.as_subclass(kind) for x in plain)
         torch.testing.assert_close(
             attend(q, k, v, bias).as_subclass(torch.Tensor), softmax_attention(*plain, bias, torch.ones(2, 1, 5, 5) > 0)
@@ -221,6 +224,27 @@ def test_what_a_gpu_would_take(monkeypatch):
         attend(q, k, v, mask=mask)
         assert taken == ([right, (8, 8, 8), "out"] if pin else [(8, 8, 8)])
         taken.clear()
+
+
+@pytest.mark.parametrize("dtype, gradient, with_mask, channels", [
+    (torch.float32, False, False, 0),  # a mask of one row a frame, which every head and query shares
+    (torch.float32, True, False, 1),  # a mask with a gradient would be slow
+    (torch.float32, False, True, 1),  # there is one mask already
+    (torch.bfloat16, False, False, 2),  # a mask would be rounded
+])  # fmt: skip
+def test_a_bias_is_a_mask_where_it_may_be_one(dtype, gradient, with_mask, channels, monkeypatch):
+    taken, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spied(q, k, v, attn_mask=None, **options):
+        taken.append((q.shape[-1], None if attn_mask is None else tuple(attn_mask.shape)))
+        return attention(q, k, v, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spied)
+    q, k, v = (torch.randn(2, 3, 5, 8, dtype=dtype) for _ in range(3))
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool) if with_mask else None
+    attend(q, k, v, torch.randn(2, 5).requires_grad_(gradient), mask)
+    shape = (2, 1, 5, 5) if with_mask else (2, 1, 1, 5) if channels == 0 else None
+    assert taken == [(8 + channels, shape)]
 
 
 def test_positions_resized_keep_what_is_smooth():

@@ -29,7 +29,7 @@ from stts_mini.eval import check_world, parse_k
 from stts_mini.llm import KVCache
 from stts_mini.model import VLM, Encoded
 from stts_mini.scorer import find_scorer
-from stts_mini.sequence import Layout, Prompts, prefix_ids
+from stts_mini.sequence import Layout, prefix_ids
 from stts_mini.train import pick_device
 
 
@@ -79,8 +79,10 @@ class Conversation:
     @torch.no_grad()
     def hidden(self, ids: list[int], cache: KVCache, read: int) -> torch.Tensor:
         """The LLM's hidden states (1, len(ids), W) of the next tokens, after `read` others that the cache holds."""
-        asked = Prompts.build([ids], torch.tensor([read], device=self.device), read, self.model.config.marks)
-        return self.model.llm(self.model.llm.embed(asked.ids), asked.positions, asked.mask, cache)
+        L, llm = len(ids), self.model.llm
+        positions = torch.arange(read, read + L, device=self.device)[None]  # (1, L)
+        mask = torch.ones(1, 1, L, read + L, dtype=torch.bool, device=self.device).tril(read)
+        return llm(llm.embed(torch.tensor([ids], device=self.device)), positions, mask, cache)
 
     def answer(self, question: str, options: Sequence[str] = (), max_new_tokens: int = 32) -> Iterator[str]:
         """The answer, piece by piece, as it is decoded."""
