@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 
+from stts_mini.clips import WORLD_ID
+from stts_mini.config import TrainConfig
+from stts_mini.data import TOKENIZER, AnyTokenizer
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.tokenizer import Marks
@@ -114,3 +117,59 @@ def keep_old_run(out: Path) -> None:
         aside = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.{n}")).exists())
         out.rename(aside)
         print(f"the run in {out} was moved to {aside} (--resume would have gone on with it)")
+
+
+def check_world(state: dict, path: str | Path) -> None:
+    """Raises CheckpointError for a model that was trained in another world, or with other words."""
+    if state.get("world") != WORLD_ID and not state.get("tokenizer"):  # a real LLM knows no world of ours
+        raise CheckpointError(
+            f"{path} was trained in {state.get('world', 'an older world')}; this code has {WORLD_ID}: train anew, or"
+            " take the code that it was trained with"
+        )
+
+
+def save_run(
+    path: Path,
+    step: int,
+    model: VLM,
+    optimizers: list[torch.optim.Optimizer],
+    config: TrainConfig,
+    clips: str,
+    tokenizer: AnyTokenizer = TOKENIZER,
+) -> None:
+    """Write the checkpoint that a resumed run goes on from; `clips`: the fingerprint of what it learns from."""
+    own = {} if tokenizer is TOKENIZER else dict(tokenizer=dict(json=tokenizer.json_text, marks=tokenizer.names))
+    save(
+        path, model, step=step, train_config=dataclasses.asdict(config), clips=clips, world=WORLD_ID,
+        optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), **own,
+    )  # fmt: skip
+
+
+def restore(
+    path: Path,
+    model: VLM,
+    optimizers: list[torch.optim.Optimizer],
+    config: TrainConfig,
+    clips: str,
+) -> int:
+    """Load a run's last checkpoint into model and optimisers; returns the step to go on with."""
+    state = load(path)  # on the CPU: load_state_dict moves what belongs elsewhere
+    check_world(state, path)
+    then, now = state["train_config"], dataclasses.asdict(config)
+    free = {
+        "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
+        "tensorboard", "varlen",
+    }  # fmt: skip
+    then = {**{f.name: f.default for f in dataclasses.fields(config)}, **then}  # of a run that knew fewer settings
+    changed = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if now[name] != then[name]]
+    changed = [line for line in changed if line.split()[0] not in free]
+    if state.get("clips", clips) != clips:
+        changed.append(f"the training clips were {state['clips']}, are {clips}")
+    if changed:
+        raise CheckpointError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
+    load_weights(model, state, path)
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    torch.set_rng_state(state["rng"])
+    print(f"resumed {path} at step {state['step']} of {config.steps}")
+    return state["step"]

@@ -241,3 +241,10 @@ def fingerprint(clips: Sequence[Clip]) -> str:
     if own := [(c.video.name, c.start, c.end, [p.name for p in c.images]) for c in clips if c.kind == OWN]:
         text += repr(own)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def held_out(
+    data: str | Path, size: int, clips: int, split: str = "test", kinds: Sequence[str] = tuple(world.TASKS)
+) -> list[Clip]:
+    """`clips` held-out clips of each of the kinds that is judged, written first if need be."""
+    return load_clips(prepare(data, split, {kind: clips for kind in kinds if world.TASKS[kind]}, size))

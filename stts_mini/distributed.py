@@ -5,7 +5,7 @@
 Each process makes its share of every batch; gradients are averaged by DistributedDataParallel; process 0 alone
 prepares data, prints and writes. In a single process every function here does nothing.
 
-What this file does not do: split batches (`data.py`), weigh losses (`train.py`).
+What this file does not do: split batches (`data.py`), weigh losses (`step.py`).
 """
 
 from __future__ import annotations

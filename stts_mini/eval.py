@@ -9,9 +9,7 @@
     python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
     python -m stts_mini.eval CHECKPOINT --data mine.jsonl          clips of your own (see clips.py)
 
-Accuracies are means over questions, with a 95% interval from resampling clips. "short" is the mean over
-the short tasks, "long" over the long ones. "evidence" is the share of the pixels that answers depend on
-(frame 0 excluded) that lie in kept cells, task by task, and then the mean over tasks.
+What this file does not do: means, intervals and tables of the scores (`result.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,81 +30,23 @@ import torch
 
 from stts_mini import checkpoint, distributed, world
 from stts_mini.clips import (
-    FREE,
     OPTION_SEED,
     OWN,
     QA,
-    WORLD_ID,
     Clip,
     fingerprint,
+    held_out,
     index_file,
     load_clips,
-    prepare,
 )
 from stts_mini.data import TOKENIZER, Annotate, AnyTokenizer, Reader, collate, shown_options, tokenizer_of
 from stts_mini.drawing import evidence
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
 from stts_mini.progress import Progress
+from stts_mini.result import GENERATED, Result, broken_clips, merged, summarise, table
 from stts_mini.scorer import find_scorer
 from stts_mini.video import Video, VideoError
-
-GENERATED = (*world.GENERATED, FREE)  # tasks that are judged by what the model says
-
-
-@dataclass
-class Result:
-    """Scores of one model on one set of clips.
-
-    correct    {scoring: {task: [(clip number, 0 or 1)]}} for the scorings "choice" and "generated"
-    chance     {task: [1 / shown options]}, 0 for a task that is judged by generation (`GENERATED`)
-    kept, cells  vision tokens kept and before pruning, summed over the videos (an image loses none)
-    rows         packed rows, and ⌈Σ/N⌉, the fewest that could hold the kept tokens, summed over batches
-    evidence   {task: (pixels in kept cells, all pixels) that its answers depend on}
-    """
-
-    correct: dict[str, dict[str, list[tuple[int, int]]]] = field(
-        default_factory=lambda: {"choice": defaultdict(list), "generated": defaultdict(list)}
-    )
-    chance: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    kept: int = 0
-    cells: int = 0
-    rows: tuple[int, int] = (0, 0)
-    evidence: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def evidence_kept(self, tasks: Sequence[str] | None = None) -> float:
-        """The share of the pixels that answers depend on (frame 0 excluded) that lie in kept cells: mean over tasks
-        that depend on any; NaN if none does."""
-        parts = [self.evidence.get(t, (0, 0)) for t in (self.evidence if tasks is None else tasks)]
-        shares = [kept / every for kept, every in parts if every]
-        return float(np.mean(shares)) if shares else float("nan")
-
-    def answers(self, task: str, scoring: str | None = None) -> list[tuple[int, int]]:
-        """The task's (clip number, 0 or 1), by its own scoring if none is named."""
-        return self.correct[scoring or ("generated" if task in GENERATED else "choice")][task]
-
-    def accuracy(self, task: str, scoring: str | None = None) -> float:
-        """Mean over the task's questions."""
-        return float(np.mean([right for _, right in self.answers(task, scoring)]))
-
-    def mean(self, tasks: Sequence[str], scoring: str | None = None) -> float:
-        """Mean over tasks, each counting the same."""
-        return float(np.mean([self.accuracy(task, scoring) for task in tasks]))
-
-    def interval(self, tasks: Sequence[str], draws: int = 1000) -> tuple[float, float]:
-        """95% interval of `mean`: percentile bootstrap over clips, fixed seed."""
-        rows = {t: np.array(self.answers(t)) for t in tasks}
-        numbers = np.unique(np.concatenate([r[:, 0] for r in rows.values()]))
-        rng, means = np.random.default_rng(0), []
-        for _ in range(draws):
-            weight = np.bincount(rng.integers(len(numbers), size=len(numbers)), minlength=len(numbers))
-            per_task = []
-            for r in rows.values():
-                w = weight[np.searchsorted(numbers, r[:, 0])]
-                per_task.append((w * r[:, 1]).sum() / max(w.sum(), 1))
-            means.append(np.mean(per_task))
-        low, high = np.percentile(means, (2.5, 97.5))
-        return float(low), float(high)
 
 
 def pick_questions(clip: Clip) -> list[tuple]:
@@ -190,23 +129,6 @@ def _readable(clips: Sequence[Clip], reader: Reader) -> Iterator[tuple[int, Vide
             yield n, reader(clips[n])
 
 
-def merged(results: Sequence[Result]) -> Result:
-    """The results of several processes as one, in the order of the clips."""
-    whole = Result()
-    for result in results:
-        for scoring, tasks in result.correct.items():
-            for task, answers in tasks.items():
-                whole.correct[scoring][task] = sorted(whole.correct[scoring][task] + answers)
-        for task, chances in result.chance.items():
-            whole.chance[task] += chances
-        whole.kept, whole.cells = whole.kept + result.kept, whole.cells + result.cells
-        whole.rows = (whole.rows[0] + result.rows[0], whole.rows[1] + result.rows[1])
-        for task, (kept, every) in result.evidence.items():
-            before = whole.evidence.get(task, (0, 0))
-            whole.evidence[task] = before[0] + kept, before[1] + every
-    return whole
-
-
 def task_name(clip: Clip, qa: QA) -> str:
     """The task's name in every table: the control's are told from the videos'."""
     return f"image/{qa.task}" if clip.kind == "image" else qa.task
@@ -275,59 +197,6 @@ def look_up(train: Sequence[Clip], test: Sequence[Clip]) -> dict[str, float]:
     return {task: float(np.mean(values)) for task, values in right.items()}
 
 
-def table(result: Result, blind: Result | None, lookup: dict[str, float] | None) -> str:
-    """The result as text: a row per task, the means, tokens and evidence. The first column is multiple choice
-    (generation for `GENERATED`)."""
-    tasks = list(result.correct["choice"])
-    groups = grouped(tasks)
-    rows = [f"{'':17}{'score':>8} {'95% interval':>16}{'generated':>11}{'chance':>8}{'look-up':>9}{'blind':>7}{'n':>6}"]
-
-    def row(name: str, of: list[str]) -> str:
-        """One line: the means over the tasks `of`."""
-        low, high = result.interval(of)
-        generated = [result.mean(of, "generated")] if all(result.correct["generated"].get(t) for t in of) else []
-        chance = np.mean([np.mean(result.chance[t]) for t in of])
-        others = [
-            *(f"{100 * g:10.1f}%" for g in generated or [float("nan")]),
-            f"{100 * chance:7.1f}%",
-            f"{100 * np.mean([lookup[t] for t in of]):8.1f}%" if lookup else f"{'–':>9}",
-            f"{100 * blind.mean(of):6.1f}%" if blind else f"{'–':>7}",
-        ]
-        n = sum(len(result.correct["choice"][t]) for t in of)
-        return (
-            f"{name:17}{100 * result.mean(of):7.1f}% {f'{100 * low:.1f} – {100 * high:.1f}':>16}{''.join(others)}{n:6}"
-        )
-
-    for name, of in groups.items():
-        rows += [row(t, [t]) for t in of]
-        rows.append(row(f"{name} (mean)", of))
-    if len(groups) == 2:
-        rows.append(f"{'average':17}{100 * np.mean([result.mean(of) for of in groups.values()]):7.1f}%")
-    rows += [row(t, [t]) for t in tasks if not any(t in of for of in groups.values())]
-    if result.cells:
-        kept = (
-            f"vision tokens of videos kept: {result.kept} of {result.cells} ({100 * result.kept / result.cells:.1f}%)"
-        )
-        evidence = f"evidence kept (mean over tasks): {100 * result.evidence_kept():.1f}%"
-        packed = f"packed rows: {result.rows[0]} (at least {result.rows[1]})"
-        rows.append(", ".join([kept, evidence, packed] if result.evidence else [kept, packed]))
-    return "\n".join(rows)
-
-
-def grouped(tasks: Sequence[str]) -> dict[str, list[str]]:
-    """The short and the long ones among the tasks; a group without any is left out."""
-    groups = {"short": world.SHORT_TASKS, "long": world.LONG_TASKS}
-    there = {name: [t for t in of if t in tasks] for name, of in groups.items()}
-    return {name: of for name, of in there.items() if of}
-
-
-def test_set(
-    data: str | Path, size: int, clips: int, split: str = "test", kinds: Sequence[str] = tuple(world.TASKS)
-) -> list[Clip]:
-    """`clips` held-out clips of each of the kinds that is judged, written first if need be."""
-    return load_clips(prepare(data, split, {kind: clips for kind in kinds if world.TASKS[kind]}, size))
-
-
 def parse_k(text: str) -> float:
     """A share from a command line, with the same clear refusal as everywhere."""
     try:
@@ -369,7 +238,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
         raise ValueError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
     own = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
     model, state = checkpoint.load_model(args.checkpoint, device)
-    check_world(state, args.checkpoint)
+    checkpoint.check_world(state, args.checkpoint)
     train = state["train_config"]
     frames = train["max_frames"] if args.max_frames is None else args.max_frames
     k = train["k"] if args.k is None else args.k
@@ -419,36 +288,8 @@ def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], P
         return load_clips(args.data), Path(train["data"])
     trained_on = {kind: train[f"train_{kind}"] for kind in world.TASKS}
     kinds = [kind for kind, count in trained_on.items() if count]
-    clips = test_set(args.data, train["video_size"], args.clips, args.split, kinds)
+    clips = held_out(args.data, train["video_size"], args.clips, args.split, kinds)
     return clips, index_file(args.data, "train", trained_on, train["video_size"])
-
-
-def broken_clips(broken: dict[tuple, str]) -> str:
-    """A line for each clip that could not be read, under one that counts them; nothing if all could."""
-    lines = [f"  {error}\n" for error in broken.values()]
-    return f"could not be read, and left out: {len(lines)}\n" * bool(lines) + "".join(lines)
-
-
-def check_world(state: dict, path: str | Path) -> None:
-    """Raises CheckpointError for a model that was trained in another world, or with other words."""
-    if state.get("world") != WORLD_ID and not state.get("tokenizer"):  # a real LLM knows no world of ours
-        raise checkpoint.CheckpointError(
-            f"{path} was trained in {state.get('world', 'an older world')}; this code has {WORLD_ID}: train anew, or"
-            " take the code that it was trained with"
-        )
-
-
-def summarise(result: Result, blind: Result | None = None, lookup: dict[str, float] | None = None) -> dict:
-    """The numbers of a result, and of what it is compared with, as plain values."""
-    tasks = list(result.correct["choice"])
-    summary = {scoring: {t: result.accuracy(t, scoring) for t in of} for scoring, of in result.correct.items()}
-    summary["interval"] = {t: result.interval([t]) for t in tasks}
-    for name, of in grouped(tasks).items():
-        summary[name], summary[f"{name}_interval"] = result.mean(of), result.interval(of)
-    summary["chance"] = {t: float(np.mean(result.chance[t])) for t in tasks}
-    summary["blind"] = {t: blind.accuracy(t) for t in tasks} if blind else None
-    rest = dict(kept=result.kept, cells=result.cells, rows=list(result.rows), evidence=result.evidence)
-    return dict(**summary, look_up=lookup, **rest)
 
 
 if __name__ == "__main__":

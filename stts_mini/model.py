@@ -16,7 +16,7 @@ padding frames are never computed; a video with nothing to remove is exactly the
 no L_sim); the connector reads blocks −3 and −1 of a small ViT (`taps`; the public code −3 and −9 of 27). Cells are
 selected before block l+1 runs and removed after it, which gives the same.
 
-What this file does not do: lay out sequences (`sequence.py`), read files (`data.py`), optimise (`train.py`),
+What this file does not do: lay out sequences (`sequence.py`), read files (`data.py`), optimise (`step.py`, `train.py`),
 judge (`eval.py`).
 """
 

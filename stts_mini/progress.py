@@ -1,9 +1,10 @@
 """What a run says of itself: a progress bar, one line that is redrawn on a terminal, a line now and then
-elsewhere; and a log of its steps as a table in a file."""
+elsewhere; a log of its steps as a table in a file; and what Ctrl-C asks of it."""
 
 from __future__ import annotations
 
 import csv
+import signal
 import sys
 import time
 from pathlib import Path
@@ -97,3 +98,19 @@ class Log:
         self.rows = []
         if self.board:
             self.board.flush()
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into a question that the loop answers between two steps; the second kills."""
+
+    def __enter__(self) -> Interrupt:
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self.before)

@@ -17,28 +17,25 @@ one would have seen.
 Where we differ from the paper: it fine-tunes pretrained backbones, by AdamW, the scorer at ten times the LLM's rate
 (`lab/pretrained.py` does); the default trains from nothing, by the stages of `config.py`, at one rate for all.
 
-What this file does not do: define settings (`config.py`), make batches (`data.py`), judge (`eval.py`).
+What this file does not do: define settings (`config.py`), make batches (`data.py`), take their gradients (`step.py`),
+judge (`eval.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 import os
 import platform
-import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch.utils.checkpoint import checkpoint as recomputed
 
 try:
     import resource
@@ -46,17 +43,18 @@ except ImportError:  # Windows
     resource = None
 
 from stts_mini import checkpoint, distributed
-from stts_mini.clips import WORLD_ID, Clip, fingerprint, load_clips, prepare
+from stts_mini.clips import Clip, fingerprint, held_out, load_clips, prepare
 from stts_mini.config import TrainConfig, describe, parse_flags
 from stts_mini.data import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
-from stts_mini.eval import broken_clips, check_world, evaluate, look_up, summarise, table, test_set
-from stts_mini.model import VLM, Encoded, Output
+from stts_mini.eval import evaluate, look_up
+from stts_mini.model import VLM, Encoded
 from stts_mini.optim import build_optimizers, rate_at
-from stts_mini.packing import check_varlen, num_removed
+from stts_mini.packing import check_varlen
 from stts_mini.picture import draw_clips, draw_curve
-from stts_mini.progress import Log, Progress, clock
-from stts_mini.saliency import saliency_loss, taught
+from stts_mini.progress import Interrupt, Log, Progress, clock
+from stts_mini.result import broken_clips, summarise, table
 from stts_mini.sequence import Batch
+from stts_mini.step import eagerly, forward_backward, wrap
 
 
 class TrainError(RuntimeError):
@@ -92,95 +90,6 @@ def build_model(config: TrainConfig, device: torch.device) -> VLM:
     return model.to(device)
 
 
-def autocast(device: torch.device):
-    """bfloat16 where it pays: on CUDA."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
-def eagerly(compiled: bool):
-    """Compiled blocks run as they are written, for a while; nothing to do where they are not compiled."""
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
-def parts_of(batch: Batch, count: int) -> list[Batch]:
-    """Cut a batch into up to `count` parts along the videos."""
-    if count == 1:
-        return [batch]
-    cuts = [c for c in torch.arange(len(batch.num_frames)).tensor_split(count) if len(c)]
-    return [
-        Batch(
-            batch.frames[c, : (T := int(batch.num_frames[c].max()))],
-            batch.num_frames[c],
-            [batch.stamps[i] for i in c.tolist()],
-            [batch.branches[i] for i in c.tolist()],
-            None if batch.scores is None else batch.scores[c, :T],
-            None if batch.still is None else batch.still[c],
-        )
-        for c in cuts
-    ]
-
-
-def weights_of(batch: Batch, k: float, cells: int) -> tuple[int, int]:
-    """What a part's two losses are means over: its questions, and its videos that lose anything."""
-    still = [False] * len(batch.num_frames) if batch.still is None else batch.still.tolist()
-    videos = zip(batch.num_frames.tolist(), still, strict=True)
-    return sum(map(len, batch.branches)), sum(num_removed(k, cells, n) > 0 and not s for n, s in videos)
-
-
-def forward_backward(
-    model: VLM,
-    batch: Batch,
-    config: TrainConfig,
-    device: torch.device,
-    k: float | None = None,
-    encode: Callable[..., Encoded] | None = None,
-    run: Callable[..., Output] | None = None,
-    saliency: bool = False,
-):
-    """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
-    losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
-    several processes. `saliency`: unpruned, with L_sal in the place of L_sim (which has no say once
-    a scorer was taught by saliency). Returns mean L_task, mean L_sim or L_sal, answers right, answers, tokens."""
-    k, run = config.k if k is None else k, run or model
-    encode = model.encode_blind if config.blind else encode
-    if saliency:
-        encode = functools.partial(model.encode_video, score_all=True)
-    parts = parts_of(batch, config.accumulate)
-    weights = [weights_of(part, k, model.config.cells) for part in parts]
-    if saliency:
-        weights = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(weights, parts, strict=True)]
-    questions, videos = distributed.total(*(sum(column) for column in zip(*weights, strict=True)))
-    sums = [0.0] * 5
-    for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
-        shares = own_questions / questions, own_videos / max(videos, 1)
-        last = i == len(parts) - 1
-        with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
-            # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
-            with autocast(device), eagerly(saliency and config.compile):
-                output = run(part.to(device), k, encode)
-                sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
-                if saliency:
-                    sim_loss, weight = saliency_loss(output, part.num_frames, part.still), 1.0
-                loss = shares[0] * output.task_loss + weight * shares[1] * sim_loss
-                if run is not model and output.encoded.scores is not None:
-                    loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits
-            (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
-        task, sim = (float(torch.as_tensor(x).detach()) for x in (output.task_loss, sim_loss))
-        correct = answers_right(output)
-        own = shares[0] * task, shares[1] * sim, int(correct.sum()), len(correct), output.tokens
-        sums = [a + b for a, b in zip(sums, own, strict=True)]
-    task, sim, right, answers, tokens = distributed.total(*sums)
-    return task, sim, int(right), int(answers), int(tokens)
-
-
-def answers_right(output: Output) -> torch.Tensor:
-    """For each answer, whether all of its tokens were predicted: (answers,) bool."""
-    wrong = (output.logits.argmax(-1) != output.targets).long()
-    return torch.zeros(int(output.branch[-1]) + 1, dtype=torch.long, device=wrong.device).index_add(
-        0, output.branch, wrong
-    ) == 0  # fmt: skip
-
-
 def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
     """What to learn from, and the file that lists it: clips of your own, or the world's, written if need be."""
     if config.own_data:
@@ -190,26 +99,6 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
             prepare(config.data, "train", config.train_counts, config.video_size)
     index = prepare(config.data, "train", config.train_counts, config.video_size)
     return load_clips(index), index
-
-
-def recompute(model: VLM) -> None:
-    """From now on keep each block's input only for the backward pass; the rest is computed twice."""
-    for block in (*model.vit.blocks, *model.llm.layers):
-        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
-
-
-def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
-    """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
-    model.varlen = config.varlen
-    blocks = (*model.vit.blocks, *model.llm.layers)
-    for block in blocks if config.compile else ():
-        block.compile(dynamic=True)
-    if config.recompute:
-        recompute(model)
-    if distributed.world_size() == 1:
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(model, ids, find_unused_parameters=True)
 
 
 def check_settings(config: TrainConfig, device: torch.device, model: VLM | None) -> None:
@@ -240,17 +129,19 @@ def train(
     model     to start from, in the place of a fresh one; and the tokenizer that goes with it
     """
     out, chief = Path(config.out), distributed.rank() == 0
+    path = out / "checkpoint.pt"
     check_settings(config, device, model)
     base = checkpoint.load(config.init) if config.init and not resume else None
     clips, index = training_clips(config)
+    learned_from = fingerprint(clips)
 
     model = build_model(config, device) if model is None else model.to(device)
     if config.saliency_steps and (annotate or encoder or not list(model.scorer.parameters())):
         raise ValueError(f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0")
     optimizers = build_optimizers(model, config)
-    start = restore(out / "checkpoint.pt", model, optimizers, config, device, fingerprint(clips)) if resume else 0
+    start = checkpoint.restore(path, model, optimizers, config, learned_from) if resume else 0
     if base is not None:
-        check_world(base, config.init)
+        checkpoint.check_world(base, config.init)
         checkpoint.start_from(model, base, config.init)
 
     if reader is None:
@@ -286,7 +177,7 @@ def train(
                     p.grad = None  # it stays as it was taught
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             if not math.isfinite(task + sim) or not torch.isfinite(norm):
-                saved = out / "checkpoint.pt" if step + 1 > config.save_every or start > 0 else None
+                saved = path if step + 1 > config.save_every or start > 0 else None
                 values = f"loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}"
                 raise went_wrong(step, values, f"{sampler.clip_numbers(step)} of {index} (seed {config.seed})", saved)
             for optimizer in optimizers:
@@ -299,7 +190,7 @@ def train(
                 progress.update(step + 1, f"{log.text()} tokens/s {log.tokens / seconds:.0f}")
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps or asked:
                     log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
-                    save(out / "checkpoint.pt", step + 1, model, optimizers, config, fingerprint(clips), tokenizer)
+                    checkpoint.save_run(path, step + 1, model, optimizers, config, learned_from, tokenizer)
             if asked:
                 with distributed.first():  # nobody leaves before the checkpoint is there
                     progress.close()
@@ -312,70 +203,6 @@ def train(
     if broken:
         print(broken_clips(broken), end="")
     return model.eval()
-
-
-def save(
-    path: Path,
-    step: int,
-    model: VLM,
-    optimizers: list[torch.optim.Optimizer],
-    config: TrainConfig,
-    clips: str,
-    tokenizer: AnyTokenizer = TOKENIZER,
-) -> None:
-    """Write the checkpoint that a resumed run goes on from; `clips`: the fingerprint of what it learns from."""
-    own = {} if tokenizer is TOKENIZER else dict(tokenizer=dict(json=tokenizer.json_text, marks=tokenizer.names))
-    checkpoint.save(
-        path, model, step=step, train_config=dataclasses.asdict(config), clips=clips, world=WORLD_ID,
-        optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), **own,
-    )  # fmt: skip
-
-
-def restore(
-    path: Path,
-    model: VLM,
-    optimizers: list[torch.optim.Optimizer],
-    config: TrainConfig,
-    device: torch.device,
-    clips: str,
-) -> int:
-    """Load a run's last checkpoint into model and optimisers; returns the step to go on with."""
-    state = checkpoint.load(path)  # on the CPU: load_state_dict moves what belongs elsewhere
-    check_world(state, path)
-    then, now = state["train_config"], dataclasses.asdict(config)
-    free = {
-        "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
-        "tensorboard", "varlen",
-    }  # fmt: skip
-    then = {**{f.name: f.default for f in dataclasses.fields(config)}, **then}  # of a run that knew fewer settings
-    changed = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if now[name] != then[name]]
-    changed = [line for line in changed if line.split()[0] not in free]
-    if state.get("clips", clips) != clips:
-        changed.append(f"the training clips were {state['clips']}, are {clips}")
-    if changed:
-        raise checkpoint.CheckpointError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
-    checkpoint.load_weights(model, state, path)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    torch.set_rng_state(state["rng"])
-    print(f"resumed {path} at step {state['step']} of {config.steps}")
-    return state["step"]
-
-
-class Interrupt:
-    """Turns the first Ctrl-C into a question that the loop answers between two steps; the second kills."""
-
-    def __enter__(self) -> Interrupt:
-        self.asked = False
-        self.before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self.before)
-
-    def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGINT, self.before)
 
 
 def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:
@@ -414,11 +241,11 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
     trained_on = [kind for kind, count in config.train_counts.items() if count]
     with distributed.first() as here:  # process 0 writes the clips that the others then find
         if here and not config.own_data:
-            test_set(config.data, config.video_size, config.test_clips, kinds=trained_on)
+            held_out(config.data, config.video_size, config.test_clips, kinds=trained_on)
     clips = (
         load_clips(config.val)
         if config.own_data
-        else test_set(config.data, config.video_size, config.test_clips, kinds=trained_on)
+        else held_out(config.data, config.video_size, config.test_clips, kinds=trained_on)
     )
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
     if distributed.world_size() == 1:

@@ -11,7 +11,8 @@ import torch
 from stts_mini import checkpoint, distributed
 from stts_mini.clips import load_clips, prepare
 from stts_mini.data import Reader, Sampler
-from stts_mini.eval import evaluate, merged
+from stts_mini.eval import evaluate
+from stts_mini.result import merged
 from stts_mini.train import build_model, train
 from tests.own import write_own_clips
 from tests.test_any_scorer import MINE
@@ -25,7 +26,8 @@ from pathlib import Path
 from stts_mini import distributed
 from stts_mini.clips import load_clips
 from stts_mini.data import Reader, Sampler
-from stts_mini.train import build_model, forward_backward, wrap
+from stts_mini.step import forward_backward, wrap
+from stts_mini.train import build_model
 from tests.tiny import tiny
 
 if __name__ == "__main__":

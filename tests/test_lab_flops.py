@@ -25,7 +25,7 @@ from stts_mini.model import VLM, Connector, VLMConfig
 from stts_mini.packing import block_mask, num_removed
 from stts_mini.scorer import Scorer
 from stts_mini.sequence import Batch, Layout, prefix_ids
-from stts_mini.train import recompute
+from stts_mini.step import recompute
 from stts_mini.vit import Block, ViTConfig
 
 # no two sizes alike, so that none can stand for another

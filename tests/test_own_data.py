@@ -13,6 +13,7 @@ from stts_mini.clips import OWN, QA, Clip, fingerprint, load_clips, parse_clip
 from stts_mini.data import TOKENIZER, Reader, Sampler, collate
 from stts_mini.eval import evaluate, pick_questions
 from stts_mini.lab import check
+from stts_mini.step import forward_backward, weights_of, wrap
 from stts_mini.train import build_model, train
 from stts_mini.video import Video, VideoError, read_video
 from tests.own import own_line, write_own_clips
@@ -209,7 +210,7 @@ def test_pictures_weigh_nothing_in_the_auxiliary_loss(mixed):
     model = build_model(tiny(mixed.parent), CPU).eval()
     both, alone = model(collate([still, film], [branch] * 2), 0.5), model(collate([film], [branch]), 0.5)
     torch.testing.assert_close(both.sim_loss, alone.sim_loss)
-    assert training.weights_of(collate([still, film], [branch] * 2), 0.5, 9) == (2, 1)
+    assert weights_of(collate([still, film], [branch] * 2), 0.5, 9) == (2, 1)
 
 
 def test_the_fingerprint_sees_parts_and_pictures():
@@ -265,10 +266,10 @@ def test_recomputing_changes_no_gradient(mixed, tmp_path):
     for recompute in (False, True):
         config = tiny(tmp_path, recompute=recompute)
         model = build_model(config, CPU).train()
-        run = training.wrap(model, config, CPU)
+        run = wrap(model, config, CPU)
         calls = []
         model.vit.blocks[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        training.forward_backward(model, batch, config, CPU, 0.5, None, run)
+        forward_backward(model, batch, config, CPU, 0.5, None, run)
         assert len(calls) == 1 + recompute
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():

@@ -14,6 +14,7 @@ from stts_mini.model import VLM
 from stts_mini.packing import select
 from stts_mini.saliency import answer_saliency, log_odds, ranks, saliency_loss
 from stts_mini.sequence import Batch
+from stts_mini.step import forward_backward, parts_of, wrap
 from stts_mini.train import train
 from tests.test_model import batch_of, build
 from tests.test_train import CPU, folder, make_sampler, tiny  # noqa: F401
@@ -136,7 +137,7 @@ def test_parts_of_a_batch_teach_what_the_whole_teaches(folder):  # noqa: F811
         model = training.build_model(config, CPU).double()
         batch = make_sampler(config)(2)
         batch.frames = batch.frames.double() / 127.5 - 1
-        result = training.forward_backward(model, batch, config, CPU, 0.0, saliency=True)
+        result = forward_backward(model, batch, config, CPU, 0.0, saliency=True)
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
         assert result[1] > 0
     for a, b in zip(*grads, strict=True):
@@ -168,7 +169,7 @@ def test_parts_weigh_as_many_videos_as_there_is_to_learn_from(k, frames):
     for accumulate in (1, 2, 4):
         model = build()
         config = TrainConfig(k=k, saliency_steps=1, accumulate=accumulate, batch_size=4, sim_weight=0.0)
-        _, loss, *_ = training.forward_backward(model, batch_of(model, frames), config, CPU, 0.0, saliency=True)
+        _, loss, *_ = forward_backward(model, batch_of(model, frames), config, CPU, 0.0, saliency=True)
         gradient = torch.cat([p.grad.flatten() for p in model.scorer.parameters()])
         assert loss > 0 and gradient.abs().sum() > 0  # λ weighs L_sim, not this
         found.append((loss, gradient))
@@ -184,9 +185,9 @@ def test_pictures_are_no_lesson():
     losses = []
     for still in ([False, False], [True, False]):
         batch.still = torch.tensor(still)
-        losses.append(training.forward_backward(model, batch, config, CPU, 0.0, saliency=True)[1])
+        losses.append(forward_backward(model, batch, config, CPU, 0.0, saliency=True)[1])
     batch.still = None
-    alone = training.forward_backward(model, training.parts_of(batch, 2)[1], config, CPU, 0.0, saliency=True)[1]
+    alone = forward_backward(model, parts_of(batch, 2)[1], config, CPU, 0.0, saliency=True)[1]
     assert losses[1] == pytest.approx(alone) and losses[0] != pytest.approx(alone)
 
 
@@ -195,7 +196,7 @@ def test_the_auxiliary_loss_has_no_say_once_saliency_taught():
     for weight in (0.0, 1.0):
         model = build()
         config = TrainConfig(k=0.5, saliency_steps=1, sim_weight=weight)
-        training.forward_backward(model, batch_of(model, [4, 4]), config, CPU, 0.5)
+        forward_backward(model, batch_of(model, [4, 4]), config, CPU, 0.5)
         gradients.append(model.vit.blocks[0].attention.q_proj.weight.grad)
     assert torch.equal(*gradients)
 
@@ -221,8 +222,8 @@ def test_saliency_under_recomputation_is_the_same():
     for recompute in (False, True):
         model = build()
         config = TrainConfig(k=0.5, saliency_steps=1, recompute=recompute)
-        run = training.wrap(model, config, CPU)
-        training.forward_backward(model, batch_of(model, [4, 2]), config, CPU, 0.0, run=run, saliency=True)
+        run = wrap(model, config, CPU)
+        forward_backward(model, batch_of(model, [4, 2]), config, CPU, 0.0, run=run, saliency=True)
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.equal(*grads)
 

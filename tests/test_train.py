@@ -18,11 +18,13 @@ from stts_mini import checkpoint
 from stts_mini import eval as evaluation
 from stts_mini import train as training
 from stts_mini.checkpoint import CheckpointError
+from stts_mini.clips import WORLD_ID
 from stts_mini.config import PRESETS, TrainConfig, parse_flags
 from stts_mini.data import TOKENIZER
 from stts_mini.progress import Log
 from stts_mini.scorer import SCORERS
-from stts_mini.train import TrainError, build_model, build_optimizers, describe, forward_backward, rate_at, train
+from stts_mini.step import forward_backward, wrap
+from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
 from tests.tiny import TINY, tiny
 
 CPU = torch.device("cpu")
@@ -143,7 +145,7 @@ def gradients_and_saved(folder, **options):
     draw = torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.data += 0.1 * torch.randn(p.shape, generator=draw)
-    run = training.wrap(model, config, CPU)
+    run = wrap(model, config, CPU)
     keep = lambda x: (held.append(x.numel()), x)[1]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         forward_backward(model, sampler(3), config, CPU, run=run)
@@ -334,7 +336,7 @@ def test_every_scorers_checkpoint_loads_and_is_evaluated_as_trained(folder, tmp_
 def test_a_checkpoint_of_another_world_is_refused(folder, tmp_path, monkeypatch):
     config = tiny(folder, out=str(tmp_path / "run"))
     train(config, False, CPU)
-    monkeypatch.setattr("stts_mini.eval.WORLD_ID", "world 99, words 0")
+    monkeypatch.setattr("stts_mini.checkpoint.WORLD_ID", "world 99, words 0")
     with pytest.raises(checkpoint.CheckpointError, match=r"was trained in world .*; this code has world 99"):
         train(config, True, CPU)
     with pytest.raises(SystemExit, match="this code has world 99"):
@@ -577,6 +579,32 @@ def test_the_exam_is_at_the_runs_k_and_blind_beside_it(folder, tmp_path, monkeyp
     assert asked == [(0.3, False, config.max_frames), (0.0, True, config.max_frames)]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_exam_of_a_compiled_run_is_eager(compiled, folder, tmp_path, monkeypatch):
+    """Prompts and answers of all lengths would be compiled anew and anew."""
+    config, graphs, eager = tiny(folder, out=str(tmp_path / "run"), k=0.3, compile=compiled), [], {}
+    (tmp_path / "run").mkdir()
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def watched(part, real):
+        def watching(*args, **options):
+            graphs.clear()
+            torch.compiler.reset()
+            torch.compile(lambda x: 2 * x, backend=backend)(torch.ones(2))
+            eager.setdefault(part, set()).add(not graphs)
+            return real(*args, **options)
+
+        return watching
+
+    for part in ("evaluate", "draw_clips", "step_time_ratio"):
+        monkeypatch.setattr(training, part, watched(part, getattr(training, part)))
+    training.finish(config, build_model(config, CPU).eval(), CPU)
+    assert eager == {"evaluate": {compiled}, "draw_clips": {compiled}, "step_time_ratio": {False}}
+
+
 def test_gradients_are_clipped_to_the_setting(folder, tmp_path, monkeypatch):
     norms, real = [], torch.nn.utils.clip_grad_norm_
 
@@ -646,7 +674,7 @@ def test_a_dry_run_counts_the_llms_tokens():
 def test_what_is_refused_leaves_the_old_run_where_it_is(folder, tmp_path, flags, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = train(tiny(folder, out="run"), False, CPU)
-    checkpoint.save("base.pt", model, step=1, world=training.WORLD_ID)
+    checkpoint.save("base.pt", model, step=1, world=WORLD_ID)
     with pytest.raises((ValueError, OSError, CheckpointError), match=message):
         train(tiny(folder, **{"out": "run", **flags}), False, CPU)
     assert (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run.1").exists()

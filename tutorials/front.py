@@ -20,8 +20,9 @@ import matplotlib.pyplot as plt
 import torch
 
 from stts_mini import checkpoint, picture
+from stts_mini.clips import held_out
 from stts_mini.data import TOKENIZER, Reader, collate
-from stts_mini.eval import pick_questions, test_set
+from stts_mini.eval import pick_questions
 
 SHOWN = 12  # frames
 
@@ -48,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     # the default clip is one whose answer stands in kept cells: look before you take another
     model = checkpoint.load_model(args.checkpoint)[0].float()
-    clips = test_set(args.data, model.config.vit.image_size, args.clip + 1, "val", ["short"])
+    clips = held_out(args.data, model.config.vit.image_size, args.clip + 1, "val", ["short"])
     video, encoded, qa, said = run(model, clips[args.clip], args.k)
     T, C = encoded.keep.shape[1:]
 

@@ -25,7 +25,7 @@ import torch
 from stts_mini import checkpoint
 from stts_mini.clips import OWN, Clip
 from stts_mini.data import AnyTokenizer, Reader, collate, tokenizer_of
-from stts_mini.eval import check_world, parse_k
+from stts_mini.eval import parse_k
 from stts_mini.llm import KVCache
 from stts_mini.model import VLM, Encoded
 from stts_mini.scorer import find_scorer
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
     """What the command line says."""
     other = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
     model, state = checkpoint.load_model(args.checkpoint, pick_device("auto"))
-    check_world(state, args.checkpoint)
+    checkpoint.check_world(state, args.checkpoint)
     train = state["train_config"]
     if train["blind"]:
         raise ValueError(f"{args.checkpoint} was trained blind: it has learned nothing of videos")

@@ -53,16 +53,9 @@ from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, Encoded, VLMConfig
 from stts_mini.packing import check_k, check_varlen
 from stts_mini.sequence import Batch
+from stts_mini.step import autocast, forward_backward, recompute
 from stts_mini.tokenizer import END
-from stts_mini.train import (
-    autocast,
-    build_model,
-    build_optimizers,
-    forward_backward,
-    peak_memory,
-    pick_device,
-    recompute,
-)
+from stts_mini.train import build_model, build_optimizers, peak_memory, pick_device
 from stts_mini.video import _Pass, read_video, sample_times, write_video
 from stts_mini.vit import ViTConfig
 

@@ -51,7 +51,7 @@ from stts_mini import checkpoint
 from stts_mini.clips import Clip, load_clips
 from stts_mini.config import TrainConfig
 from stts_mini.data import TOKENIZER, AnyTokenizer, collate, tokenizer_of
-from stts_mini.eval import check_world, parse_k, pick_questions
+from stts_mini.eval import parse_k, pick_questions
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import first_fit_descending, num_removed, select
 from stts_mini.picture import HEAT, clip_views, write_text
@@ -171,7 +171,7 @@ def load(path: Path | None) -> tuple[VLM, dict, str]:
         torch.manual_seed(0)
         return VLM(TrainConfig().model).to(device).eval(), {}, "random weights, seed 0"
     model, state = checkpoint.load_model(path or DEFAULT, device)
-    check_world(state, path or DEFAULT)
+    checkpoint.check_world(state, path or DEFAULT)
     return model, state, f"{path or DEFAULT}, step {state['step']}"
 
 

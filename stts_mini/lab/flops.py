@@ -126,7 +126,7 @@ def decoded(config: VLMConfig, cached: Sequence[int]) -> Work:
 
 def multiply_adds(config: VLMConfig, work: Work, backward: bool = False, recompute: bool = False) -> dict[str, int]:
     """Multiply-adds of each stage, of a forward pass, or of forward and backward together; `recompute`: in which blocks
-    and layers run forward once more (`train.recompute`), but for their last product, which nobody needs."""
+    and layers run forward once more (`step.recompute`), but for their last product, which nobody needs."""
     vit, llm, w2 = config.vit, config.llm, config.w**2
     D, W, M, N = vit.width, llm.width, config.connector_mlp, vit.num_patches
     heads, kv_heads = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim

@@ -39,13 +39,14 @@ import numpy as np
 import torch
 
 from stts_mini import checkpoint, world
-from stts_mini.clips import Clip, fingerprint, load_clips, prepare
+from stts_mini.clips import Clip, fingerprint, held_out, load_clips, prepare
 from stts_mini.config import PRESETS, TrainConfig
 from stts_mini.data import Reader
-from stts_mini.eval import Result, evaluate, evidence_per_cell, look_up, parse_k, test_set
+from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
 from stts_mini.lab.tome import merging
 from stts_mini.model import VLM
 from stts_mini.packing import scaled_frames
+from stts_mini.result import Result
 from stts_mini.scorer import find_scorer
 from stts_mini.train import pick_device, train
 from stts_mini.video import Video
@@ -243,7 +244,7 @@ class Lab:
     def __init__(self, data: str, clips: int, device: torch.device):
         self.data, self.device = data, device
         self.config = TrainConfig(**{**PRESETS["base"], "data": data})
-        self.test = test_set(data, self.config.video_size, clips)
+        self.test = held_out(data, self.config.video_size, clips)
         self.readers: dict[tuple[int, int], Reader] = {}
         self.train = load_clips(prepare(data, "train", self.config.train_counts, self.config.video_size))
         self.look_up = look_up(self.train, self.test)

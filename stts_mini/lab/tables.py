@@ -27,9 +27,9 @@ import numpy as np
 
 from stts_mini import world
 from stts_mini.config import TrainConfig
-from stts_mini.eval import grouped
 from stts_mini.lab.reproduce import parted
 from stts_mini.packing import num_removed
+from stts_mini.result import grouped
 
 DRAWS = 2000
 
