@@ -207,6 +207,8 @@ def test_a_row_that_knew_fewer_settings_had_the_usual_ones(tmp_path):
 
 def test_the_readmes_table_is_made_and_checked(tmp_path):
     write(tmp_path, "unpruned", 0.0, 0)
+    for k in (0.3, 0.5):
+        write(tmp_path, "random", k, 0)
     readme = tmp_path / "FRONT.md"
     readme.write_text(f"# A\n{BEGIN}{END}\nafter\n")
     flags = ["--results", str(tmp_path), "--readme", str(readme)]
@@ -215,6 +217,8 @@ def test_the_readmes_table_is_made_and_checked(tmp_path):
     main(flags)
     text = readme.read_text()
     assert text.startswith("# A\n") and text.endswith(f"{END}\nafter\n") and "| unpruned | 0 |" in text
+    assert "| random | 50 |" in text and "| random | 30 |" not in text  # a short one
+    assert "| random | 30 |" in (tmp_path / "README.md").read_text()
     main([*flags, "--check"])
     readme.write_text(text.replace("| unpruned | 0 |", "| unpruned | 1 |"))
     with pytest.raises(SystemExit, match=r"FRONT.md is not what the rows say"):
