@@ -88,16 +88,16 @@ class KVCache:
         self.lengths[layer] = end
         return tuple(buffer[:, :, :end] for buffer in self.layers[layer])
 
-    def rows(self, index: Tensor, room: int = 0) -> KVCache:
-        """A new cache with these rows, in this order, and with room for so many more tokens; a row may be taken several
-        times."""
-        taken = KVCache()
-        for old, P in zip(self.layers, self.lengths, strict=True):
-            buffers = [x.new_empty(len(index), x.shape[1], P + room, x.shape[3]) for x in old]
-            for buffer, x in zip(buffers, old, strict=True):
-                buffer[:, :, :P] = x[index, :, :P]
+    def rows(self, index: Tensor, columns: Tensor, room: int = 0) -> KVCache:
+        """A copy of some tokens of some rows: of row index[r], those in columns[r]; a row may be taken several times.
+        index (R,), columns (R, P'), `room` for so many tokens more."""
+        taken, R, P = KVCache(), *columns.shape
+        for layer in self.layers:
+            buffers = [x.new_empty(R, x.shape[1], P + room, x.shape[3]) for x in layer]
+            for buffer, x in zip(buffers, layer, strict=True):
+                buffer[:, :, :P] = x[index[:, None], :, columns].transpose(1, 2)  # from (R, P', kv_heads, d)
             taken.layers.append((buffers[0], buffers[1]))
-        taken.lengths = list(self.lengths)
+        taken.lengths = [P] * len(self.layers)
         return taken
 
 
@@ -236,27 +236,37 @@ class LLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, hidden: Tensor, positions: Tensor, seen: Tensor, cache: KVCache, max_new_tokens: int, stop: int
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        row: Tensor,
+        seen: Tensor,
+        max_new_tokens: int,
+        stop: int,
     ) -> list[list[int]]:
         """Continue R prompts greedily, one token at a time, until `stop` or `max_new_tokens`.
 
         hidden     (R, W), the hidden state of every prompt's last token
         positions  (R,) int, its position; the new tokens' are those after it
-        seen       (R, P) bool, which of the P cached tokens it sees, itself included: its continuation sees these
-        cache      the prompts', of R rows; is added to
-        Returns the new ids of each row, without `stop`.
+        cache      what was read; row (R,) int: where in it each prompt stands (several may share a row)
+        seen       (R, P) bool, which of the P tokens there its last one sees, itself included: so will the new ones
+        Returns the new ids of each prompt, without `stop`.
         """
         new: list[list[int]] = [[] for _ in hidden]
         alive = [True] * len(hidden)
         for step in range(1, max_new_tokens + 1):
             next_id = self.logits(hidden).argmax(-1)  # (R,)
-            for row, token in enumerate(next_id.tolist()):
-                alive[row] = alive[row] and token != stop
-                if alive[row]:
-                    new[row].append(token)
+            for r, token in enumerate(next_id.tolist()):
+                alive[r] = alive[r] and token != stop
+                if alive[r]:
+                    new[r].append(token)
             if not any(alive) or step == max_new_tokens:
                 break
-            seen = F.pad(seen, (0, 1), value=True)  # (R, P + step)
+            if step == 1:  # each goes on by itself, on a copy of what it sees
+                columns = (~seen).int().argsort(stable=True)[:, : seen.sum(1).max()]  # (R, P')
+                cache, seen = cache.rows(row, columns, room=max_new_tokens - 1), seen.gather(1, columns)
+            seen = F.pad(seen, (0, 1), value=True)  # (R, P' + step)
             x, mask = self.embed(next_id[:, None]), seen[:, None, None]
             hidden = self(x, positions[:, None] + step, mask, cache)[:, -1]  # (R, W)
         return new

@@ -47,7 +47,7 @@ from stts_mini.sequence import CELL, Batch, Layout, check_prompts, prefix_ids
 from stts_mini.tokenizer import MARKS, Marks
 from stts_mini.vit import ViT, ViTConfig
 
-AT_ONCE = 32  # questions that are answered side by side: each holds a copy of its video's keys and values
+AT_ONCE = 32  # questions that are answered side by side: each holds a copy of the keys and values that it sees
 
 
 @dataclass(frozen=True)
@@ -339,8 +339,8 @@ class VLM(nn.Module):
     ) -> list[list[list[int]]]:
         """Greedy answers to every branch's prompt (its answer is not looked at): ids, video by video.
 
-        Prompts are read as in training, all of a video's behind its prefix in one pass; then each is continued on a
-        copy of its video's keys and values.
+        Prompts are read as in training, all of a video's behind its prefix in one pass; then each is continued, on a
+        copy of the keys and values that it sees.
         """
         check_prompts(batch.branches)
         encoded = self.encode(batch, k, encode)
@@ -352,9 +352,8 @@ class VLM(nn.Module):
         row, column, _, _ = layout.answers  # (R,) each: where every prompt ends
         flat: list[list[int]] = []
         for r, c in zip(row.split(AT_ONCE), column.split(AT_ONCE), strict=True):
-            own = cache.rows(r, room=max_new_tokens)
-            last, seen = hidden[r, c], layout.mask[r, 0, c]  # what a prompt's end may see, its answer may see
-            flat += self.llm.generate(last, layout.positions[r, c], seen, own, max_new_tokens, self.config.marks.end)
+            ends = hidden[r, c], layout.positions[r, c], cache, r, layout.mask[r, 0, c]
+            flat += self.llm.generate(*ends, max_new_tokens, self.config.marks.end)
         answers = iter(flat)
         return [[next(answers) for _ in video] for video in batch.branches]
 

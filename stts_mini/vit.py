@@ -75,9 +75,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask
     A query that may attend to nothing gets zeros.
     """
     d = q.shape[-1]
-    full_precision_on_cpu = not q.is_cuda and q.dtype.itemsize > 2
+    full_precision_on_cpu = q.is_cpu and q.dtype.itemsize > 2
     if key_bias is not None and mask is None and full_precision_on_cpu and not key_bias.requires_grad:
-        mask = key_bias[:, None, None]  # (F, 1, 1, N)
+        mask = key_bias[:, None, None].to(q.dtype)  # (F, 1, 1, N)
     elif key_bias is not None:
         q, k, v = add_bias_channels(q, k, v, key_bias, pad_to=8 if q.is_cuda else 1)
     # cuDNN's attention has given wrong results under masks: keep to kernels that are right

@@ -105,8 +105,11 @@ def test_cache_gives_what_recomputing_gives(prefix, step):
     for a, b in ((0, prefix), (prefix, prefix + step), (prefix + step, L)):
         parts.append(llm(x[:, a:b], positions[:, a:b], mask[a:b, :b][None, None], cache))
     torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-10, atol=1e-10)
-    rows = cache.rows(torch.tensor([1, 1, 0]))
-    assert torch.equal(rows.layers[0][0][1], cache.layers[0][0][1, :, :L]) and len(rows.layers[1][1]) == 3
+    columns = torch.tensor([[0, L - 1], [L - 1, 1], [1, 1]])
+    rows = cache.rows(torch.tensor([1, 1, 0]), columns)
+    for taken, whole in zip(rows.layers[1], cache.layers[1], strict=True):
+        expected = [whole[1, :, columns[0]], whole[1, :, columns[1]], whole[0, :, columns[2]]]
+        assert torch.equal(taken, torch.stack(expected)) and rows.lengths == [2, 2]
     with pytest.raises(ValueError, match="filled cache"):
         llm(x, cache=cache)
 
@@ -126,21 +129,26 @@ def test_generate_is_argmax_again_and_again_whatever_the_padding():
     padded, cache = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), KVCache()
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
     hidden = llm(llm.embed(padded), torch.arange(4).expand(2, 4), mask, cache)
-    last = torch.tensor([3, 1])
+    row, last = torch.tensor([1, 0, 1]), torch.tensor([1, 3, 1])  # in another order, one of them twice
     seen = torch.arange(4) <= last[:, None]
-    assert llm.generate(hidden[[0, 1], last], last, seen, cache, 6, stop=10) == expected
+    expected = [expected[r] for r in row]
+    assert llm.generate(hidden[row, last], last, cache, row, seen, 6, stop=10) == expected
     assert any(expected) and len(expected[0]) != len(expected[1])
+    assert cache.lengths == [4, 4] and cache.layers[0][0].shape[2] == 4  # what was read stays as it is
 
 
-def test_generate_stops_at_stop():
-    llm, cache = model(), KVCache()
+def test_generate_stops_at_stop(monkeypatch):
+    llm, cache, copies = model(), KVCache(), []
+    real = KVCache.rows
+    monkeypatch.setattr(KVCache, "rows", lambda *args, **options: copies.append(1) or real(*args, **options))
     mask, positions = torch.ones(1, 1, 2, 2).bool().tril(), torch.tensor([[0, 1]])
     hidden = llm(llm.embed(torch.tensor([[1, 2]])), positions, mask, cache)
-    asked = hidden[:, 1], torch.tensor([1]), torch.ones(1, 2).bool(), cache
+    asked = hidden[:, 1], torch.tensor([1]), cache, torch.tensor([0]), torch.ones(1, 2).bool()
     first = llm.generate(*asked, 1, stop=-1)[0][0]
     assert llm.generate(*asked, 5, stop=first) == [[]]
-    assert cache.lengths == [2, 2]  # the first new token needs no further pass
     assert llm.generate(*asked, 0, stop=-1) == [[]]
+    assert copies == []  # the first new token needs none
+    assert len(llm.generate(*asked, 3, stop=-1)[0]) == 3 and copies == [1]
 
 
 def test_tied_and_untied_heads():
@@ -189,7 +197,7 @@ def test_a_cache_holds_what_was_put_into_it(lengths, room, seed):
         so_far = [torch.cat([pair[j] for pair in new[: i + 1]], dim=2) for j in (0, 1)]
         assert torch.equal(keys, so_far[0] + 1) and torch.equal(values, so_far[1] - 1)
         if i == 0:
-            taken = cache.rows(torch.tensor([1, 1, 0]), room)
+            taken = cache.rows(torch.tensor([1, 1, 0]), torch.arange(lengths[0]).expand(3, -1), room)
             assert taken.layers[0][0].shape[2] == lengths[0] + room
     other = torch.randn(3, 3, 2, 4)
     keys, _ = taken.append(0, other, other)

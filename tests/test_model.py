@@ -413,8 +413,8 @@ def test_questions_beyond_what_is_answered_at_once_have_the_same_answers(monkeyp
     whole, rows, real = model.generate(batch, 0.5, 4), [], KVCache.rows
     monkeypatch.setattr(stts_mini.model, "AT_ONCE", 2)
 
-    def spied(cache, index, room):
-        taken = real(cache, index, room)
+    def spied(cache, index, columns, room):
+        taken = real(cache, index, columns, room)
         rows.append((index.tolist(), taken.layers[0][0]))
         return taken
 
@@ -422,8 +422,11 @@ def test_questions_beyond_what_is_answered_at_once_have_the_same_answers(monkeyp
     assert model.generate(batch, 0.5, 4) == whole and [len(video) for video in whole] == [4, 1]
     assert [index for index, _ in rows] == [[0, 0], [0, 0], [1]]
     buffers = [buffer.shape[2] for _, buffer in rows]
-    prefix = 3 * 3 + int(model.encode_video(batch.frames, batch.num_frames, 0.5).kept[0].sum())
-    assert buffers == [prefix + 4 * 3 + 4] * 3  # four prompts of three tokens, and nothing has to grow
+    kept = model.encode_video(batch.frames, batch.num_frames, 0.5).kept.sum(1).tolist()
+    first, second = 3 * 3 + kept[0], 2 * 3 + kept[1]  # stamps and markers, cells
+    assert buffers == [
+        n + 3 + 3 for n in (first, first, second)
+    ]  # its own prompt; three new tokens; nothing has to grow
 
 
 def test_blind_sees_nothing_of_the_video():

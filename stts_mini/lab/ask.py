@@ -84,10 +84,15 @@ class Conversation:
         mask = torch.ones(1, 1, L, read + L, dtype=torch.bool, device=self.device).tril(read)
         return llm(llm.embed(torch.tensor([ids], device=self.device)), positions, mask, cache)
 
+    def branch(self) -> KVCache:
+        """A copy of the cache, for one question: the prefix itself stays as it is."""
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        return self.cache.rows(first, torch.arange(self.length, device=self.device)[None])
+
     def answer(self, question: str, options: Sequence[str] = (), max_new_tokens: int = 32) -> Iterator[str]:
         """The answer, piece by piece, as it is decoded."""
         with self.seconds.of("question"):
-            cache = self.cache.rows(torch.tensor([0], device=self.device))  # a branch: the prefix stays as it is
+            cache = self.branch()
             ids, read, said, printed = self.tokenizer.prompt(question, options), self.length, [], ""
             hidden = self.hidden(ids, cache, read)
         for _ in range(max_new_tokens):
@@ -110,8 +115,7 @@ class Conversation:
         with self.seconds.of("options"):
             for option in options:
                 ids = self.tokenizer.encode(option)
-                cache = self.cache.rows(torch.tensor([0], device=self.device))
-                hidden = self.hidden([*prompt, *ids], cache, self.length)
+                hidden = self.hidden([*prompt, *ids], self.branch(), self.length)
                 log_p = self.model.llm.logits(hidden[0, len(prompt) - 1 : -1]).float().log_softmax(-1)
                 scores.append(float(log_p[range(len(ids)), ids].sum()))
         return sorted(zip(options, scores, strict=True), key=lambda pair: -pair[1])
