@@ -219,14 +219,15 @@ def to_warm(ks: Sequence[float], device: torch.device) -> Sequence[float]:
 
 
 def rounds_of(rounds: int, frames: int) -> int:
-    """Of a batch of 128 frames, `rounds`; of larger ones fewer, at least two, of smaller ones more, at most 15: so each
-    takes its share of the time.
+    """Of 64 to 128 frames, `rounds`; of more fewer, at least two, of less more, at most 15: so each takes its share of
+    the time.
 
-    >>> [rounds_of(3, frames) for frames in (8, 64, 128, 256, 512)], rounds_of(20, 128), rounds_of(1, 128)
-    ([15, 6, 3, 2, 2], 20, 1)
+    >>> [rounds_of(3, frames) for frames in (8, 32, 64, 128, 256, 512)], rounds_of(20, 128), rounds_of(1, 128)
+    ([15, 6, 3, 3, 2, 2], 20, 1)
     """
-    fewest, most = min(rounds, 2), max(rounds, 15)
-    return max(min(rounds * 128 // frames, most), fewest)
+    if frames > 128:
+        return min(rounds, 2)
+    return max(min(rounds * 64 // frames, 15), rounds)
 
 
 def speedups(job: Job, shape: Shape, what: str, ks: Sequence[float], rounds: int, now: Callable) -> list[dict]:
@@ -502,11 +503,11 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
         for what in ("training", "inference"):
             tell(f"{what}, {frames} frames")
             report["speed"] += speedups(task, shape, what, ladder_ks, rounds, now)
-    task = job(model, shape, *args.load[0], device)
+    task, pruned = job(model, shape, *args.load[0], device), 0.5 if 0.5 in args.k else args.k[-1]
     for what in ("training", "inference"):
         tell(f"stages of {what}")
         rounds = rounds_of(args.rounds, math.prod(args.load[0]))
-        report["stages"] += stages(task, shape, what, (0.0, args.k[-1] if 0.5 not in args.k else 0.5), rounds, now)
+        report["stages"] += stages(task, shape, what, (0.0, pruned), rounds, now)
     report["pays_from"] = {
         what: {k: pays_from(report["speed"], what, k) for k in ladder_ks[1:]} for what in ("training", "inference")
     }
@@ -514,7 +515,7 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict:
     del task, model
     if device.type == "cuda":  # other processes measure now: they need what this one holds
         torch.cuda.empty_cache()
-    report["memory"] = memory(name, *args.load[-1], ladder_ks, device, args.varlen)
+    report["memory"] = memory(name, *args.load[-1], (0.0, pruned), device, args.varlen)
     report["reading"] = reading(shape.config.vit.image_size, now)
     report["outside_operations"] = outside_operations()
     return report
@@ -552,7 +553,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rounds",
         type=int,
         default=3,
-        help="times that every k is run on 128 frames, beside a round of warm-up; more often on fewer, less on more",
+        help="times that every k is run on 64 to 128 frames, after a warm-up; more often on fewer, less on more",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     parser.add_argument(
