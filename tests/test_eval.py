@@ -8,7 +8,7 @@ import torch
 
 from stts_mini import eval as evaluation
 from stts_mini import world
-from stts_mini.clips import QA, Clip
+from stts_mini.clips import QA, Clip, held_out
 from stts_mini.data import TOKENIZER, Reader
 from stts_mini.drawing import evidence
 from stts_mini.eval import evaluate, look_up, option_likelihoods, pick_questions
@@ -30,7 +30,7 @@ def ask(task, question, answer, options=("red", "blue")):
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
     config = tiny(folder)
-    return build_model(config, torch.device("cpu")), evaluation.held_out(config.data, 48, 3)
+    return build_model(config, torch.device("cpu")), held_out(config.data, 48, 3)
 
 
 def test_a_test_set_holds_what_is_judged_and_nothing_else(setup):

@@ -108,7 +108,7 @@ def needed(config: VLMConfig, kept: Sequence[Sequence[int]], k: float, text: Tex
 
 
 def computed(config: VLMConfig, output: Output) -> Work:
-    """What `VLM.forward` did: rows with their spare room, masked pairs, padded sequences."""
+    """What `VLM.forward` did, in training: rows with their spare room, masked pairs, padded sequences."""
     encoded, N = output.encoded, config.vit.num_patches
     B, rows = len(encoded.kept), len(encoded.packed.frame)
     scored = 0 if encoded.scores is None else encoded.scores.numel()
