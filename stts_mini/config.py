@@ -56,10 +56,10 @@ class TrainConfig:
     thinning: float = setting(1.0, "divide max_frames and fps by up to this much, anew in each step")
     coarse_steps: int = setting(0, "until this step, divide by all of --thinning: few frames are cheap to learn from")
     # the optimisation
-    steps: int = setting(2000, "training steps")
+    steps: int = setting(1600, "training steps")
     batch_size: int = setting(12, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
-    questions: int = setting(10, "questions asked about each clip")
+    questions: int = setting(20, "questions asked about each clip")
     lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
     muon_lr: float = setting(0.004, "Muon's learning rate (hidden matrices); 0: AdamW for all")
     scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the LLM")
@@ -218,7 +218,7 @@ PRESETS: dict[str, dict] = {
     ),
     "base": dict(
         out="runs/base", k=0.0, train_short=3000, train_watch=1500, train_parade=1500, max_frames=64, fps=10.0,
-        train_glance=2000, thinning=5.0, coarse_steps=4100, steps=4600, image_steps=400, brief_steps=400,
+        train_glance=2000, thinning=5.0, coarse_steps=4100, steps=4600, questions=10, image_steps=400, brief_steps=400,
         glance_steps=700, save_every=50, cache_gb=4.0,
     ),
     "gpu": dict(

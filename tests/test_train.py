@@ -657,10 +657,10 @@ def test_the_models_shape_follows_the_settings():
 
 
 def test_a_dry_run_counts_the_llms_tokens():
-    """16 frames of 9 cells at k = 0.5, three tokens a frame, ten questions of 14; unpruned steps count in full."""
+    """16 frames of 9 cells at k = 0.5, three tokens a frame, twenty questions of 14; unpruned steps count in full."""
     line = lambda **flags: next(x for x in describe(TrainConfig(**flags), CPU).splitlines() if "a step:" in x)
-    assert f"at most about {12 * (72 + 48 + 140)} LLM tokens" in line()
-    assert f"at most about {12 * (144 + 48 + 140)} LLM tokens" in line(saliency_steps=60) == line(elastic=True)
+    assert f"at most about {12 * (72 + 48 + 280)} LLM tokens" in line()
+    assert f"at most about {12 * (144 + 48 + 280)} LLM tokens" in line(saliency_steps=60) == line(elastic=True)
 
 
 @pytest.mark.parametrize(
