@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stts_mini.lab.bench import Uneven
 from stts_mini.packing import Segments, check_varlen, pack
 from stts_mini.train import train
-from stts_mini.vit import Attention, ViTConfig, attend
+from stts_mini.vit import attend
 from tests.test_model import batch_of, build
 from tests.tiny import tiny
 
@@ -223,13 +223,6 @@ def test_varlen_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs torch 2\.10 or later, and this is"):
         check_varlen(cuda, 72)
-
-
-def test_a_function_in_the_place_of_attention_knows_no_bias():
-    attention, x = Attention(ViTConfig(width=8, heads=2)), torch.randn(1, 4, 8)
-    assert torch.equal(attention(x, mask=lambda q, k, v: v), attention.out_proj(attention.v_proj(x)))
-    with pytest.raises(ValueError, match="knows no bias per key"):
-        attention(x, torch.zeros(1, 4), lambda q, k, v: v)
 
 
 @devices

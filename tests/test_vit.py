@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend
 
-from stts_mini.vit import ViT, ViTConfig, add_bias_channels, attend, from_siglip, resized_positions, sines
+from stts_mini.vit import Attention, ViT, ViTConfig, add_bias_channels, attend, from_siglip, resized_positions, sines
 
 SMALL = ViTConfig(image_size=8, patch_size=2, width=8, depth=2, heads=2, mlp=12)
 
@@ -258,3 +258,21 @@ def test_positions_resized_keep_what_is_smooth():
     middle = (torch.arange(4) + 0.5) / 4
     torch.testing.assert_close(small[1:3, 1:3, 0], middle[1:3, None].expand(2, 2), atol=0.02, rtol=0)
     torch.testing.assert_close(small[1:3, 1:3, 1], middle[None, 1:3].expand(2, 2), atol=0.02, rtol=0)
+    impulse = torch.zeros(144, 1)
+    impulse[0] = 1.0  # where plain bicubic sampling of every third place never looks
+    assert resized_positions(impulse, 16).view(4, 4)[0, 0] > 0.05
+
+
+def test_a_function_may_stand_in_the_place_of_attention():
+    attention, x, F, heads = Attention(SMALL), torch.randn(3, SMALL.num_patches, SMALL.width), 3, SMALL.heads
+    taken = []
+
+    def weigh(q, k, v):
+        taken.append(q.shape)
+        return q + 2 * k + 3 * v
+
+    expected = attention.out_proj(attention.q_proj(x) + 2 * attention.k_proj(x) + 3 * attention.v_proj(x))
+    torch.testing.assert_close(attention(x, mask=weigh), expected)
+    assert taken == [(F, heads, SMALL.num_patches, SMALL.head_dim)]
+    with pytest.raises(ValueError, match="knows no bias per key"):
+        attention(x, torch.zeros(3, SMALL.num_patches), weigh)
