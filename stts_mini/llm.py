@@ -90,12 +90,12 @@ class KVCache:
 
     def rows(self, index: Tensor, columns: Tensor, room: int = 0) -> KVCache:
         """A copy of some tokens of some rows: of row index[r], those in columns[r]; a row may be taken several times.
-        index (R,), columns (R, P'), `room` for so many tokens more."""
+        index (R,), columns (R, P), `room` for so many tokens more."""
         taken, R, P = KVCache(), *columns.shape
         for layer in self.layers:
             buffers = [x.new_empty(R, x.shape[1], P + room, x.shape[3]) for x in layer]
             for buffer, x in zip(buffers, layer, strict=True):
-                buffer[:, :, :P] = x[index[:, None], :, columns].transpose(1, 2)  # from (R, P', kv_heads, d)
+                buffer[:, :, :P] = x[index[:, None], :, columns].transpose(1, 2)  # from (R, P, kv_heads, d)
             taken.layers.append((buffers[0], buffers[1]))
         taken.lengths = [P] * len(self.layers)
         return taken

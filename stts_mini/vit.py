@@ -71,8 +71,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask
     logits, without a gradient. Returns (F, heads, N, d).
 
     A float mask that needs a gradient would drop PyTorch to its slow path, so S rides in extra channels
-    instead: [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. (On a CPU, one without a gradient, as in inference, is a mask.)
-    A query that may attend to nothing gets zeros.
+    instead: [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. (On a CPU, in more than 16 bits and with no
+    other mask, an S without a gradient, as in inference, is a mask.) A query that may attend to nothing gets zeros.
     """
     d = q.shape[-1]
     full_precision_on_cpu = q.is_cpu and q.dtype.itemsize > 2
