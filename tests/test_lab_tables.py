@@ -1,12 +1,15 @@
 """Means, intervals and paired differences that can be worked out by hand."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stts_mini import world
 from stts_mini.config import TrainConfig
+from stts_mini.lab.reproduce import Row, settings_of
 from stts_mini.lab.tables import BEGIN, END, Results, Scores, difference, interval, kind_of, main, page, value
 
 TASKS = (*world.SHORT_TASKS, *world.LONG_TASKS, "image/attribute", "image/count")
@@ -336,3 +339,15 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     image = next(line for line in lines["Single images, which lose nothing"] if line.startswith("| STTS, taught"))
     half = "50.0 (0.0–100.0) | −50.0 (−100.0 to +0.0)"
     assert image == f"| STTS, taught by saliency, spread (ours) | 50 | {half} | {half} | 0, 1 |"
+
+
+def test_rows_are_trained_today_as_those_that_are_shipped():
+    """Whoever changes a default of training changes no row: the presets that rows hang on say what they need."""
+    files = sorted((Path(__file__).parent.parent / "tutorials" / "results" / "rows").glob("*.json"))
+    for file in files:
+        record = json.loads(file.read_text())
+        row = Row(record["row"]["method"], record["row"]["k"], record["row"]["seed"])
+        today = settings_of(asdict(row.config("data", Path("base.pt"))))
+        then = record["config"]
+        assert {name: today[name] for name in then} == then, file.name
+    assert len(files) > 100
