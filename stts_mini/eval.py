@@ -7,9 +7,9 @@
     blind             the same model without any vision tokens
 
     python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
-    python -m stts_mini.eval CHECKPOINT --data mine.jsonl          clips of your own (see clips.py)
+    python -m stts_mini.eval CHECKPOINT --data mine.jsonl          clips of your own (see data/clips.py)
 
-What this file does not do: means, intervals and tables of the scores (`result.py`).
+What this file does not do: means, intervals and tables of the scores (`report/result.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stts_mini import checkpoint, distributed, world
-from stts_mini.clips import (
-    OPTION_SEED,
+from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, collate, pick_questions, tokenizer_of
+from stts_mini.data.clips import (
     OWN,
     QA,
     Clip,
@@ -39,27 +38,15 @@ from stts_mini.clips import (
     index_file,
     load_clips,
 )
-from stts_mini.data import TOKENIZER, Annotate, AnyTokenizer, Reader, collate, shown_options, tokenizer_of
-from stts_mini.drawing import evidence
+from stts_mini.data.progress import Progress
+from stts_mini.data.video import Video, VideoError
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
-from stts_mini.progress import Progress
-from stts_mini.result import GENERATED, Result, broken_clips, merged, summarise, table
+from stts_mini.report.result import GENERATED, Result, broken_clips, merged, summarise, table
 from stts_mini.scorer import find_scorer
-from stts_mini.video import Video, VideoError
-
-
-def pick_questions(clip: Clip) -> list[tuple]:
-    """One question of each task that the clip's kind is judged by (every question of a clip of your own), each with
-    its shown options: the same choice for every model, whatever else is asked."""
-    rng, picked = np.random.default_rng((OPTION_SEED, [*world.TASKS, OWN].index(clip.kind), clip.seed)), {}
-    if clip.kind == OWN:
-        return [(qa, shown_options(qa, rng)) for qa in clip.qa]
-    for i in rng.permutation(len(clip.qa)):
-        qa = clip.qa[i]
-        if qa.task in world.TASKS[clip.kind]:
-            picked.setdefault(qa.task, qa)
-    return [(qa, shown_options(qa, rng)) for qa in picked.values()]
+from stts_mini.toy import world
+from stts_mini.toy.drawing import evidence
+from stts_mini.training import checkpoint, distributed
 
 
 @torch.no_grad()
@@ -79,7 +66,7 @@ def evaluate(
     reader's). `encode`: another encoder, such as `model.encode_blind`. `generate`: score greedy answers to
     all tasks, not only to those that are judged by them. `annotate`: scores in the place of the scorer's. The
     control's tasks are named "image/task". Clips that cannot be read are left out (the reader lists them). Several
-    processes (`distributed.py`) share the clips, and each gets the whole result."""
+    processes (`training/distributed.py`) share the clips, and each gets the whole result."""
     device = next(model.parameters()).device
     result, was_training = Result(), model.training
     model.eval()

@@ -16,8 +16,8 @@ padding frames are never computed; a video with nothing to remove is exactly the
 no L_sim); the connector reads blocks −3 and −1 of a small ViT (`taps`; the public code −3 and −9 of 27). Cells are
 selected before block l+1 runs and removed after it, which gives the same.
 
-What this file does not do: lay out sequences (`sequence.py`), read files (`data.py`), optimise (`step.py`, `train.py`),
-judge (`eval.py`).
+What this file does not do: lay out sequences (`sequence.py`), read files (`data/`), optimise (`train.py`), judge
+(`eval.py`).
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ from stts_mini.scorer import (
     spread,
     temporal_target,
 )
-from stts_mini.sequence import CELL, Batch, Layout, check_prompts, prefix_ids
-from stts_mini.tokenizer import MARKS, Marks
+from stts_mini.sequence import CELL, MARKS, Batch, Layout, Marks, check_prompts, prefix_ids
 from stts_mini.vit import ViT, ViTConfig
 
 AT_ONCE = 32  # questions that are answered side by side: each holds a copy of the keys and values that it sees

@@ -6,7 +6,7 @@
 
 The LM teaches the order of cells *within* a frame: softmax cancels any constant that is added to all
 keys of a frame. How frames rank against each other comes from L_sim and from the features. (A third teacher,
-ours, stands in `saliency.py`.)
+ours, stands in `training/saliency.py`.)
 
 Legend
     B videos · T frames · g×g patches, N = g² · a cell is w×w patches · C = N/w² cells · D width

@@ -13,7 +13,7 @@ cell's token goes.
 Several pictures are laid out like frames, with their numbers in the place of time stamps. `Marks` are the tokens
 that stand around frames, fill rows and end answers: the world's by default, a real LLM's own if it has one.
 
-What this file does not do: encode (`model.py`), make questions (`data.py`).
+What this file does not do: encode (`model.py`), make questions (`data/batches.py`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stts_mini.tokenizer import MARKS, Marks
-
 CELL = -1
 Branches = list[list[tuple[list[int], list[int]]]]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Token ids that the sequence is built with: `pad` fills (nobody sees it), `end` closes an answer, and a frame's
+    cells stand between `frame_start` and `frame_end`."""
+
+    pad: int = 0
+    end: int = 1
+    frame_start: int = 2
+    frame_end: int = 3
+
+
+MARKS = Marks()  # the world's
 
 
 @dataclass

@@ -6,8 +6,8 @@
     python -m stts_mini.train --preset smoke          everything end to end in under a minute
     python -m stts_mini.train --preset gpu --dry-run  what a preset would take
     python -m stts_mini.train --resume                go on after Ctrl-C
-    python -m stts_mini.train --data mine.jsonl --val judged.jsonl      clips of your own (see clips.py)
-    torchrun --nproc-per-node 2 -m stts_mini.train    several processes, one batch (see distributed.py)
+    python -m stts_mini.train --data mine.jsonl --val judged.jsonl      clips of your own (see data/clips.py)
+    torchrun --nproc-per-node 2 -m stts_mini.train    several processes, one batch (see training/distributed.py)
 
 Hidden matrices are optimised by Muon, everything else (embeddings, positions, norms, biases, the first
 and the last layer) by AdamW; the scorer's rates are a selectable multiple of the others in both.
@@ -15,10 +15,10 @@ Step i draws its clips and questions from (seed, i) alone, so a resumed run sees
 one would have seen.
 
 Where we differ from the paper: it fine-tunes pretrained backbones, by AdamW, the scorer at ten times the LLM's rate
-(`lab/pretrained.py` does); the default trains from nothing, by the stages of `config.py`, at one rate for all.
+(`lab/pretrained.py` does); the default trains from nothing, by the stages of `training/config.py`, at one rate for all.
 
-What this file does not do: define settings (`config.py`), make batches (`data.py`), take their gradients (`step.py`),
-judge (`eval.py`).
+What this file does not do: define settings (`training/config.py`), make batches (`data/batches.py`), take their
+gradients (`training/step.py`), judge (`eval.py`).
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ try:
 except ImportError:  # Windows
     resource = None
 
-from stts_mini import checkpoint, distributed
-from stts_mini.clips import Clip, fingerprint, held_out, load_clips, prepare
-from stts_mini.config import TrainConfig, describe, parse_flags
-from stts_mini.data import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
+from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
+from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
+from stts_mini.data.progress import Progress, clock
 from stts_mini.eval import evaluate, look_up
 from stts_mini.model import VLM, Encoded
-from stts_mini.optim import build_optimizers, rate_at
 from stts_mini.packing import check_varlen
-from stts_mini.picture import draw_clips, draw_curve
-from stts_mini.progress import Interrupt, Log, Progress, clock
-from stts_mini.result import broken_clips, summarise, table
+from stts_mini.report.picture import draw_clips, draw_curve
+from stts_mini.report.result import broken_clips, summarise, table
 from stts_mini.sequence import Batch
-from stts_mini.step import eagerly, forward_backward, wrap
+from stts_mini.training import checkpoint, distributed
+from stts_mini.training.config import TrainConfig, describe, parse_flags
+from stts_mini.training.logging import Interrupt, Log
+from stts_mini.training.optim import build_optimizers, rate_at
+from stts_mini.training.step import eagerly, forward_backward, wrap
 
 
 class TrainError(RuntimeError):

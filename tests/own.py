@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from stts_mini import drawing, world
-from stts_mini.video import write_video
+from stts_mini.data.video import write_video
+from stts_mini.toy import drawing, world
 
 
 def own_line(folder: Path, seed: int) -> dict:

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stts_mini import checkpoint
-from stts_mini.data import TOKENIZER
+from stts_mini.data.batches import TOKENIZER
 from stts_mini.model import VLM
 from stts_mini.packing import num_removed
 from stts_mini.scorer import SCORERS, ScorerConfig, find_scorer
 from stts_mini.sequence import Batch
+from stts_mini.training import checkpoint
 from tests.tiny import tiny
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))  # B, T, w, cells a side

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from stts_mini import eval as evaluation
-from stts_mini import world
-from stts_mini.clips import QA, Clip, held_out
-from stts_mini.data import TOKENIZER, Reader
-from stts_mini.drawing import evidence
+from stts_mini.data.batches import TOKENIZER, Reader
+from stts_mini.data.clips import QA, Clip, held_out
 from stts_mini.eval import evaluate, look_up, option_likelihoods, pick_questions
 from stts_mini.model import Encoded, Output
-from stts_mini.result import Result, table
+from stts_mini.report.result import Result, table
+from stts_mini.toy import world
+from stts_mini.toy.drawing import evidence
 from stts_mini.train import build_model
 from tests.tiny import tiny
 

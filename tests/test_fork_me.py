@@ -17,7 +17,7 @@ DIFFS = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
 PROBE = """
 import torch
 from stts_mini.model import VLM
-from stts_mini.config import TrainConfig
+from stts_mini.training.config import TrainConfig
 model = VLM(TrainConfig().model)
 with torch.no_grad():
     encoded = model.encode_video(torch.randint(0, 256, (2, 20, 3, 48, 48), dtype=torch.uint8), None, 0.5)
@@ -85,7 +85,7 @@ def test_a_scorer_in_a_file_of_ones_own(tmp_path):
 
 
 def test_the_pages_data_is_in_the_format():
-    from stts_mini.clips import parse_clip
+    from stts_mini.data.clips import parse_clip
 
     lines = [line for line in PAGE.splitlines() if line.startswith("{")]
     clips = [parse_clip(line, i, Path(".")) for i, line in enumerate(lines)]

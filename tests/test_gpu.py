@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stts_mini.lab.bench import Uneven
+from stts_mini.lab.speed.bench import Uneven
 from stts_mini.packing import Segments, check_varlen, pack
 from stts_mini.train import train
 from stts_mini.vit import attend

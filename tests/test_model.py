@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 import stts_mini.model
+from stts_mini.data.tokenizer import END
 from stts_mini.llm import KVCache, LLMConfig
 from stts_mini.model import VLM, VLMConfig, normalise
 from stts_mini.packing import Packed, block_mask, num_removed, pack, select
 from stts_mini.scorer import CosineScorer, RandomScorer, Scorer, attention_bias, cell_major, temporal_target
 from stts_mini.sequence import CELL, Batch
-from stts_mini.tokenizer import END
 from stts_mini.vit import ViTConfig, add_bias_channels
 
 LLM_SMALL = LLMConfig(vocab_size=40, width=8, depth=2, heads=2, kv_heads=1, head_dim=4, mlp=12)

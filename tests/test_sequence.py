@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from stts_mini.data.tokenizer import END, FRAME_END, FRAME_START
 from stts_mini.sequence import CELL, Batch, Layout, check_prompts, prefix_ids
-from stts_mini.tokenizer import END, FRAME_END, FRAME_START
 
 S, E = FRAME_START, FRAME_END
 

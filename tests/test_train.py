@@ -14,17 +14,17 @@ from dataclasses import asdict, fields
 import pytest
 import torch
 
-from stts_mini import checkpoint
 from stts_mini import eval as evaluation
 from stts_mini import train as training
-from stts_mini.checkpoint import CheckpointError
-from stts_mini.clips import WORLD_ID
-from stts_mini.config import PRESETS, TrainConfig, parse_flags
-from stts_mini.data import TOKENIZER
-from stts_mini.progress import Log
+from stts_mini.data.batches import TOKENIZER
+from stts_mini.data.clips import WORLD_ID
 from stts_mini.scorer import SCORERS
-from stts_mini.step import forward_backward, wrap
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
+from stts_mini.training import checkpoint
+from stts_mini.training.checkpoint import CheckpointError
+from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
+from stts_mini.training.logging import Log
+from stts_mini.training.step import forward_backward, wrap
 from tests.tiny import TINY, tiny
 
 CPU = torch.device("cpu")
@@ -176,8 +176,8 @@ def test_compiled_gives_the_same_gradients(folder, saliency_steps):
 
 
 def make_sampler(config):
-    from stts_mini.clips import load_clips, prepare
-    from stts_mini.data import Reader, Sampler
+    from stts_mini.data.batches import Reader, Sampler
+    from stts_mini.data.clips import load_clips, prepare
 
     clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size))
     return Sampler(clips, Reader(config.max_frames, config.image_size), config.batch_size, config.questions, 0)
@@ -336,7 +336,7 @@ def test_every_scorers_checkpoint_loads_and_is_evaluated_as_trained(folder, tmp_
 def test_a_checkpoint_of_another_world_is_refused(folder, tmp_path, monkeypatch):
     config = tiny(folder, out=str(tmp_path / "run"))
     train(config, False, CPU)
-    monkeypatch.setattr("stts_mini.checkpoint.WORLD_ID", "world 99, words 0")
+    monkeypatch.setattr("stts_mini.training.checkpoint.WORLD_ID", "world 99, words 0")
     with pytest.raises(checkpoint.CheckpointError, match=r"was trained in world .*; this code has world 99"):
         train(config, True, CPU)
     with pytest.raises(SystemExit, match="this code has world 99"):

@@ -1,6 +1,6 @@
 """Settings so small that a training step takes milliseconds, for tests of train and eval."""
 
-from stts_mini.config import TrainConfig
+from stts_mini.training.config import TrainConfig
 
 TINY = dict(
     train_short=6, train_watch=2, train_image=2, train_brief=2, image_steps=1, brief_steps=1, test_clips=4,

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch, Rectangle
 
-from stts_mini import picture
+from stts_mini.report import picture
 
 HEAT = "magma"  # scores, dark to light
 KINDS = {"stamp": "#8c96c6", "marker": "#4d4d4d", "cell": "#41ab5d", "question": "#fdae6b", "answer": "#e6550d"}

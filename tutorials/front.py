@@ -19,10 +19,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from stts_mini import checkpoint, picture
-from stts_mini.clips import held_out
-from stts_mini.data import TOKENIZER, Reader, collate
+from stts_mini.data.batches import TOKENIZER, Reader, collate
+from stts_mini.data.clips import held_out
 from stts_mini.eval import pick_questions
+from stts_mini.report import picture
+from stts_mini.training import checkpoint
 
 SHOWN = 12  # frames
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stts_mini import drawing
-from stts_mini.config import TrainConfig
-from stts_mini.data import TOKENIZER, collate
+from stts_mini.data.batches import TOKENIZER, collate
+from stts_mini.data.video import Video
 from stts_mini.model import VLM, Output
 from stts_mini.sequence import Batch
+from stts_mini.toy import drawing
 from stts_mini.train import build_model, build_optimizers
-from stts_mini.video import Video
+from stts_mini.training.config import TrainConfig
 
 TIMES = np.arange(5) / 2  # seconds
 SIZE = 48  # pixels

@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch
 
-from stts_mini import checkpoint
-from stts_mini.clips import OWN, Clip
-from stts_mini.data import AnyTokenizer, Reader, collate, tokenizer_of
+from stts_mini.data.batches import AnyTokenizer, Reader, collate, tokenizer_of
+from stts_mini.data.clips import OWN, Clip
 from stts_mini.eval import parse_k
 from stts_mini.llm import KVCache
 from stts_mini.model import VLM, Encoded
 from stts_mini.scorer import find_scorer
 from stts_mini.sequence import Layout, prefix_ids
 from stts_mini.train import pick_device
+from stts_mini.training import checkpoint
 
 
 @dataclass

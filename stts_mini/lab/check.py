@@ -6,7 +6,7 @@
 Exits 1 if any line is bad. A file that can be decoded in part is no bad line: what is broken in it is told, and
 training goes on without it.
 
-What this file does not do: say what a line may hold (`clips.py`), decode (`video.py`).
+What this file does not do: say what a line may hold (`data/clips.py`), decode (`data/video.py`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from stts_mini.clips import Clip, lines_of, on_all_cores, parse_clip
-from stts_mini.data import try_read
-from stts_mini.video import Video, VideoError, check_file
+from stts_mini.data.batches import try_read
+from stts_mini.data.clips import Clip, lines_of, on_all_cores, parse_clip
+from stts_mini.data.video import Video, VideoError, check_file
 
 decode = partial(try_read, max_frames=2, fps=2.0, size=32)
 

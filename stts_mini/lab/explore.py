@@ -47,17 +47,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stts_mini import checkpoint
-from stts_mini.clips import Clip, load_clips
-from stts_mini.config import TrainConfig
-from stts_mini.data import TOKENIZER, AnyTokenizer, collate, tokenizer_of
-from stts_mini.eval import parse_k, pick_questions
+from stts_mini.data.batches import TOKENIZER, AnyTokenizer, collate, pick_questions, tokenizer_of
+from stts_mini.data.clips import Clip, load_clips
+from stts_mini.data.video import Video, read_video, write_video
+from stts_mini.eval import parse_k
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import first_fit_descending, num_removed, select
-from stts_mini.picture import HEAT, clip_views, write_text
+from stts_mini.report.picture import HEAT, clip_views, write_text
 from stts_mini.scorer import find_scorer, spread
 from stts_mini.sequence import prefix_ids
-from stts_mini.video import Video, read_video, write_video
+from stts_mini.training import checkpoint
+from stts_mini.training.config import TrainConfig
 
 FORMAT = "stts_mini explore 1"
 LADDER = tuple(i / 10 for i in range(10))

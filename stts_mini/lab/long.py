@@ -33,14 +33,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stts_mini import checkpoint
+from stts_mini.data.video import read_chunks
 from stts_mini.eval import parse_k
-from stts_mini.lab.bench import SHAPES, build, device_name, load_average, process_memory
-from stts_mini.lab.reproduce import commit, write_json
+from stts_mini.lab.paper.reproduce import commit, write_json
+from stts_mini.lab.speed.bench import SHAPES, build, device_name, load_average, process_memory
 from stts_mini.model import VLM, Encoded, check_scores, check_values
 from stts_mini.packing import check_k, num_removed, select
 from stts_mini.scorer import attention_bias, find_scorer, spread
-from stts_mini.video import read_chunks
+from stts_mini.training import checkpoint
 
 Chunks = Callable[[], Iterable[Tensor]]  # each call gives the frames from the first on, (n, 3, H, W) at a time
 

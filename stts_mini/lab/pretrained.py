@@ -28,13 +28,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stts_mini import checkpoint
-from stts_mini.config import TrainConfig, parse_flags
-from stts_mini.data import TOKENIZER, AnyTokenizer, tokenizer_of
+from stts_mini.data.batches import TOKENIZER, AnyTokenizer, tokenizer_of
+from stts_mini.data.tokenizer import PretrainedTokenizer
 from stts_mini.llm import LLMConfig, from_qwen3
 from stts_mini.model import VLM
-from stts_mini.tokenizer import PretrainedTokenizer
 from stts_mini.train import job
+from stts_mini.training import checkpoint
+from stts_mini.training.config import TrainConfig, parse_flags
 from stts_mini.vit import ViTConfig, from_siglip, resized_positions
 
 # the paper's rates (§4): LLM 1e-5, ViT and connector half of it, scorer ten times it; all by AdamW

@@ -1,0 +1,245 @@
+"""From clips on disk to batches for the model.
+
+    Reader    decodes a clip through `video.py`, and keeps what it decoded, up to a budget
+    Sampler   which clips and questions make up training step i: a pure function of (seed, i)
+    collate   clips and questions → a `Batch`
+
+Prompt of a question:  <question> what colour is the circle ? <option> red <option> blue <answer>
+
+What this file does not do: write or list clips (`clips.py`), decode (`video.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from stts_mini.data.clips import OPTION_SEED, OWN, QA, SHOWN_OPTIONS, Clip, on_all_cores
+from stts_mini.data.progress import Progress
+from stts_mini.data.tokenizer import PretrainedTokenizer, Tokenizer
+from stts_mini.data.video import Video, VideoError, read_video, thinned
+from stts_mini.sequence import Batch
+from stts_mini.toy import world
+
+TOKENIZER = Tokenizer(world.words())
+AnyTokenizer = Tokenizer | PretrainedTokenizer
+
+
+def tokenizer_of(state: dict) -> AnyTokenizer:
+    """The tokenizer that a checkpoint's model was trained with: a real LLM's own, or the world's."""
+    own = state.get("tokenizer")
+    return PretrainedTokenizer(own["json"], own["marks"]) if own else TOKENIZER
+
+
+def read_clip(clip: Clip, max_frames: int, fps: float, size: int) -> Video:
+    """Decode a clip's video, or its pictures, with frames of size × size pixels. Raises VideoError."""
+    if not clip.images:
+        return read_video(clip.video, max_frames, fps, size, clip.start, clip.end)
+    frames = [read_video(path, 1, fps, size).frames[0] for path in clip.images]
+    return Video(np.stack(frames), [0.0] * len(frames), 0.0, still=len(frames) > 1)
+
+
+def try_read(clip: Clip, max_frames: int, fps: float, size: int) -> Video | VideoError:
+    """`read_clip`, with the error as a value: what a worker process brings home."""
+    try:
+        return read_clip(clip, max_frames, fps, size)
+    except VideoError as error:
+        return error
+
+
+class Reader:
+    """Decoded clips: `reader(clip)` → Video, with frames of size × size pixels.
+
+    What is decoded stays in memory until `cache_gb` are full; what comes later is decoded at each call. `broken`
+    remembers which clips could not be read, and why; asking for one raises that VideoError again.
+    """
+
+    def __init__(self, max_frames: int, size: int, fps: float = 2.0, cache_gb: float = 2.0):
+        self.max_frames, self.size, self.fps = max_frames, size, fps
+        self.room = cache_gb * 1e9
+        self.cache: dict[tuple, Video] = {}
+        self.broken: dict[tuple, str] = {}
+
+    def __call__(self, clip: Clip) -> Video:
+        if clip.source in self.broken:
+            raise VideoError(self.broken[clip.source])
+        video = self.cache.get(clip.source)
+        if video is None:
+            video = self._keep(clip, try_read(clip, self.max_frames, self.fps, self.size))
+        if isinstance(video, VideoError):
+            raise VideoError(str(video))
+        return video
+
+    def preload(self, clips: Sequence[Clip]) -> None:
+        """Decode these clips now, on all cores, until the memory is full."""
+        progress = Progress("decoding clips", len(clips))
+        read = functools.partial(try_read, max_frames=self.max_frames, fps=self.fps, size=self.size)
+        for done, video in enumerate(on_all_cores(read, clips)):
+            self._keep(clips[done], video)
+            progress.update(done + 1)
+            if self.room < 0:
+                break
+        progress.close()
+
+    def _keep(self, clip: Clip, video: Video | VideoError) -> Video | VideoError:
+        if isinstance(video, VideoError):
+            self.broken[clip.source] = str(video)
+            return video
+        self.room -= video.frames.nbytes
+        if self.room >= 0:
+            self.cache[clip.source] = video
+        return video
+
+
+def shown_options(qa: QA, rng: np.random.Generator) -> list[str]:
+    """The answer and up to SHOWN_OPTIONS − 1 others, shuffled."""
+    others = [option for option in qa.options if option != qa.answer]
+    chosen = [others[i] for i in rng.permutation(len(others))[: SHOWN_OPTIONS - 1]]
+    shown = [qa.answer, *chosen]
+    return [shown[i] for i in rng.permutation(len(shown))]
+
+
+def pick_questions(clip: Clip) -> list[tuple]:
+    """One question of each task that the clip's kind is judged by (every question of a clip of your own), each with
+    its shown options: the same choice for every model, whatever else is asked."""
+    rng, picked = np.random.default_rng((OPTION_SEED, [*world.TASKS, OWN].index(clip.kind), clip.seed)), {}
+    if clip.kind == OWN:
+        return [(qa, shown_options(qa, rng)) for qa in clip.qa]
+    for i in rng.permutation(len(clip.qa)):
+        qa = clip.qa[i]
+        if qa.task in world.TASKS[clip.kind]:
+            picked.setdefault(qa.task, qa)
+    return [(qa, shown_options(qa, rng)) for qa in picked.values()]
+
+
+Annotate = Callable[[Clip, Video], np.ndarray]  # → a score for every cell, (T, C)
+
+
+def collate(
+    videos: Sequence[Video],
+    branches: list[list[tuple[list[int], list[int]]]],
+    scores: Sequence[np.ndarray] | None = None,
+    tokenizer: AnyTokenizer = TOKENIZER,
+) -> Batch:
+    """Decoded clips, their (prompt ids, answer ids) and, if given, a score (T, C) of each one's cells → a Batch,
+    padded to the longest clip. The tokenizer writes the time stamps."""
+    T, size = max(len(v.frames) for v in videos), videos[0].frames.shape[1:3]
+    frames = torch.zeros(len(videos), T, 3, *size, dtype=torch.uint8)
+    for b, video in enumerate(videos):
+        frames[b, : len(video.frames)] = torch.from_numpy(video.frames).permute(0, 3, 1, 2)
+    num_frames = torch.tensor([len(v.frames) for v in videos])
+    stamps = [[tokenizer.encode(stamp) for stamp in video.stamps] for video in videos]
+    if scores is not None:
+        scores = torch.from_numpy(np.stack([np.pad(s, ((0, T - len(s)), (0, 0))) for s in scores])).float()
+    still = torch.tensor([v.still for v in videos])
+    return Batch(frames, num_frames, stamps, branches, scores, still if still.any() else None)
+
+
+class Sampler:
+    """Training batches: step i of seed s is always the same, whatever ran before.
+
+    A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only; then come all kinds,
+    but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is padding.
+    Every epoch is a new order; what does not fill a batch waits for another.
+
+    A clip brings `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
+    options. A brief clip also brings every "when does … enter" beyond that number, for with fewer some seeds never
+    learn time. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to
+    `thinning` (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any
+    number of frames. `annotate` gives the batch's `scores`. `shard` (i, n): make only the clips i, i + n, … of each
+    batch, for one of n processes. A clip that cannot be read is replaced by another of its kind (the reader lists
+    it). Raises KeyError for a stage whose kind has no clip, VideoError if no clip at all can be read.
+    """
+
+    def __init__(
+        self,
+        clips: list[Clip],
+        reader: Reader,
+        batch_size: int,
+        questions: int,
+        seed: int,
+        stages: Sequence[tuple[str, int]] = (),
+        thinning: float = 1.0,
+        coarse_steps: int = 0,
+        annotate: Annotate | None = None,
+        tokenizer: AnyTokenizer = TOKENIZER,
+        shard: tuple[int, int] = (0, 1),
+    ):
+        self.tokenizer, self.shard = tokenizer, shard
+        self.clips, self.reader, self.seed = clips, reader, seed
+        self.batch_size, self.questions, self.annotate = batch_size, questions, annotate
+        self.thinning, self.coarse_steps = thinning, coarse_steps
+        pools: dict[str, list[int]] = {}
+        for i, clip in enumerate(clips):
+            pools.setdefault(clip.kind, []).append(i)
+        self.stages: list[tuple[int, list[list[int]]]] = []  # (its first step, the pools it draws from)
+        first = 0
+        for kind, steps in stages:
+            if steps:
+                self.stages.append((first, [pools[kind]]))
+            first += steps
+        judged = [pool for kind, pool in pools.items() if world.TASKS.get(kind, True)]
+        self.stages.append((first, judged or list(pools.values())))
+
+    def clip_numbers(self, step: int) -> list[int]:
+        """Which clips make up a step."""
+        stage = max(i for i, (first, _) in enumerate(self.stages) if step >= first)
+        first, pools = self.stages[stage]
+        per_epoch = sum(max(len(pool) // self.batch_size, 1) for pool in pools)
+        epoch, place = divmod(step - first, per_epoch)
+        rng = np.random.default_rng((self.seed, 2, stage, epoch))
+        batches = []
+        for pool in pools:
+            order = rng.permutation(np.resize(pool, max(len(pool), self.batch_size)))
+            full = len(order) // self.batch_size * self.batch_size
+            batches += list(order[:full].reshape(-1, self.batch_size))
+        return batches[rng.permutation(per_epoch)[place]].tolist()
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, 1, step))
+        thin = self.thinning if step < self.coarse_steps else self.thinning ** rng.random()
+        most = max(round(self.reader.max_frames / thin), 1)
+        videos, branches, scores = [], [], []
+        for place, number in enumerate(self.clip_numbers(step)):
+            own = self._asked(self.clips[number], rng)  # of every clip, so that all shards draw alike
+            if place % self.shard[1] == self.shard[0]:
+                clip, video = self._readable(number, step, place)
+                if clip is not self.clips[number]:
+                    own = self._asked(clip, np.random.default_rng((self.seed, 4, step, place)))
+                videos.append(video if thin == 1 else thinned(video, most, self.reader.fps / thin))
+                scores.append(self.annotate(clip, videos[-1]) if self.annotate else None)
+                branches.append(own)
+        return collate(videos, branches, scores if self.annotate else None, self.tokenizer)
+
+    def _asked(self, clip: Clip, rng: np.random.Generator) -> list[tuple[list[int], list[int]]]:
+        """Questions about a clip, as (prompt ids, answer ids)."""
+        own = []
+        for qa in self._choose(clip, rng):
+            options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
+            own.append((self.tokenizer.prompt(qa.question, options), self.tokenizer.encode(qa.answer)))
+        return own
+
+    def _readable(self, number: int, step: int, place: int) -> tuple[Clip, Video]:
+        """The clip with this number and its video; if that is broken, another clip of its kind, by lot."""
+        try:
+            return self.clips[number], self.reader(self.clips[number])
+        except VideoError as error:
+            last = error
+        alike = [n for n, clip in enumerate(self.clips) if clip.kind == self.clips[number].kind]
+        for n in np.random.default_rng((self.seed, 3, step, place)).permutation(alike):
+            try:
+                return self.clips[n], self.reader(self.clips[n])
+            except VideoError as error:
+                last = error
+        raise VideoError(f"none of the {len(alike)} training clips can be read; the last of them: {last}")
+
+    def _choose(self, clip: Clip, rng: np.random.Generator) -> list[QA]:
+        shuffled = [clip.qa[i] for i in rng.permutation(len(clip.qa))]
+        first = list({q.task: q for q in shuffled}.values())
+        rest = [q for q in shuffled if q not in first]
+        chosen = (first + rest)[: self.questions]
+        beyond = [q for q in rest if q.task == "enter" and q not in chosen]
+        return chosen + (beyond if clip.kind == "brief" else [])

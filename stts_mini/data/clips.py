@@ -1,0 +1,250 @@
+"""Clips on disk: the toy world written as real MP4 files, and anybody's videos and pictures, as lines of JSON.
+
+    {"video": path, "qa": [{"question", "answer", "options"?}], "start"?, "end"?}
+    {"image": path, "qa": …}     {"images": [path, …], "qa": …}
+
+Paths are relative to the file; `start` and `end` are seconds, and cut a part out of a longer video. A question
+without options is judged by what the model says; one with options, by which of them it finds most likely. The
+world's own lines also name their scene ("kind", "split", "seed") and each question's task.
+
+    prepare   writes clips of the world, with a JSON line for each
+    load_clips   reads such a file, of the world or of your own
+
+What this file does not do: draw (`toy/drawing.py`), decode (`video.py`), make batches (`batches.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from stts_mini.data.progress import Progress
+from stts_mini.data.video import write_video
+from stts_mini.toy import world
+from stts_mini.toy.drawing import render
+
+# names the world and its words: a checkpoint of another world must not be used by mistake
+WORLD_ID = f"world {world.WORLD_VERSION}, words {hashlib.sha256(' '.join(world.words()).encode()).hexdigest()[:8]}"
+SHOWN_OPTIONS = 4  # at most so many options are shown with a question
+OPTION_SEED = 20  # of what is asked about a test clip, and in which order its options are shown
+OWN = "own"  # the kind of a clip that is not of the world
+FREE = "free"  # the task of its questions that have no options
+
+
+@dataclass(frozen=True)
+class QA:
+    """A question, its answer, and every answer that its wording allows (none: any text)."""
+
+    task: str
+    question: str
+    answer: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file and what is asked about it. `kind`, `split` and `seed` name its scene in the world; a clip of
+    your own has kind "own" and its line's number as seed. `start`, `end`: the part of the video, in seconds; None:
+    from its beginning, to its end. `images`: one or several pictures in the place of a video."""
+
+    video: Path
+    kind: str
+    split: str
+    seed: int
+    qa: tuple[QA, ...]
+    start: float | None = None
+    end: float | None = None
+    images: tuple[Path, ...] = ()
+
+    @property
+    def source(self) -> tuple:
+        """What its pixels depend on."""
+        return self.images or (self.video, self.start, self.end)
+
+
+# --------------------------------------------------------------------------------------- the world
+
+
+def _file_name(split: str, kind: str, seed: int) -> str:
+    return f"{split}-{kind}-{seed:06d}.mp4"
+
+
+def _make_clip(job: tuple[str, str, str, int, int]) -> dict:
+    """Write one clip's MP4 unless it is there, and return its JSON line. Runs in worker processes."""
+    folder, split, kind, seed, size = job
+    scene = world.make_scene(split, kind, seed)
+    name = _file_name(split, kind, seed)
+    path = Path(folder) / name
+    if not path.exists():
+        write_video(path, render(scene, scene.times, size), fps=scene.fps)
+    qa = [dict(task=q.task, question=q.text, answer=q.answer, options=q.options) for q in scene.questions]
+    return dict(video=name, kind=kind, split=split, seed=seed, qa=qa)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+
+
+def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
+    """function(job) for every job, in order: by a process for each core, or right here if they are few (a
+    process takes seconds to start). Raises RuntimeError if the processes cannot start or are killed."""
+    if len(jobs) < 64:
+        yield from map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ProcessPoolExecutor(min(cores, 32), mp_context=context, initializer=_ignore_interrupt)
+    try:
+        yield from pool.map(function, jobs, chunksize=16)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died: out of memory, or it could not import the main script. A script that prepares"
+            " or decodes clips must be a file, and do so under `if __name__ == '__main__':`"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def index_file(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
+    """Where the JSON lines of these clips are, or will be."""
+    name = "-".join(f"{kind}{count}" for kind, count in counts.items())
+    return Path(root) / f"world-v{world.WORLD_VERSION}-{size}px" / f"{split}-{name}.jsonl"
+
+
+def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
+    """Make sure that a split of the toy world is on disk; returns its JSON-lines file.
+
+    counts: clips of each kind, e.g. {"short": 3000, "image": 400}. A clip is a pure function of
+    (split, kind, seed, size), so what an interrupted or smaller run has written is used again, and what was
+    deleted is written anew.
+    """
+    index = index_file(root, split, counts, size)
+    folder = index.parent
+    if index.exists():
+        there = set(os.listdir(folder))
+        if all(_file_name(split, kind, seed) in there for kind, count in counts.items() for seed in range(count)):
+            return index
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(str(folder), split, kind, seed, size) for kind, count in counts.items() for seed in range(count)]
+    progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []
+    for line in on_all_cores(_make_clip, jobs):
+        lines.append(json.dumps(line))
+        progress.update(len(lines))
+    progress.close()
+    partial = index.with_name(f"{index.name}.{os.getpid()}.partial")
+    partial.write_text("\n".join(lines) + "\n")
+    os.replace(partial, index)
+    return index
+
+
+# ---------------------------------------------------------------------------------- lines of JSON
+
+
+def parse_clip(line: str, number: int, folder: Path) -> Clip:
+    """One line of JSON → a Clip; its number names it if it is not of the world. Raises ValueError that says what is
+    missing, unknown or of the wrong type.
+
+    >>> line = '{"video": "a.mp4", "end": 9, "qa": [{"question": "who ?", "answer": "she", "options": ["he", "she"]}]}'
+    >>> clip = parse_clip(line, 7, Path("films"))
+    >>> clip.video.as_posix(), clip.seed, clip.end, clip.qa[0].task, clip.qa[0].options
+    ('films/a.mp4', 7, 9.0, 'question', ('he', 'she'))
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}, where an object in curly brackets is due")
+    if unknown := set(row) - {"video", "image", "images", "qa", "start", "end", "kind", "split", "seed"}:
+        raise ValueError(f"unknown: {', '.join(sorted(unknown))}; know video, image, images, qa, start, end")
+    if len(named := {"video", "image", "images"} & set(row)) != 1:
+        raise ValueError(f'{len(named)} of "video", "image" and "images": give one')
+    paths = row["images"] if "images" in row else [row.get("video", row.get("image"))]
+    if not isinstance(paths, list) or not paths or not all(isinstance(p, str) and p for p in paths):
+        raise ValueError(f"{named.pop()} = {paths}: give a path" + " or more, in square brackets" * ("images" in row))
+    times = {name: row[name] for name in ("start", "end") if row.get(name) is not None}
+    for name, value in times.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
+            raise ValueError(f"{name} = {value!r}: give seconds, 0 or more")
+        times[name] = float(value)
+    if times and "video" not in row:
+        raise ValueError("start and end are for videos")
+    if times.get("start", 0.0) > times.get("end", float("inf")):
+        raise ValueError(f"start {times['start']} comes after end {times['end']}")
+    kind, split, seed = row.get("kind", OWN), row.get("split", OWN), row.get("seed", number)
+    if kind not in (*world.TASKS, OWN) or split not in (*world.SPLITS, OWN) or not isinstance(seed, int):
+        raise ValueError(f"kind {kind!r}, split {split!r}, seed {seed!r} name no scene of the world: leave them out")
+    if not isinstance(row.get("qa"), list) or not row["qa"]:
+        raise ValueError("no qa: give a list of at least one question and answer")
+    qa = tuple(_parse_qa(q, row.get("kind", OWN)) for q in row["qa"])
+    paths = tuple(folder / p for p in paths)
+    return Clip(paths[0], kind, split, seed, qa, **times, images=() if "video" in row else paths)
+
+
+def _parse_qa(q: dict, kind: str) -> QA:
+    """One question of a line. ValueError as in `parse_clip`."""
+    if not isinstance(q, dict):
+        raise ValueError(f"a question is {q!r}: give an object with question and answer")
+    if unknown := set(q) - {"question", "answer", "options", "task"}:
+        raise ValueError(f"unknown in a question: {', '.join(sorted(unknown))}; know question, answer, options")
+    for name in ("question", "answer"):
+        if name in q and not isinstance(q[name], str):
+            raise ValueError(f"{name} = {q[name]!r}: give a text, in quotation marks")
+        if not q.get(name, "").strip():
+            raise ValueError(f"a question without {name}: {json.dumps(q)[:100]}")
+    options = q.get("options") or []
+    if not isinstance(options, list) or not all(isinstance(o, str) and o.strip() for o in options):
+        raise ValueError(f"options = {options!r}: give a list of texts")
+    question, answer, options = q["question"].strip(), q["answer"].strip(), [o.strip() for o in options]
+    if options and answer not in options:
+        raise ValueError(f"the answer {answer!r} is not among its options {options}")
+    if len(set(options)) < len(options):
+        raise ValueError(f"options = {options}: an option comes twice")
+    task = q.get("task", "question")
+    return QA(task if kind != OWN or len(options) > 1 else FREE, question, answer, tuple(options))
+
+
+def lines_of(index: Path) -> list[str]:
+    """The lines of a file, as JSON lines end: at a line feed and nowhere else (not at U+2028, say)."""
+    return index.read_text(encoding="utf-8-sig").split("\n")
+
+
+def load_clips(index: str | os.PathLike) -> list[Clip]:
+    """The clips of a JSON-lines file; empty lines count, and are skipped. Raises ValueError that names a bad line's
+    number, and for a file without any clip."""
+    index, clips = Path(index), []
+    for number, line in enumerate(lines_of(index), start=1):
+        if line.strip():
+            try:
+                clips.append(parse_clip(line, number, index.parent))
+            except ValueError as error:
+                check = f"`python -m stts_mini.lab.check {index}` lists all such lines"
+                raise ValueError(f"{index}, line {number} is not a clip: {error}; {check}") from error
+    if not clips:
+        raise ValueError(f"{index} holds no clip: give a line of JSON for each")
+    return clips
+
+
+def fingerprint(clips: Sequence[Clip]) -> str:
+    """12 hex digits that change with any clip, question or answer; printed beside every result."""
+    folders = sorted({c.video.parent.name for c in clips})  # world version and size
+    text = repr([(c.split, c.kind, c.seed, c.qa) for c in clips])
+    text += f" {WORLD_ID} {folders} {OPTION_SEED} {SHOWN_OPTIONS}"
+    if own := [(c.video.name, c.start, c.end, [p.name for p in c.images]) for c in clips if c.kind == OWN]:
+        text += repr(own)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def held_out(
+    data: str | Path, size: int, clips: int, split: str = "test", kinds: Sequence[str] = tuple(world.TASKS)
+) -> list[Clip]:
+    """`clips` held-out clips of each of the kinds that is judged, written first if need be."""
+    return load_clips(prepare(data, split, {kind: clips for kind in kinds if world.TASKS[kind]}, size))

@@ -1,0 +1,51 @@
+"""A progress bar: one line that is redrawn on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(75), clock(4000)
+    ('1:15', '1:06:40')
+    """
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress:
+    """`update(done, text)` after each piece of work, `close()` at the end; writes to stderr."""
+
+    def __init__(self, name: str, total: int, start: int = 0):
+        self.name, self.total, self.start = name, total, start
+        self.began = self.drawn = time.monotonic()
+        self.live = sys.stderr.isatty()
+        self.width = 0
+
+    def update(self, done: int, text: str = "") -> None:
+        """Draw, but not more often than 10 times a second on a terminal or once in 15 s elsewhere."""
+        now = time.monotonic()
+        if done < self.total and now - self.drawn < (0.1 if self.live else 15):
+            return
+        self.drawn = now
+        left = (now - self.began) / max(done - self.start, 1) * (self.total - done)
+        bar = ""
+        if self.live:
+            bar = "█" * (20 * done // self.total)
+            bar = f" {bar:·<20}"
+        line = f"{self.name}{bar} {done}/{self.total} {text} · {clock(now - self.began)} gone, {clock(left)} to go"
+        if self.live:
+            sys.stderr.write("\r" + line.ljust(self.width))
+            self.width = len(line)
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self.live and self.width:
+            sys.stderr.write("\n")
+            sys.stderr.flush()

@@ -1,0 +1,119 @@
+"""Text to token ids and back: whole words of a small world, time stamps, and bytes for the rest.
+
+Every text round-trips. A word is one token together with the space before it (so a text gets one space
+in front, and decoding takes it off again); a time stamp with one decimal is a word like any other,
+from 0.0 to `last_stamp`. Special tokens can never be written as text.
+
+    ids 0..7: special · then 256 bytes · then stamps · then words
+
+`PretrainedTokenizer` gives a real LLM's own tokenizer the same methods. `Marks` names the few ids that the model
+itself must know.
+
+What this file does not do: learn merges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from stts_mini.sequence import MARKS, Marks
+
+SPECIAL = ("<pad>", "<end>", "<frame>", "</frame>", "<question>", "<option>", "<answer>", "<reserved>")
+PAD, END, FRAME_START, FRAME_END = MARKS.pad, MARKS.end, MARKS.frame_start, MARKS.frame_end
+QUESTION, OPTION, ANSWER = 4, 5, 6
+FIRST_BYTE = len(SPECIAL)
+CHUNKS = re.compile(r" \d+\.\d(?!\w)| \w+| [^\w\s]|.", re.DOTALL)
+
+
+class Tokenizer:
+    """
+    >>> tokenizer = Tokenizer(["red", "circle"])
+    >>> len(tokenizer.encode("red circle at 12.5 s")), tokenizer.encode("12.5") == [tokenizer.stamp(12.5)]
+    (8, True)
+    >>> tokenizer.decode(tokenizer.encode("red zébra, 99:99"))
+    'red zébra, 99:99'
+    """
+
+    def __init__(self, words: list[str], last_stamp: float = 128.0):
+        self.first_stamp = FIRST_BYTE + 256
+        stamps = [f"{i / 10:.1f}" for i in range(round(last_stamp * 10) + 1)]
+        chunks = [" " + word for word in (*stamps, *words)]
+        self.num_stamps, self.marks = len(stamps), MARKS
+        self.id_of = {chunk: self.first_stamp + i for i, chunk in enumerate(chunks)}
+        self.chunk_of = {i: chunk for chunk, i in self.id_of.items()}
+
+    def __len__(self) -> int:
+        """V, the size of the vocabulary."""
+        return self.first_stamp + len(self.id_of)
+
+    def stamp(self, time: float) -> int:
+        """The id of a time in seconds, rounded to one decimal; KeyError beyond `last_stamp`."""
+        return self.id_of[f" {time:.1f}"]
+
+    def prompt(self, question: str, options: Sequence[str] = ()) -> list[int]:
+        """<question> … <option> … <option> … <answer>; without options, none are shown."""
+        ids = [QUESTION, *self.encode(question)]
+        for option in options:
+            ids += [OPTION, *self.encode(option)]
+        return [*ids, ANSWER]
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids."""
+        ids: list[int] = []
+        for chunk in CHUNKS.findall(" " + text):
+            if chunk in self.id_of:
+                ids.append(self.id_of[chunk])
+            else:
+                ids.extend(FIRST_BYTE + byte for byte in chunk.encode())
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids to text. Special tokens appear by name; bytes that are no UTF-8 as �."""
+        raw = b""
+        for i in ids:
+            if i < FIRST_BYTE:
+                raw += SPECIAL[i].encode()
+            elif i < self.first_stamp:
+                raw += bytes([i - FIRST_BYTE])
+            else:
+                raw += self.chunk_of[i].encode()
+        return raw.decode(errors="replace").removeprefix(" ")
+
+
+class PretrainedTokenizer:
+    """A real LLM's tokenizer, from the text of its `tokenizer.json`, with the methods of `Tokenizer`. Needs the
+    package tokenizers. `marks` names, as text, the special tokens that `Marks` holds as ids (None: Qwen3's).
+    Raises ValueError for a vocabulary without them."""
+
+    def __init__(self, json_text: str, marks: dict[str, str] | None = None):
+        try:
+            from tokenizers import Tokenizer as FastTokenizer
+        except ImportError as error:
+            raise ValueError("this model has a tokenizer of its own: pip install tokenizers to use it") from error
+        marks = marks or dict(
+            pad="<|endoftext|>", end="<|im_end|>", frame_start="<|vision_start|>", frame_end="<|vision_end|>"
+        )  # fmt: skip
+        self.json_text, self.names = json_text, marks
+        self.fast = FastTokenizer.from_str(json_text)
+        ids = {name: self.fast.token_to_id(text) for name, text in marks.items()}
+        if missing := [marks[name] for name, i in ids.items() if i is None]:
+            raise ValueError(f"the tokenizer has no {', '.join(missing)}: say which of its tokens to use as marks")
+        self.marks = Marks(**ids)
+
+    def __len__(self) -> int:
+        """V, the size of the vocabulary."""
+        return self.fast.get_vocab_size()
+
+    def prompt(self, question: str, options: Sequence[str] = ()) -> list[int]:
+        """The question, the options, and an invitation to answer."""
+        lines = ["Question: " + question, *(f"Option: {option}" for option in options), "Answer:"]
+        return self.fast.encode("\n".join(lines), add_special_tokens=False).ids
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids, with the space before it."""
+        return self.fast.encode(" " + text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids to text, without the space before it; special tokens appear by name."""
+        return self.fast.decode(ids, skip_special_tokens=False).removeprefix(" ")

@@ -1,0 +1,82 @@
+"""Several processes as one: torch's own DistributedDataParallel, and the little that must be said around it.
+
+    torchrun --nproc-per-node 2 -m stts_mini.train
+
+Each process makes its share of every batch; gradients are averaged by DistributedDataParallel; process 0 alone
+prepares data, prints and writes. In a single process every function here does nothing.
+
+What this file does not do: split batches (`data/batches.py`), weigh losses (`step.py`).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[torch.device]:
+    """Join the others, if `torchrun` started several, and leave them at the end; gives this process's own device.
+    All but process 0 are silent on standard output."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # the others wait while process 0 writes clips, which can take long
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    printed = sys.stdout
+    try:
+        if rank():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        yield device
+        dist.barrier()  # all leave together: who ends while others still work can be torn down by gloo's threads
+    finally:
+        sys.stdout = printed
+        gc.collect()  # DDP's hold on the group goes first
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first() -> Iterator[bool]:
+    """Whether this is process 0; the others wait until it has left the block, so that they find what it made."""
+    yield rank() == 0
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def total(*numbers: float) -> list[float]:
+    """Sums over all processes."""
+    if not dist.is_initialized():
+        return list(numbers)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    summed = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def gather(value: Any) -> list:
+    """Every process's value, in their order."""
+    values = [value] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values

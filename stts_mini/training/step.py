@@ -1,0 +1,135 @@
+"""One training step: the gradients of one batch.
+
+    L = L_task + λ · L_sim                                                          (paper §3.2)
+
+A batch may be cut into parts, to save memory, and shared by several processes: L_task is a mean over all questions of
+the whole batch, L_sim over all of its pruned videos, whatever the cuts. How the model is called (compiled, recomputing,
+in half precision, in step with other processes) is decided here, too.
+
+What this file does not do: draw batches (`data/batches.py`), step optimisers, log, save (`train.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from stts_mini.model import VLM, Encoded, Output
+from stts_mini.packing import num_removed
+from stts_mini.sequence import Batch
+from stts_mini.training import distributed
+from stts_mini.training.config import TrainConfig
+from stts_mini.training.saliency import saliency_loss, taught
+
+
+def parts_of(batch: Batch, count: int) -> list[Batch]:
+    """Cut a batch into up to `count` parts along the videos."""
+    if count == 1:
+        return [batch]
+    cuts = [c for c in torch.arange(len(batch.num_frames)).tensor_split(count) if len(c)]
+    return [
+        Batch(
+            batch.frames[c, : (T := int(batch.num_frames[c].max()))],
+            batch.num_frames[c],
+            [batch.stamps[i] for i in c.tolist()],
+            [batch.branches[i] for i in c.tolist()],
+            None if batch.scores is None else batch.scores[c, :T],
+            None if batch.still is None else batch.still[c],
+        )
+        for c in cuts
+    ]
+
+
+def weights_of(batch: Batch, k: float, cells: int) -> tuple[int, int]:
+    """What a part's two losses are means over: its questions, and its videos that lose anything."""
+    still = [False] * len(batch.num_frames) if batch.still is None else batch.still.tolist()
+    videos = zip(batch.num_frames.tolist(), still, strict=True)
+    return sum(map(len, batch.branches)), sum(num_removed(k, cells, n) > 0 and not s for n, s in videos)
+
+
+def forward_backward(
+    model: VLM,
+    batch: Batch,
+    config: TrainConfig,
+    device: torch.device,
+    k: float | None = None,
+    encode: Callable[..., Encoded] | None = None,
+    run: Callable[..., Output] | None = None,
+    saliency: bool = False,
+):
+    """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
+    losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
+    several processes. `saliency`: unpruned, with L_sal in the place of L_sim (which has no say once
+    a scorer was taught by saliency). Returns mean L_task, mean L_sim or L_sal, answers right, answers, tokens."""
+    k, run = config.k if k is None else k, run or model
+    encode = model.encode_blind if config.blind else encode
+    if saliency:
+        encode = functools.partial(model.encode_video, score_all=True)
+    parts = parts_of(batch, config.accumulate)
+    weights = [weights_of(part, k, model.config.cells) for part in parts]
+    if saliency:
+        weights = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(weights, parts, strict=True)]
+    questions, videos = distributed.total(*(sum(column) for column in zip(*weights, strict=True)))
+    sums = [0.0] * 5
+    for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
+        shares = own_questions / questions, own_videos / max(videos, 1)
+        last = i == len(parts) - 1
+        with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
+            # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
+            with autocast(device), eagerly(saliency and config.compile):
+                output = run(part.to(device), k, encode)
+                sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
+                if saliency:
+                    sim_loss, weight = saliency_loss(output, part.num_frames, part.still), 1.0
+                loss = shares[0] * output.task_loss + weight * shares[1] * sim_loss
+                if run is not model and output.encoded.scores is not None:
+                    loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits
+            (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
+        task, sim = (float(torch.as_tensor(x).detach()) for x in (output.task_loss, sim_loss))
+        correct = answers_right(output)
+        own = shares[0] * task, shares[1] * sim, int(correct.sum()), len(correct), output.tokens
+        sums = [a + b for a, b in zip(sums, own, strict=True)]
+    task, sim, right, answers, tokens = distributed.total(*sums)
+    return task, sim, int(right), int(answers), int(tokens)
+
+
+def answers_right(output: Output) -> torch.Tensor:
+    """For each answer, whether all of its tokens were predicted: (answers,) bool."""
+    wrong = (output.logits.argmax(-1) != output.targets).long()
+    return torch.zeros(int(output.branch[-1]) + 1, dtype=torch.long, device=wrong.device).index_add(
+        0, output.branch, wrong
+    ) == 0  # fmt: skip
+
+
+def autocast(device: torch.device):
+    """bfloat16 where it pays: on CUDA."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def eagerly(compiled: bool):
+    """Compiled blocks run as they are written, for a while; nothing to do where they are not compiled."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def recompute(model: VLM) -> None:
+    """From now on keep each block's input only for the backward pass; the rest is computed twice."""
+    for block in (*model.vit.blocks, *model.llm.layers):
+        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
+
+
+def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
+    """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
+    model.varlen = config.varlen
+    blocks = (*model.vit.blocks, *model.llm.layers)
+    for block in blocks if config.compile else ():
+        block.compile(dynamic=True)
+    if config.recompute:
+        recompute(model)
+    if distributed.world_size() == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(model, ids, find_unused_parameters=True)

@@ -1,0 +1,228 @@
+"""Clips on disk, batches in memory: pure, resumable, and true to their files."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stts_mini.data import clips as on_disk
+from stts_mini.data.batches import TOKENIZER, Reader, Sampler, collate
+from stts_mini.data.clips import QA, Clip, fingerprint, load_clips, prepare
+from stts_mini.data.tokenizer import ANSWER, OPTION, QUESTION
+from stts_mini.data.video import Video
+from stts_mini.toy.world import make_scene
+
+COUNTS = {"short": 6, "watch": 2, "image": 2}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("data"), "train", COUNTS, 48)
+
+
+@pytest.fixture(scope="session")
+def clips(prepared):
+    return load_clips(prepared)
+
+
+def test_prepare_writes_real_clips_with_their_questions(prepared, clips):
+    assert len(clips) == 10 and [c.kind for c in clips[5:8]] == ["short", "watch", "watch"]
+    video = Reader(16, 48)(clips[0])
+    assert video.frames.shape[0] in (8, 9) and video.times[1] == 0.5
+    assert all(len(Reader(16, 48)(c).frames) == (16 if c.kind == "watch" else 1) for c in clips[6:])
+    assert all(not name.endswith(".partial") for name in os.listdir(prepared.parent))
+
+
+def test_prepare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    made = []
+    whole = on_disk.write_video
+
+    def counting(path, *args, **kwargs):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(path.name)
+        whole(path, *args, **kwargs)
+
+    monkeypatch.setattr(on_disk, "write_video", counting)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, "val", {"image": 5}, 48)
+    assert not list(tmp_path.glob("*/*.jsonl"))
+    monkeypatch.setattr(on_disk, "write_video", lambda path, *a, **k: (made.append(path.name), whole(path, *a, **k)))
+    index = prepare(tmp_path, "val", {"image": 5}, 48)
+    assert made == [f"val-image-{i:06d}.mp4" for i in range(5)] and len(load_clips(index)) == 5
+    monkeypatch.setattr(on_disk, "write_video", None)  # nothing is written a second time
+    assert prepare(tmp_path, "val", {"image": 5}, 48) == index
+
+
+def test_a_deleted_clip_is_written_anew(tmp_path):
+    index = prepare(tmp_path, "val", {"image": 2}, 48)
+    clips = load_clips(index)
+    before = clips[1].video.read_bytes()
+    clips[1].video.unlink()
+    assert prepare(tmp_path, "val", {"image": 2}, 48) == index
+    assert clips[1].video.read_bytes() == before
+
+
+def test_a_bad_line_is_named(prepared, tmp_path):
+    lines = prepared.read_text().splitlines()
+    for bad in ("{", "[]", json.dumps({"video": "x.mp4"})):
+        (tmp_path / "bad.jsonl").write_text("\n".join([lines[0], bad]))
+        with pytest.raises(ValueError, match="line 2 is not a clip"):
+            load_clips(tmp_path / "bad.jsonl")
+
+
+def test_fingerprint_sees_every_change(clips):
+    assert fingerprint(clips) == fingerprint(list(clips)) != fingerprint(clips[1:])
+    one = clips[0]
+    other = Clip(one.video, one.kind, one.split, one.seed, one.qa[1:])
+    assert fingerprint([one]) != fingerprint([other])
+    elsewhere = Clip(one.video.with_name("b.mp4"), one.kind, one.split, one.seed, one.qa)
+    assert fingerprint([one]) == fingerprint([elsewhere])  # where it lies does not matter
+
+
+def test_reader_keeps_what_fits(clips):
+    small = Reader(16, 48, cache_gb=1e-9)
+    large = Reader(16, 48)
+    assert small(clips[0]) is not small(clips[0]) and not small.cache
+    assert large(clips[0]) is large(clips[0])
+    assert np.array_equal(small(clips[0]).frames, large(clips[0]).frames)
+
+
+def test_prompt_reads_as_documented():
+    ids = TOKENIZER.prompt("what colour is the circle ?", ["red", "blue"])
+    red, blue = TOKENIZER.encode("red"), TOKENIZER.encode("blue")
+    expected = [QUESTION, *TOKENIZER.encode("what colour is the circle ?"), OPTION, *red, OPTION, *blue, ANSWER]
+    assert ids == expected
+
+
+def test_collate_pads_and_keeps_every_pixel():
+    videos = [Video(np.full((n, 4, 6, 3), n, np.uint8), [0.5 * i for i in range(n)], 0.0) for n in (1, 3)]
+    videos[1].frames[2, 1, 5] = (7, 8, 9)
+    batch = collate(videos, [[], []])
+    assert batch.frames.shape == (2, 3, 3, 4, 6) and batch.num_frames.tolist() == [1, 3]
+    assert batch.frames[1, 2, :, 1, 5].tolist() == [7, 8, 9] and (batch.frames[0, 1:] == 0).all()
+    assert batch.stamps == [[[TOKENIZER.stamp(0)]], [[TOKENIZER.stamp(t)] for t in (0, 0.5, 1.0)]]
+
+
+def test_a_step_is_a_pure_function_of_seed_and_number(clips):
+    fresh = lambda seed=0: Sampler(clips, Reader(16, 48), 4, 6, seed)
+    used = fresh()
+    for step in (0, 1, 5):
+        used(step)
+    a, b = used(3), fresh()(3)
+    assert torch.equal(a.frames, b.frames) and a.branches == b.branches
+    assert a.branches != fresh(1)(3).branches and a.branches != fresh()(4).branches
+
+
+def named(kinds):
+    """Clips of these kinds, with nothing in them."""
+    return [Clip(f"{i}.mp4", kind, "train", i, ()) for i, kind in enumerate(kinds)]
+
+
+def test_a_curriculum_shows_its_kinds_in_turn_and_then_all_that_is_judged():
+    clips = named(["short", "brief", "image", "watch", "image", "brief", "image"])
+    kinds = lambda step: {clips[n].kind for n in sampler.clip_numbers(step)}
+    sampler = Sampler(clips, None, 3, 6, 0, stages=(("image", 2), ("brief", 3)))
+    assert [kinds(step) for step in range(5)] == [{"image"}] * 2 + [{"brief"}] * 3
+    assert set.union(*(kinds(step) for step in range(5, 12))) == {"short", "image", "watch"}
+    assert sorted(sampler.clip_numbers(0)) == [2, 4, 6]
+    skipped = Sampler(clips, None, 3, 6, 0, stages=(("image", 0), ("brief", 1)))
+    assert {clips[n].kind for n in skipped.clip_numbers(0)} == {"brief"}
+    late = Sampler(named(["image"] * 3 + ["short"] * 6), None, 3, 6, 0, stages=(("image", 1),))
+    epoch = [n for step in (1, 2, 3) for n in late.clip_numbers(step)]
+    assert sorted(epoch) == list(range(9))  # the mixed clips' first epoch starts where the curriculum ends
+    only = Sampler(named(["brief", "brief"]), None, 2, 6, 0)
+    assert sorted(only.clip_numbers(7)) == [0, 1]  # nothing else there
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(st.integers(1, 7), st.integers(0, 3))
+def test_an_epoch_shows_every_clip_once_but_for_what_fills_no_batch(batch_size, seed):
+    clips = named(["short"] * 12 + ["image"] * 7)
+    numbers = Sampler(clips, None, batch_size, 6, seed).clip_numbers
+    steps = 12 // batch_size + 7 // batch_size
+    epochs = [[numbers(step) for step in range(e * steps, (e + 1) * steps)] for e in range(3)]
+    for epoch in epochs:
+        shown = [n for batch in epoch for n in batch]
+        assert len(set(shown)) == len(shown) == steps * batch_size
+        assert all(len({clips[n].kind for n in batch}) == 1 for batch in epoch)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_kind_with_few_clips_fills_its_batch_by_repeating():
+    assert sorted(Sampler(named(["short"] * 2), None, 5, 6, 0).clip_numbers(0)) == [0, 0, 0, 1, 1]
+
+
+def test_each_task_is_asked_before_any_is_asked_twice(clips):
+    sampler = Sampler(clips, None, 2, 6, 0)
+    for seed in range(20):
+        own = sampler._choose(clips[0], np.random.default_rng(seed))
+        assert len({q.task for q in own}) == len(own) == 6
+    assert len(sampler._choose(clips[-1], np.random.default_rng(0))) <= 6
+
+
+def test_of_a_brief_clip_every_entrance_is_asked():
+    scene = make_scene("train", "brief", 0)
+    qa = tuple(QA(q.task, q.text, q.answer, q.options) for q in scene.questions)
+    sampler = Sampler(named(["brief"]), None, 1, 10, 0)
+    for kind, entrances in (("brief", 4), ("short", 1)):
+        own = sampler._choose(Clip("x", kind, "train", 0, qa), np.random.default_rng(1))
+        assert sum(q.task == "enter" for q in own) == entrances and len({q.question for q in own}) == len(own)
+        assert len(own) == 9 + entrances and len({q.task for q in own}) == 10
+
+
+def test_preload_reads_what_the_reader_reads(clips):
+    sources = [c.source for c in clips]
+    every, some = Reader(16, 48), Reader(16, 48, cache_gb=1e-4)
+    every.preload(clips)
+    some.preload(clips)
+    assert list(every.cache) == sources and list(some.cache) == sources[:1]
+    assert np.array_equal(every(clips[4]).frames, Reader(16, 48)(clips[4]).frames)
+
+
+def test_many_jobs_go_to_processes_and_come_back_in_order():
+    assert list(on_disk.on_all_cores(abs, range(-70, 0))) == list(range(70, 0, -1))
+
+
+def test_a_script_that_workers_cannot_import_gets_an_answer_and_does_not_hang():
+    script = "from stts_mini.data.clips import on_all_cores; list(on_all_cores(abs, range(70)))"
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "under `if __name__ == '__main__':`" in done.stderr
+
+
+def test_the_processes_end_when_nobody_reads_on():
+    results = on_disk.on_all_cores(abs, range(-70, 0))
+    assert next(results) == 70
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def test_thinning_draws_a_number_of_frames_for_each_step(clips):
+    long = [c for c in clips if c.kind == "watch"] * 2
+    sampler = Sampler(long, Reader(16, 48, 4.0), 4, 6, 0, thinning=4.0)
+    lengths = [int(sampler(step).num_frames.max()) for step in range(40)]
+    assert min(lengths) in (4, 5) and max(lengths) in (15, 16) and len(set(lengths)) > 6
+    assert sum(n < 8 for n in lengths) > 10 and sum(n >= 8 for n in lengths) > 10  # log-uniform
+    assert all(set(sampler(step).num_frames.tolist()) == {lengths[step]} for step in range(3))
+    coarse = Sampler(long, Reader(16, 48, 4.0), 4, 6, 0, thinning=4.0, coarse_steps=20)
+    few = [int(coarse(step).num_frames.max()) for step in range(40)]
+    assert set(few[:20]) == {4} and few[20:] == lengths[20:]  # a quarter of 16 frames, and then as before
+
+
+def test_a_batch_can_carry_scores(clips):
+    """For each clip what `annotate` says of the frames that are shown, padded as the frames are."""
+    annotate = lambda clip, video: np.full((len(video.frames), 9), clip.seed + 1.0)
+    sampler = Sampler(clips, Reader(16, 48), 4, 6, 0, annotate=annotate)
+    for step in range(4):
+        batch, numbers = sampler(step), sampler.clip_numbers(step)
+        assert batch.scores.shape == (4, batch.frames.shape[1], 9) and batch.scores.dtype == torch.float32
+        for b, (number, real) in enumerate(zip(numbers, batch.num_frames.tolist(), strict=True)):
+            assert (batch.scores[b, :real] == clips[number].seed + 1).all() and not batch.scores[b, real:].any()
+    assert Sampler(clips, Reader(16, 48), 4, 6, 0)(0).scores is None

@@ -1,0 +1,331 @@
+"""Rows of the tables at a size of seconds: each method trains, is asked, and leaves a file; nothing is run twice."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stts_mini.data.batches import Reader
+from stts_mini.eval import evidence_per_cell
+from stts_mini.lab.paper import reproduce, tables
+from stts_mini.lab.paper.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
+from stts_mini.lab.paper.tables import NAMES, Results, page
+from stts_mini.training import checkpoint
+from stts_mini.training.config import TrainConfig
+from tests.tiny import TINY
+
+TINY_ROW = dict(image_steps=0, brief_steps=0, steps=2, max_frames=4)
+TINY_METHODS = {
+    name: {**settings, "saliency_steps": 1} if "saliency_steps" in settings else settings
+    for name, settings in reproduce.METHODS.items()
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A tiny base, tiny rows, three test clips of each kind."""
+    folder = tmp_path_factory.mktemp("lab")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    patch.setitem(reproduce.PRESETS, "base", {**TINY, "k": 0.0, "train_parade": 2, "llm_depth": 2, "vit_depth": 5})
+    patch.setattr(reproduce, "RECIPE", TINY_ROW)
+    patch.setattr(reproduce, "METHODS", TINY_METHODS)
+    patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(image_steps=0, brief_steps=0, steps=1)})
+    patch.setattr(reproduce, "FRAMES", 4)
+    device = torch.device("cpu")
+    for seed in (0, 1):
+        reproduce.train_base(folder / "results", "data", seed, device)
+    reproduce.train_base(folder / "results", "data", 1, device, young=True)
+    yield Lab("data", 3, device), folder / "results"
+    patch.undo()
+
+
+def test_bases_are_in_half_precision_and_are_not_trained_again(lab):
+    state = checkpoint.load(lab[1] / "base1.pt")
+    assert {w.dtype for w in state["model"].values()} == {torch.float16}
+    assert state["train_config"]["seed"] == 101 and state["train_config"]["init"].endswith("base1-few/checkpoint.pt")
+    young, first = checkpoint.load(lab[1] / "base1-few.pt"), checkpoint.load(Path("runs/base1-few/checkpoint.pt"))
+    assert all(torch.equal(w, first["model"][name].half()) for name, w in young["model"].items())
+    before = (lab[1] / "base1.pt").stat().st_mtime_ns
+    reproduce.train_base(lab[1], "data", 1, torch.device("cpu"))
+    assert (lab[1] / "base1.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("method", reproduce.METHODS)
+def test_every_method_makes_a_row(method, lab):
+    row = Row(method, 0.0 if "unpruned" in method or method == "blind" else 0.5, 1)
+    record = run_row(row, *lab)
+    assert record["base"] == 1 and record["config"]["seed"] == 1 and record["device"] == "cpu"
+    for asked in record["asked"].values():
+        assert {len(bits) for bits in asked["answers"].values()} == {3}
+        assert all(set(bits) <= {"0", "1"} for bits in asked["answers"].values()) and len(asked["answers"]) == 15
+        for task, bits in asked["answers"].items():
+            assert asked["accuracy"][task] == round(bits.count("1") / 3, 4)
+    trained = record["asked"]["as trained"]
+    every = 3 * 3 * 4 * 9  # kinds of video · clips · frames · cells
+    part = {"frames": 2, "young-frames": 2, "resolution": 9 / 4, "blind": np.inf, "saliency-few": 4, "saliency-many": 1}
+    part |= {"unpruned-range": 1 / 2, "saliency-range": 1}
+    part = part.get(method, 1 if "unpruned" in method else 2)
+    assert trained["tokens"] == every / part
+    other = ("tome", "frames", "resolution", "blind", "saliency-few", "saliency-many")
+    other += ("unpruned-range", "saliency-range", "young-frames")
+    assert (trained["evidence_kept"] is None) == (method in other)
+    if method == "unpruned":
+        ways = {way.split(",")[0] for way in record["asked"] if "inference" in way}
+        assert ways == {"cosine", "random", "tome"} and "64 frames" in record["asked"]
+        assert all(a["tokens"] == every / 2 for w, a in record["asked"].items() if w.endswith("k = 0.5"))
+    assert not {"data", "init", "out"} & set(record["config"])  # nothing of the machine
+    reproduce.write_json(lab[1] / "rows" / f"{row.name}.json", record)
+    name = {"elastic": "elastic, asked at k = 0.5", "saliency-few": "unpruned"}.get(method, NAMES[method])
+    text = page(Results(lab[1] / "rows"))
+    if method == "saliency-range":  # the two share a table
+        assert "| 2 | 18 | " in text and "| 4 | 36 | " in text
+    elif method != "unpruned-range":
+        title = "## Learning in the same time" if method.startswith("young-") else "# Results"
+        assert f"| {name} |" in text.split(title)[1]
+
+
+def test_methods_are_what_they_are_called(lab, monkeypatch):
+    """What reaches `train` and `evaluate`: the settings, the oracle's scores, the merging encoder."""
+    seen = []
+    real_train, real_evaluate = reproduce.train, reproduce.evaluate
+
+    def spied_train(*args, **options):
+        seen.append(("train", options))
+        return real_train(*args, **options)
+
+    def spied_evaluate(model, clips, reader, k, encode, **options):
+        seen.append((type(model.scorer).__name__, encode, options))
+        return real_evaluate(model, clips, reader, k, encode, **options)
+
+    monkeypatch.setattr(reproduce, "train", spied_train)
+    monkeypatch.setattr(reproduce, "evaluate", spied_evaluate)
+    kept = {}
+    for method in ("oracle", "tome", "random", "blind"):
+        seen.clear()
+        record = run_row(Row(method, 0.0 if method == "blind" else 0.5, 0), *lab)
+        kept[method] = record["asked"]["as trained"]["evidence_kept"]
+        (_, given), (_, encode, asked) = seen
+        assert given.get("annotate") == asked["annotate"] == (oracle if method == "oracle" else None)
+        assert given.get("encoder") == (reproduce.merging if method == "tome" else None)
+        assert (encode is None) == (method in ("oracle", "random"))
+    assert kept["oracle"] > kept["random"] + 0.1
+    seen.clear()
+    lab[0].ask(checkpoint.load_model(lab[1] / "base0.pt")[0].float(), reproduce.Asking(0.5, "cosine", 4), 0)
+    assert seen[0][0] == "CosineScorer"
+    config = lambda method: Row(method, 0.5, 0).config("data", Path("b"))
+    assert config("no-aux").sim_weight == 0 and config("no-bias").bias == "none" and config("blind").blind
+    assert config("stts").sim_weight == 1 and config("stts").bias == "log" and not config("stts").blind
+
+
+def test_the_oracle_ranks_cells_with_evidence_first(lab):
+    clip = next(c for c in lab[0].test if c.kind == "short")
+    video = Reader(4, 48, 10.0)(clip)
+    scores, some = oracle(clip, video), sum(evidence_per_cell(clip, video, 3).values()) > 0
+    assert scores.shape == (4, 9) and not some[0].any() and some[1:].any()
+    assert scores[some].min() > scores[~some].max()
+    assert len(np.unique(scores)) == scores.size  # no ties: chance decides
+
+
+def test_the_random_scorer_is_seeded_by_the_row(lab):
+    model = checkpoint.load_model(lab[1] / "base0.pt")[0].float()
+    way = reproduce.Asking(0.5, "random", 4)
+    a, b, c = (lab[0].ask(model, way, seed).evidence for seed in (0, 0, 1))
+    assert a == b != c
+
+
+def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, monkeypatch, capsys):
+    run = []
+    monkeypatch.setattr(reproduce, "run_row", lambda row, *_: run.append(row.name) or {})
+    monkeypatch.setattr(reproduce, "rows_of", lambda _: [Row("stts", k, 2) for k in (0.1, 0.2, 0.3)])
+    there = lab[1] / "rows" / "stts-k10-seed2.json"
+    there.write_text("{}")
+    with claimed(Path("runs/rows/stts-k20-seed2.lock")) as mine:
+        assert mine
+        reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
+    assert run == ["stts-k30-seed2"] and (lab[1] / "rows" / "stts-k30-seed2.json").exists()
+    reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
+    assert run == ["stts-k30-seed2", "stts-k20-seed2"]
+    for path in (lab[1] / "rows").glob("stts-k[123]0-seed2.json"):
+        path.unlink()
+
+
+def test_a_row_may_have_its_own_number_of_steps(lab, monkeypatch):
+    row, decoded = Row("saliency@3", 0.5, 0), []
+    assert row.name == "saliency@3-k50-seed0"
+    real = reproduce.train
+
+    def spied(config, resume, device, reader, **options):
+        decoded.append(len(reader.cache))
+        return real(config, resume, device, reader, **options)
+
+    monkeypatch.setattr(reproduce, "train", spied)
+    lab[0].readers.clear()
+    record = run_row(row, *lab)
+    assert decoded == [len(lab[0].train)]  # before the clock of training began
+    assert record["config"]["steps"] == 3 and record["config"]["saliency_steps"] == 1
+    assert len((Path("runs/rows") / row.name / "log.csv").read_text().splitlines()) == 1 + 3
+    assert set(record["asked"]) == {"as trained"} and record["cpu_seconds"] > 0
+
+
+@pytest.mark.parametrize("method", reproduce.METHODS)
+def test_a_number_of_steps_changes_nothing_else(method, lab):
+    k = 0.0 if method in ("unpruned", "blind") else 0.5
+    plain, longer = (asdict(Row(m, k, 0).config("data", Path("b"))) for m in (method, f"{method}@7"))
+    assert longer == {**plain, "steps": 7, "out": longer["out"]}
+    assert reproduce.taught_by(f"{method}@7") == reproduce.taught_by(method)
+
+
+@pytest.mark.parametrize("method", ["blind", "random", "tome"])
+def test_with_its_own_number_of_steps_a_row_is_asked_as_ever(method, lab):
+    model, k = checkpoint.load_model(lab[1] / "base0.pt")[0].float(), 0.0 if method == "blind" else 0.5
+    plain, longer = (reproduce.ask_all(Row(m, k, 0), model, lab[0]) for m in (method, f"{method}@7"))
+    plain, longer = ({**asked["as trained"], "method": ""} for asked in (plain, longer))
+    assert plain == longer
+
+
+@pytest.fixture
+def finished(lab):
+    """A row that is asked two ways, and its file."""
+    row, path = Row("saliency", 0.9, 0), lab[1] / "rows" / "saliency-k90-seed0.json"
+    whole = run_row(row, *lab)
+    assert set(whole["asked"]) == {"as trained", "scaled"} and whole["asked"]["scaled"]["max_frames"] == 8
+    yield row, path, whole, {**whole, "asked": {"as trained": whole["asked"]["as trained"], "of old": {}}}
+    path.unlink()
+
+
+def command(lab):
+    """The command, for the row that is finished."""
+    reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
+
+
+def test_a_young_base_is_made_when_a_row_wants_it(lab, monkeypatch):
+    base, row = lab[1] / "base0-few.pt", Row("young-cosine", 0.5, 2)
+    assert not base.exists()
+    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
+    command(lab)
+    record = json.loads((lab[1] / "rows" / f"{row.name}.json").read_text())
+    assert base.exists() and record["base_sha256"] == reproduce.sha256(base)
+    assert record["base_sha256"] != reproduce.sha256(lab[1] / "base0.pt")
+
+
+def test_a_finished_row_is_asked_in_the_ways_that_its_file_lacks(lab, finished, monkeypatch):
+    row, path, whole, lacking = finished
+    asked, real = [], Lab.ask
+    monkeypatch.setattr(Lab, "ask", lambda self, model, way, seed: asked.append(way) or real(self, model, way, seed))
+    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
+    reproduce.write_json(path, lacking)
+    with claimed(Path(f"runs/rows/{row.name}.lock")):
+        command(lab)  # somebody else is at it
+    assert asked == [] and json.loads(path.read_text()) == lacking
+    command(lab)
+    after = json.loads(path.read_text())
+    assert [way.max_frames for way in asked] == [8] and set(after.pop("asked_again")) == {"scaled"}
+    assert after == {**whole, "asked": {**lacking["asked"], "scaled": whole["asked"]["scaled"]}}
+    command(lab)
+    assert len(asked) == 1  # nothing is missing
+
+
+@pytest.mark.parametrize("other", ["lr", "fingerprint", "base_sha256", "device", "step", "junk"])
+def test_a_row_that_is_not_its_files_is_not_asked_again(other, lab, finished, capsys, monkeypatch):
+    row, path, _, lacking = finished
+    run = Path("runs/rows") / row.name / "checkpoint.pt"
+    if other == "junk":
+        run.write_bytes(b"junk")
+    elif other == "step":
+        model, state = checkpoint.load_model(run)
+        checkpoint.save(run, model, **{k: v for k, v in state.items() if k != "model"} | {"step": 1})
+    elif other == "lr":
+        lacking["config"] = {**lacking["config"], "lr": 0.5}
+    else:
+        lacking[other] = "x"
+    reproduce.write_json(path, lacking)
+    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
+    command(lab)  # goes on
+    assert json.loads(path.read_text()) == lacking
+    assert f"row {row.name} is not asked again (scaled): " in capsys.readouterr().out
+
+
+def test_the_rows_of_the_tables():
+    k, methods = rows_of("k"), rows_of("methods")
+    clock = {(row.method, row.k) for row in rows_of("clock")}
+    recipes = {(reproduce.parted(m)[0], k) for m, k in clock if not m.startswith("young-")}
+    assert recipes <= clock  # each beside the recipe's own
+    assert ("oracle", 0.9) in {(row.method, row.k) for row in methods}
+    assert len(set(k)) == len(k) == 3 + 27 + 12 and len(set(methods)) == len(methods)
+    assert {(r.method, r.k) for r in k if r.seed == 2} == {
+        ("unpruned", 0.0), *((m, x) for m in ("stts", "saliency", "random") for x in (0.5, 0.8, 0.9))
+    }  # fmt: skip
+    every = [row for table in reproduce.TABLES for row in rows_of(table)]
+    for row in every:
+        config = row.config("data", Path("base.pt"))
+        assert isinstance(config, TrainConfig) and config.k == (
+            0.0 if reproduce.parted(row.method)[0] in ("frames", "young-frames", "resolution") else row.k
+        )
+    for row in every:  # but for what makes the method, all is the same
+        own = {"k", "out", "init", *tables.ONE_METHODS_OWN}
+        a, b = (asdict(r.config("data", Path("b"))) for r in (row, Row("unpruned", 0.0, row.seed)))
+        assert {name for name in a if a[name] != b[name]} <= own
+
+
+OWN_SCORER = """
+import torch
+from torch import nn
+
+
+class Middle(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.w2 = config.w**2
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, num_frames=None):
+        return self.weight * x.detach().unflatten(2, (-1, self.w2)).std(dim=(3, 4))
+"""
+
+
+def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkeypatch):
+    """One file, touched by nobody else: trained, judged, in the tables."""
+    monkeypatch.setitem(reproduce.PRESETS, "base", {**reproduce.PRESETS["base"]})
+    (tmp_path / "mine.py").write_text(OWN_SCORER)
+    name = f"{tmp_path / 'mine.py'}:Middle"
+    reproduce.main(["--scorer", name, "--k", "0.5", "--results", str(lab[1]), "--clips", "3"])
+    rows = Results(lab[1] / "rows")
+    assert rows.seeds(name, 0.5) == [0, 1, 2] and (lab[1] / "rows" / "Middle-k50-seed2.json").exists()
+    text = page(rows)
+    assert "| Middle | 50 |" in text
+    (tmp_path / "other.py").write_text(OWN_SCORER)
+    with pytest.raises(SystemExit, match=r"is the row of .*mine.py:Middle: move it, or rename your class"):
+        reproduce.main(["--scorer", f"{tmp_path / 'other.py'}:Middle", "--results", str(lab[1]), "--clips", "3"])
+    with pytest.raises(SystemExit, match="there is no file"):
+        reproduce.main(["--scorer", "nowhere.py:Middle", "--results", str(lab[1])])
+
+
+def test_the_real_settings_of_every_row_and_base_can_be():
+    """The tests above run with small ones in their place."""
+    for table in reproduce.TABLES:
+        for row in rows_of(table):
+            config = row.config("data", Path("base.pt"))
+            assert config.curriculum_steps == 0 and config.thinning == (4 if row.method.endswith("-range") else 1)
+    for settings in reproduce.BASE_RUNS.values():
+        TrainConfig(**{**reproduce.PRESETS["base"], **settings})
+
+
+def test_a_rows_weights_can_be_shipped(lab):
+    run_row(Row("stts", 0.5, 0), *lab)
+    reproduce.main(["--ship", "stts-k50-seed0", "--results", str(lab[1])])
+    shipped, state = checkpoint.load_model(lab[1] / "stts-k50-seed0.pt")
+    model, _ = checkpoint.load_model("runs/rows/stts-k50-seed0/checkpoint.pt")
+    assert "optimizers" not in state and state["train_config"]["k"] == 0.5
+    assert {w.dtype for w in checkpoint.load(lab[1] / "stts-k50-seed0.pt")["model"].values()} == {torch.float16}
+    for a, b in zip(shipped.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    state = checkpoint.load("runs/rows/stts-k50-seed0/checkpoint.pt")
+    torch.save({**state, "step": 1}, "runs/rows/stts-k50-seed0/checkpoint.pt")
+    with pytest.raises(SystemExit, match="is at step 1 of 2: let it end first"):
+        reproduce.main(["--ship", "stts-k50-seed0", "--results", str(lab[1])])
+    with pytest.raises(SystemExit, match="no checkpoint at"):
+        reproduce.main(["--ship", "nothing", "--results", str(lab[1])])

@@ -1,0 +1,353 @@
+"""Means, intervals and paired differences that can be worked out by hand."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stts_mini.lab.paper.reproduce import Row, settings_of
+from stts_mini.lab.paper.tables import BEGIN, END, Results, Scores, difference, interval, kind_of, main, page, value
+from stts_mini.toy import world
+from stts_mini.training.config import TrainConfig
+
+TASKS = (*world.SHORT_TASKS, *world.LONG_TASKS, "image/attribute", "image/count")
+
+
+def scores(p, seeds=3, clips=200, seed=0, tasks=TASKS):
+    """Answers right with probability p(task)."""
+    rng = np.random.default_rng(seed)
+    return Scores({t: (rng.random((seeds, clips)) < (p(t) if callable(p) else p)).astype(int) for t in tasks})
+
+
+def test_the_average_is_the_mean_of_short_and_long():
+    some = scores(lambda t: float(t in world.SHORT_TASKS))
+    assert value(some, "short") == 1 and value(some, "long") == 0 and value(some, "average") == 0.5
+    assert value(some, "needle") == 0 and value(scores(1.0), "image/count") == 1
+    assert interval(some, "average") == pytest.approx((0.5, 0.5))
+
+
+def test_an_interval_is_as_wide_as_luck():
+    """One task, one seed: ± 1.96 √(p(1−p)/n)."""
+    one = scores(0.7, seeds=1, clips=400)
+    low, high = interval(one, "needle")
+    p = value(one, "needle")
+    wide = 1.96 * (p * (1 - p) / 400) ** 0.5
+    assert p - low == pytest.approx(wide, rel=0.12) and high - p == pytest.approx(wide, rel=0.12)
+
+
+def test_seeds_count_in_the_interval():
+    answers = np.repeat([[0], [1]], 500, axis=1)  # a seed knows everything, another nothing
+    two = Scores(dict.fromkeys(TASKS, answers))
+    assert interval(two, "short") == pytest.approx((0, 1)) and value(two, "short") == 0.5
+
+
+def test_tasks_of_a_kind_share_their_clips():
+    """Ten tasks with the same answers say no more than one; of different kinds, they would."""
+    right = (np.random.default_rng(0).random((1, 300)) < 0.5).astype(int)
+    same = Scores(dict.fromkeys(TASKS, right))
+    assert interval(same, "short") == pytest.approx(interval(same, "order"))
+    width = lambda group: np.ptp(interval(same, group))
+    assert width("long") < 0.8 * width("needle")  # long clips come in two kinds
+    assert kind_of("needle") == kind_of("event-count") != kind_of("open") and kind_of("image/count") == "image"
+
+
+def test_differences_are_paired():
+    a = scores(0.6, clips=300)
+    better = Scores({t: np.where(np.arange(300) < 6, 1, x) for t, x in a.answers.items()})
+    d, low, high = difference(better, a, "average")
+    assert 0 < low <= d <= high < 0.03  # far less than the width of either's own interval
+    assert difference(a, a, "long") == (0, 0, 0)
+    with pytest.raises(ValueError, match="cannot be paired"):
+        difference(a, scores(0.6, clips=200), "short")
+
+
+def write(folder, method, k, seed, p=0.8, ways=("as trained",), tokens=100, kept=0.5, **other):
+    ask = lambda way: {
+        "k": k, "max_frames": 32, "tokens": tokens, "evidence_kept": kept, "chance": dict.fromkeys(TASKS, 0.25),
+        "answers": {t: "".join(map(str, x[0])) for t, x in scores(p, 1, 50, seed).answers.items()},
+    }  # fmt: skip
+    record = dict(
+        row=dict(method=method, k=k, seed=seed), asked={way: ask(way) for way in ways}, commit="c0ffee",
+        torch="2.13.0", fingerprint="abc", device="cpu", base=seed % 2, base_sha256=f"b{seed % 2}",
+        config=dict(k=k, seed=seed, steps=250), look_up=dict.fromkeys(TASKS, 0.2),
+    )  # fmt: skip
+    (folder / "rows").mkdir(exist_ok=True, parents=True)
+    (folder / "rows" / f"{method}{k}-{seed}.json").write_text(json.dumps({**record, **other}))
+
+
+def several(folder, method, k, seed, ways):
+    """A row whose ways of asking differ: {way: (p, frames, tokens of each clip of all kinds)}."""
+    asked = {}
+    for way, (p, frames, tokens) in ways.items():
+        write(folder, method, k, seed, p=p, ways=(way,), tokens=tokens)
+        path = folder / "rows" / f"{method}{k}-{seed}.json"
+        record = json.loads(path.read_text())
+        asked[way] = {**record["asked"][way], "max_frames": frames}
+    path.write_text(json.dumps({**record, "asked": asked}))
+
+
+def short_only(t):
+    return 1.0 if t in world.SHORT_TASKS else 0.0
+
+
+def test_the_page_says_what_the_files_say(tmp_path):
+    for seed in (0, 1):
+        write(
+            tmp_path, "unpruned", 0.0, seed, p=1.0, ways=("as trained", "1 frames", "cosine, inference only, k = 0.5")
+        )
+        write(tmp_path, "stts", 0.8, seed, p=short_only, tokens=20)
+    write(tmp_path, "random", 0.8, 0, p=0.0, tokens=20)
+    write(tmp_path, "frames", 0.8, 1, p=0.0, tokens=22)
+    write(tmp_path, "stts", 0.3, 0, p=0.5, ways=("as trained", "scaled"))
+    write(tmp_path, "blind", 0.0, 0, p=0.0, tokens=0)
+    write(tmp_path, "saliency-few", 0.5, 1, p=short_only, ways=("as trained", "scaled"), tokens=50 * 3 * 50)
+    write(tmp_path, "saliency", 0.9, 0, p=short_only, ways=("as trained", "scaled"))
+    write(tmp_path, "oracle", 0.9, 0, p=1.0)
+    write(tmp_path, "frames", 0.5, 1, p=1.0, tokens=50 * 3 * 40)
+    write(tmp_path, "elastic", 0.9, 0, p=short_only, tokens=20, ways=("as trained", "k = 0.5"))
+    main(["--results", str(tmp_path)])
+    text = (tmp_path / "README.md").read_text()
+    halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)"
+    assert f"| STTS | 80 | 80.0 | {halved} | 50.0 | 0, 1 |" in text
+    nothing = "0.0 (0.0–0.0) | 0.0 (0.0–0.0) | 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0)"
+    assert f"| fewer frames, unpruned | 80 | 78.0 | {nothing} | 50.0 | 1 |" in text  # its budget, by tokens
+    assert f"| blind, trained | 100 | 100.0 | {nothing} | 50.0 | 0 |" in text
+    assert "base s mod 2" in text and "(average, unpruned: 100.0 with seed 0, 100.0 with seed 1)" in text
+    by = "+100.0 (+100.0 to +100.0) | +0.0 (+0.0 to +0.0) | +50.0 (+50.0 to +50.0)"
+    for seed, other in enumerate(("random", "fewer frames, unpruned")):  # on the seeds that both have
+        assert f"| 80 | STTS | {other} | {by} | {seed}: +50.0 |" in text
+    assert "| **short** | 25.0 | 20.0 | 100.0 (100.0–100.0) | 100.0 | 0.0 |" in text
+    assert "| | chance | look-up | 32 frames (2) | frame 0 only (2) | blind (1) |" in text
+    scaling = text.split("(Table 3)")[1].split("##")[0]
+    assert "| STTS, taught by saliency, spread (ours) | 90 | 32, 32 | 1 | 0.0" in scaling
+    assert "oracle: the cells that answers depend on | 90 | 0.0 | 100.0" in text.split("(Tables 2 and 5)")[1]
+    assert "| STTS | 30 | 32, 32 | 1 | " in text and "cosine, inference only" in text
+    few, scaled = (line for line in text.splitlines() if line.startswith("| taught by saliency"))
+    assert few.endswith("| 0.0 (0.0–0.0) | – | 32 | 40 | 1 |")
+    assert scaled.startswith("| taught by saliency, spread (ours), trained on half of the frames | 50 | 32, 32 | 50 |")
+    assert "| elastic, asked at k = 0.5 | 90 | 80.0 | 100.0" in text
+    assert (
+        "| 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 32 | 40 | 1 |" in scaled
+    )  # against "frames", not the whole model
+    main(["--results", str(tmp_path), "--check"])
+    write(tmp_path, "random", 0.8, 1, p=0.0)
+    with pytest.raises(SystemExit, match="not what the rows say"):
+        main(["--results", str(tmp_path), "--check"])
+
+
+def test_more_frames_pruned_stand_beside_fewer_unpruned(tmp_path):
+    """Each line takes the right way of asking of each model; seeds that both have."""
+    for seed in (0, 1):
+        ways = {
+            "half the frames": (0.0, 16, 150),
+            "other rows' frames": (short_only, 32, 300),
+            "as trained": (1.0, 64, 600),
+        }
+        several(tmp_path, "unpruned-range", 0.0, seed, ways)
+        if seed == 0:
+            ways = {
+                "half the frames": (0.0, 16, 75),
+                "other rows' frames": (1.0, 32, 150),
+                "as trained": (0.0, 64, 300),
+            }
+            several(tmp_path, "saliency-range", 0.5, seed, ways)
+    write(tmp_path, "unpruned", 0.0, 0, p=1.0)
+    text = page(Results(tmp_path / "rows"))
+    lines = text.split("after training on any number of frames")[1].split("##")[0].strip().splitlines()[2:]
+    assert lines == [
+        "| 16 | 144 | 0.0 (0.0–0.0) | 32 | 144 | 100.0 (100.0–100.0) | +100.0 (+100.0 to +100.0) | – | 0 |",
+        "| 32 | 288 | 0.0 (0.0–0.0) | 64 | 288 | 0.0 (0.0–0.0) | +0.0 (+0.0 to +0.0) | −100.0 (−100.0 to −100.0) | 0 |",
+    ]
+    assert "unpruned, trained on any" not in text.split("(Tables 1 and 8)")[0]
+
+
+def test_what_is_learned_in_the_same_time(tmp_path):
+    """Steps and minutes are the row's, the difference is to the row from the same young base, and no other table has
+    them: they start elsewhere."""
+    write(tmp_path, "unpruned", 0.0, 0, p=1.0)
+    young = dict(base_sha256="y0")
+    write(tmp_path, "young-unpruned", 0.0, 0, p=short_only, cpu_seconds=600, threads=1, **young)
+    config = dict(k=0.5, seed=0, steps=500)
+    write(tmp_path, "young-saliency@500", 0.5, 0, p=1.0, cpu_seconds=660, threads=1, config=config, **young)
+    text = page(Results(tmp_path / "rows"))
+    before, own = text.split("## Learning in the same time")
+    assert own.split("##")[0].strip().splitlines()[-2:] == [
+        "| unpruned | 0 | 250 | 10.0 | 100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | – | 0 |",
+        "| taught by saliency, spread (ours) | 50 | 500 | 11.0 | 100.0 (100.0–100.0) | 100.0 (100.0–100.0) | 100.0"
+        " (100.0–100.0) | +50.0 (+50.0 to +50.0) | 0 |",
+    ]
+    assert "500" not in before
+    write(tmp_path, "young-unpruned", 0.0, 2, p=short_only, cpu_seconds=6, threads=2, **young)
+    for steps, method in ((450, "young-saliency@450"), (500, "young-cosine@500"), (90, "young-unpruned@90")):
+        write(tmp_path, method, 0.0 if "unpruned" in method else 0.5, 0, config={**config, "steps": steps}, **young)
+    write(tmp_path, "young-saliency@500", 0.5, 2, p=1.0, config={**config, "seed": 2}, **young)
+    own = page(Results(tmp_path / "rows")).split("## Learning in the same time")[1]
+    rows = [line.split(" | ")[:3] for line in own.split("##")[0].strip().splitlines()[4:]]
+    taught, heuristic = "| taught by saliency, spread (ours)", "| cosine heuristic"
+    assert rows == [  # by k, by steps, by name: the same order in every process
+        ["| unpruned", "0", "90"], ["| unpruned", "0", "250"],
+        [taught, "50", "450"], [heuristic, "50", "500"], [taught, "50", "500"],
+    ]  # fmt: skip
+    assert "| unpruned | 0 | 250 | 10.0 |" in own and "| 50 | 500 | 11.0 |" in own  # minutes of one core
+    write(tmp_path, "young-cosine@600", 0.5, 0, config=dict(k=0.5, seed=0, steps=600), base_sha256="y1")
+    with pytest.raises(ValueError, match="rows of different bases 0 after its first run"):
+        Results(tmp_path / "rows")
+
+
+def test_a_row_that_knew_fewer_settings_had_the_usual_ones(tmp_path):
+    """Settings come; rows stay. But for another value than the usual one, they part."""
+    config = dict(k=0.5, seed=0, steps=250)
+    write(tmp_path, "stts", 0.5, 0, config=config)
+    write(tmp_path, "stts", 0.5, 1, config={**config, "seed": 1, "recompute": False, "max_frames": 16, "thinning": 1.0})
+    assert TrainConfig().max_frames == 16 and Results(tmp_path / "rows").seeds("stts", 0.5) == [0, 1]
+    for other in (dict(recompute=True), dict(max_frames=8)):
+        write(tmp_path, "stts", 0.5, 1, config={**config, "seed": 1, **other})
+        with pytest.raises(ValueError, match="rows of different"):
+            Results(tmp_path / "rows")
+
+
+def test_the_readmes_table_is_made_and_checked(tmp_path):
+    write(tmp_path, "unpruned", 0.0, 0)
+    for k in (0.3, 0.5):
+        write(tmp_path, "random", k, 0)
+    readme = tmp_path / "FRONT.md"
+    readme.write_text(f"# A\n{BEGIN}{END}\nafter\n")
+    flags = ["--results", str(tmp_path), "--readme", str(readme)]
+    with pytest.raises(SystemExit, match=r"is not what the rows say"):
+        main([*flags, "--check"])
+    main(flags)
+    text = readme.read_text()
+    assert text.startswith("# A\n") and text.endswith(f"{END}\nafter\n") and "| unpruned | 0 |" in text
+    assert "| random | 50 |" in text and "| random | 30 |" not in text  # a short one
+    assert "| random | 30 |" in (tmp_path / "README.md").read_text()
+    main([*flags, "--check"])
+    readme.write_text(text.replace("| unpruned | 0 |", "| unpruned | 1 |"))
+    with pytest.raises(SystemExit, match=r"FRONT.md is not what the rows say"):
+        main([*flags, "--check"])
+    readme.write_text("# no marks")
+    with pytest.raises(SystemExit, match="no place for the table"):
+        main(flags)
+
+
+@pytest.mark.parametrize(
+    "other, what",
+    [
+        (dict(fingerprint="xyz"), "test sets"),
+        (dict(base_sha256="b9"), "bases 0"),
+        (dict(device="cuda"), "devices"),
+        (dict(config=dict(k=0.5, seed=0, steps=250, lr=1.0)), "recipes"),
+        (dict(config=dict(k=0.5, seed=0, steps=300)), "numbers of steps"),
+    ],
+)
+def test_rows_that_were_not_made_alike_are_refused(other, what, tmp_path):
+    write(tmp_path, "unpruned", 0.0, 0)
+    write(tmp_path, "unpruned", 0.0, 1)
+    write(tmp_path, "random", 0.5, 0, **other)
+    with pytest.raises(SystemExit, match=f"rows of different {what}"):
+        main(["--results", str(tmp_path)])
+
+
+def test_shorter_and_longer_rows_stand_beside_their_time(tmp_path):
+    write(tmp_path, "unpruned", 0.0, 0, p=1.0, cpu_seconds=600.0, threads=1)
+    write(tmp_path, "unpruned", 0.0, 1, p=1.0, threads=1)  # its time is not known
+    write(tmp_path, "unpruned", 0.0, 2, p=1.0, cpu_seconds=900.0, threads=2)  # of two cores together
+    own = dict(k=0.0, seed=0, steps=50)
+    write(tmp_path, "unpruned@50", 0.0, 0, p=short_only, cpu_seconds=120.0, threads=1, config=own)
+    write(tmp_path, "stts@500", 0.8, 1, p=1.0, cpu_seconds=90.0, threads=1, config=dict(k=0.8, seed=1, steps=500))
+    write(tmp_path, "stts@500", 0.8, 0, p=0.0, cpu_seconds=90.0, threads=1, config=dict(k=0.8, seed=0, steps=500))
+    write(tmp_path, "stts", 0.8, 1, p=short_only)  # of seed 0 there is no row to compare with
+    write(tmp_path, "random", 0.8, 0)
+    write(tmp_path, "stts", 0.5, 0)
+    main(["--results", str(tmp_path)])
+    page = (tmp_path / "README.md").read_text()
+    text = page.split("## Shorter and longer training")[1].split("##")[0]
+    halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0)"
+    whole = "100.0 (100.0–100.0) | 100.0 (100.0–100.0) | 100.0 (100.0–100.0)"
+    assert text.strip().splitlines()[2:] == [
+        f"| unpruned | 0 | 50 | 2.0 | {halved} | −50.0 (−50.0 to −50.0) | −50.0 (−50.0 to −50.0) | 0 |",
+        f"| unpruned | 0 | 250 | 10.0 | {whole} | – | – | 0 |",
+        f"| STTS | 80 | 250 | – | {halved} | – | −50.0 (−50.0 to −50.0) | 1 |",
+        f"| STTS | 80 | 500 | 1.5 | {whole} | +50.0 (+50.0 to +50.0) | +0.0 (+0.0 to +0.0) | 1 |",
+    ]
+    assert "500 steps" not in page  # they are no rows of the other tables
+    write(tmp_path, "stts@300", 0.8, 1)
+    with pytest.raises(SystemExit, match="named after 300 steps and had 250"):
+        main(["--results", str(tmp_path)])
+
+
+def test_the_page_of_some_seeds_is_printed_and_not_written(tmp_path, capsys):
+    for seed, p in ((0, 1.0), (1, 0.0)):
+        write(tmp_path, "unpruned", 0.0, seed, p=p)
+    main(["--results", str(tmp_path), "--seeds", "1"])
+    assert "| unpruned | 0 | 0.0 | 0.0 (0.0–0.0) |" in capsys.readouterr().out
+    assert not (tmp_path / "README.md").exists()
+    with pytest.raises(SystemExit):
+        main(["--results", str(tmp_path), "--seeds", "1", "--check"])
+    with pytest.raises(SystemExit, match="no rows in"):
+        main(["--results", str(tmp_path), "--seeds", "7"])
+
+
+def test_seeds_of_one_row_must_have_the_same_settings(tmp_path):
+    for seed, spread in ((0, 0.3), (1, 0.4)):
+        write(tmp_path, "saliency", 0.5, seed, config=dict(k=0.5, seed=seed, steps=250, spread=spread))
+    write(tmp_path, "saliency", 0.8, 0, config=dict(k=0.8, seed=0, steps=250, spread=0.5))
+    with pytest.raises(SystemExit, match=r"rows of different settings of saliency at k = 0.5"):
+        main(["--results", str(tmp_path)])
+    write(tmp_path, "saliency", 0.5, 1, config=dict(k=0.5, seed=1, steps=250, spread=0.3))
+    assert Results(tmp_path / "rows").seeds("saliency", 0.5) == [0, 1]
+
+
+def test_other_seeds_are_not_paired(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, "stts", 0.5, seed)
+    for seed in (1, 2):
+        write(tmp_path, "random", 0.5, seed)
+    results = Results(tmp_path / "rows")
+    with pytest.raises(ValueError, match="cannot be paired"):
+        difference(results.scores("stts", 0.5), results.scores("random", 0.5), "short")
+    assert results.scores("stts", 0.5).names == (0, 1) and results.seeds("stts", 0.5, "scaled") == []
+
+
+def test_no_results_yet(tmp_path):
+    assert Results(tmp_path / "rows").scores("stts", 0.5) is None
+    with pytest.raises(SystemExit, match="no rows in"):
+        main(["--results", str(tmp_path)])
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
+    """Seed 0 knows all, seed 1 nothing: a mean over both beside a row of seed 0 would lie about either."""
+    for seed, p in ((0, 1.0), (1, 0.0)):
+        write(tmp_path, "unpruned", 0.0, seed, p=1.0)
+        write(tmp_path, "stts", 0.5, seed, p=p, tokens=40 + 10 * seed, kept=0.2 + seed / 2)
+        write(tmp_path, "saliency", 0.9, seed, p=p)
+        write(tmp_path, "saliency", 0.5, seed, p=lambda t, p=p: p if t.startswith("image") else 0.5)
+    write(tmp_path, "deeper", 0.5, 0, p=short_only)
+    write(tmp_path, "elastic", 0.9, 1, p=short_only)
+    main(["--results", str(tmp_path)])
+    sections = dict(part.split("\n", 1) for part in (tmp_path / "README.md").read_text().split("\n## ")[1:])
+    lines = {title.split(" (")[0]: text.split("\n")[3:] for title, text in sections.items()}
+    plain, deeper, *_ = lines["Scored deeper, of six blocks"]
+    assert (
+        plain.startswith("| STTS | 50 | 60.0 | 100.0") and plain.endswith("| 20.0 | 0 |") and deeper.endswith("| 0 |")
+    )
+    rows = lines["One model for every k"]
+    one = next(line for line in rows if line.startswith("| STTS, taught") and "| 90 |" in line)
+    assert "| 0.0 (0.0–0.0) | −100.0" in one and one.endswith("| 1 |")
+    image = next(line for line in lines["Single images, which lose nothing"] if line.startswith("| STTS, taught"))
+    half = "50.0 (0.0–100.0) | −50.0 (−100.0 to +0.0)"
+    assert image == f"| STTS, taught by saliency, spread (ours) | 50 | {half} | {half} | 0, 1 |"
+
+
+def test_rows_are_trained_today_as_those_that_are_shipped():
+    """Whoever changes a default of training changes no row: the presets that rows hang on say what they need."""
+    files = sorted((Path(__file__).parents[3] / "tutorials" / "results" / "rows").glob("*.json"))
+    for file in files:
+        record = json.loads(file.read_text())
+        row = Row(record["row"]["method"], record["row"]["k"], record["row"]["seed"])
+        today = settings_of(asdict(row.config("data", Path("base.pt"))))
+        then = record["config"]
+        assert {name: today[name] for name in then} == then, file.name
+    assert len(files) > 100

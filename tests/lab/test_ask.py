@@ -1,0 +1,86 @@
+"""Answers in a conversation are the model's own: the same as `generate`'s and `evaluate`'s, in any order."""
+
+import builtins
+
+import pytest
+import torch
+
+from stts_mini.data.batches import TOKENIZER, Reader, collate
+from stts_mini.data.clips import Clip, load_clips, prepare
+from stts_mini.eval import option_likelihoods
+from stts_mini.lab import ask
+from stts_mini.lab.ask import Conversation
+from stts_mini.train import train
+from tests.tiny import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny model after a few steps (its embeddings are spread, so that answers are not all the same)."""
+    folder = tmp_path_factory.mktemp("ask")
+    config = tiny(folder, steps=5)
+    model = train(config, False, CPU)
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=1.0)
+    clips = load_clips(prepare(config.data, "val", {"short": 3, "image": 1}, 48))
+    return model.eval(), clips, folder
+
+
+def test_a_conversation_answers_as_generate_does(trained):
+    (model, clips, _), every = trained, set()
+    for clip in clips:
+        talk = Conversation(model, TOKENIZER, clip, Reader(4, 48), 0.5)
+        questions = [qa.question for qa in clip.qa][:4]
+        said = ["".join(talk.answer(q, max_new_tokens=5)) for q in questions]
+        prompts = [(TOKENIZER.prompt(q), []) for q in questions]
+        batch = collate([Reader(4, 48)(clip)], [prompts])
+        expected = [TOKENIZER.decode(ids) for ids in model.generate(batch, 0.5, max_new_tokens=5)[0]]
+        assert said == expected
+        every.update(said)
+        again = ["".join(talk.answer(q, max_new_tokens=5)) for q in reversed(questions)]
+        assert again == expected[::-1]  # what was asked before leaves no trace
+    assert len(every) > 3
+
+
+def test_options_are_as_likely_as_in_an_evaluation(trained):
+    model, clips, _ = trained
+    qa = clips[0].qa[0]
+    talk = Conversation(model, TOKENIZER, clips[0], Reader(4, 48), 0.5)
+    ranked = talk.likelihoods(qa.question, ["red", "blue green", "white"])
+    prompt = TOKENIZER.prompt(qa.question, ["red", "blue green", "white"])
+    choices = [(prompt, TOKENIZER.encode(option)) for option in ("red", "blue green", "white")]
+    with torch.no_grad():
+        output = model(collate([Reader(4, 48)(clips[0])], [choices]), 0.5)
+    expected = dict(zip(("red", "blue green", "white"), option_likelihoods(output).tolist(), strict=True))
+    assert dict(ranked) == pytest.approx(expected, rel=1e-4)
+    assert [score for _, score in ranked] == sorted(dict(ranked).values(), reverse=True)
+
+
+def test_the_command_shows_tokens_times_and_answers(trained, capsys, monkeypatch):
+    _, clips, folder = trained
+    flags = ["--checkpoint", str(folder / "run" / "checkpoint.pt")]
+    ask.main([str(clips[0].video), "what colour is the circle ?", "--options", "red", "blue", "--k", "0.8", *flags])
+    said = capsys.readouterr().out
+    assert "4 frames, 9 of 36 cells kept (packed rows: 1), 21 tokens before a question (k = 0.8)" in said
+    assert all(word in said for word in ("read", "encode", "prefill", "decode", "options", " ms", "red", "blue"))
+    questions = iter(["who ?", "what ?", ""])
+    monkeypatch.setattr(builtins, "input", lambda _: next(questions))
+    ask.main([str(clips[0].video), *flags])
+    said = capsys.readouterr().out.splitlines()
+    times = [line for line in said if " ms" in line]
+    assert len(times) == 2 and "encode" in times[0] and "encode" not in times[1]  # one video, read once
+    ask.main([str(clips[3].video), "who ?", "--pictures", str(clips[3].video), *flags])
+    assert "2 frames, 18 of 18 cells kept" in capsys.readouterr().out
+
+
+def test_errors_are_one_line(trained, tmp_path):
+    _, clips, folder = trained
+    flags = ["--checkpoint", str(folder / "run" / "checkpoint.pt")]
+    with pytest.raises(SystemExit, match=r"no checkpoint at .*: `python -m stts_mini.train` makes one"):
+        ask.main([str(clips[0].video), "who ?", "--checkpoint", str(tmp_path / "none.pt")])
+    with pytest.raises(SystemExit, match=r"no such file: .*none.mp4"):
+        ask.main([str(tmp_path / "none.mp4"), "who ?", *flags])
+    assert isinstance(clips[0], Clip)

@@ -1,0 +1,176 @@
+"""Two processes on one batch: the gradients, the run and the result of a single one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stts_mini.data.batches import Reader, Sampler
+from stts_mini.data.clips import load_clips, prepare
+from stts_mini.eval import evaluate
+from stts_mini.report.result import merged
+from stts_mini.train import build_model, train
+from stts_mini.training import checkpoint, distributed
+from tests.own import write_own_clips
+from tests.test_any_scorer import MINE
+from tests.test_train import TINY
+from tests.tiny import tiny
+
+CPU = torch.device("cpu")
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from stts_mini.training import distributed
+from stts_mini.data.clips import load_clips
+from stts_mini.data.batches import Reader, Sampler
+from stts_mini.training.step import forward_backward, wrap
+from stts_mini.train import build_model
+from tests.tiny import tiny
+
+if __name__ == "__main__":
+    index, out = sys.argv[1:]
+    config = tiny(Path(out), batch_size=6, accumulate=2)  # parts of 3 and 3 clips, or of 2, 1, 2 and 1
+    with distributed.processes(torch.device("cpu")) as device:
+        shard = distributed.rank(), distributed.world_size()
+        sampler = Sampler(load_clips(index), Reader(4, 48), 6, 3, 0, shard=shard)
+        batch = sampler(0)
+        batch.frames = batch.frames.double() / 127.5 - 1
+        model = build_model(config, device).double()
+        run = wrap(model, config, device)
+        seen = forward_backward(model, batch, config, device, 0.5, None, run)
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        assert len(batch.num_frames) == {1: (6,), 2: (3, 3)}[shard[1]][shard[0]]
+        torch.save(dict(seen=seen, gradients=gradients), f"{out}/rank{shard[0]}of{shard[1]}.pt")
+"""
+
+
+def torchrun(count, *arguments, cwd):
+    """Run a command in `count` processes; returns what it printed."""
+    here = str(Path(__file__).parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[:6000]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ddp")
+
+
+def test_a_shard_of_a_batch_is_its_part_of_it(folder):
+    clips = load_clips(prepare(folder / "data", "train", {"short": 6, "image": 2}, 48))
+    whole, *shards = (Sampler(clips, Reader(4, 48), 4, 3, 0, shard=s)(2) for s in ((0, 1), (0, 3), (1, 3), (2, 3)))
+    for i, shard in enumerate(shards):
+        assert shard.branches == whole.branches[i::3] and shard.stamps == whole.stamps[i::3]
+        T = shard.frames.shape[1]
+        assert torch.equal(shard.frames, whole.frames[i::3, :T])
+
+
+def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
+    """Parts of 3 and 3 clips against parts of 2, 1, 2 and 1, with numbers of questions of their own; float64."""
+    index = prepare(folder / "data", "train", {"short": 3, "watch": 2, "brief": 0}, 48)
+    lines = index.read_text().splitlines()
+    mixed = folder / "data" / index.parent.name / "mixed.jsonl"
+    rows = [json.loads(line) for line in lines]
+    for i, row in enumerate(rows):
+        row["kind"], row["qa"] = "own", row["qa"][: i + 1]
+        row["qa"] = [dict(question=q["question"], answer=q["answer"]) for q in row["qa"]]
+        del row["split"], row["seed"]
+    mixed.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    torchrun(1, "script.py", str(mixed), str(tmp_path), cwd=tmp_path)
+    torchrun(2, "script.py", str(mixed), str(tmp_path), cwd=tmp_path)
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("rank0of1", "rank0of2", "rank1of2"))
+    for other in two:
+        assert other["seen"][2:] == one["seen"][2:]
+        assert other["seen"][:2] == pytest.approx(one["seen"][:2], rel=1e-10)
+        assert other["gradients"].keys() == one["gradients"].keys()
+        for name, gradient in one["gradients"].items():
+            torch.testing.assert_close(other["gradients"][name], gradient, rtol=1e-8, atol=1e-12)
+    assert any(name.startswith("scorer") and g.abs().sum() > 0 for name, g in one["gradients"].items())
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path):
+    """One checkpoint, one log, one result; the weights of a single process; resumed with another number of them."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "data": folder / "data"}.items()]
+    said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "two", cwd=tmp_path)
+    assert said.count("all done") == 1 and said.count("short (mean)") == 1
+    rows = (tmp_path / "two" / "log.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "0", "1", "2", "3"]
+    one = train(tiny(folder, data=str(folder / "data"), out=str(tmp_path / "one")), False, CPU)
+    two, _ = checkpoint.load_model(tmp_path / "two" / "checkpoint.pt")
+    for name, weight in two.state_dict().items():
+        torch.testing.assert_close(weight, one.state_dict()[name], rtol=1e-3, atol=1e-4)
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert set(result["choice"]) >= {"attribute", "needle"}
+    judge = ["-m", "stts_mini.eval", "two/checkpoint.pt", "--data", str(folder / "data"), "--clips", "3"]
+    said = [torchrun(n, *judge, cwd=tmp_path).split(", packed rows")[0] for n in (1, 2)]  # other batches, other rows
+    assert said[0] == said[1] and "short (mean)" in said[0]  # shared, gathered, told once
+    torchrun(2, "-m", "stts_mini.train", *flags, "--out", "half", "--steps=3", cwd=tmp_path)
+    state = checkpoint.load(tmp_path / "half" / "checkpoint.pt")
+    assert state["step"] == 3
+    # three steps of three have another schedule than three of four: so against one process that did the same
+    third = train(tiny(folder, data=str(folder / "data"), out=str(tmp_path / "third"), steps=3), False, CPU)
+    for name, weight in third.state_dict().items():
+        torch.testing.assert_close(state["model"][name], weight, rtol=1e-3, atol=1e-4)
+    resumed = []
+    for out in ("half", "third"):
+        state = checkpoint.load(tmp_path / out / "checkpoint.pt")
+        state["train_config"]["steps"] = 4
+        torch.save(state, tmp_path / out / "checkpoint.pt")
+        resumed.append(train(tiny(folder, data=str(folder / "data"), out=str(tmp_path / out)), True, CPU).state_dict())
+    for name, weight in resumed[1].items():  # by one process, what two had begun
+        torch.testing.assert_close(resumed[0][name], weight, rtol=1e-3, atol=1e-4)
+    before = checkpoint.load(tmp_path / "half" / "checkpoint.pt")["model"]
+    assert any(not torch.equal(before[name], state["model"][name]) for name in before)
+
+
+def test_results_of_several_processes_are_one(folder):
+    config = tiny(folder)
+    model = build_model(config, CPU)
+    clips = load_clips(prepare(folder / "data", "val", {"short": 5}, 48))
+    whole = evaluate(model, clips, Reader(4, 48), 0.5)
+    shares = []
+    for i in range(2):
+        part = evaluate(model, [c for n, c in enumerate(clips) if n % 2 == i], Reader(4, 48), 0.5)
+        for tasks in part.correct.values():
+            for task, answers in tasks.items():
+                tasks[task] = [(2 * n + i, right) for n, right in answers]
+        shares.append(part)
+    joined = merged(shares)
+    assert joined.correct == whole.correct and joined.evidence == whole.evidence
+    assert (joined.kept, joined.cells) == (whole.kept, whole.cells)
+
+
+def test_a_single_process_needs_nothing(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with distributed.processes(CPU) as device, distributed.first() as here:
+        assert device is CPU and here and distributed.world_size() == 1 and distributed.rank() == 0
+        assert distributed.total(1, 2.5) == [1, 2.5] and distributed.gather("a") == ["a"]
+
+
+def test_more_parts_than_clips_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 5)
+    with pytest.raises(ValueError, match="batch_size 4 cannot be cut into 5 parts"):
+        train(tiny(folder), False, CPU)
+
+
+@pytest.mark.slow
+def test_two_processes_with_broken_clips_and_a_scorer_of_ones_own(tmp_path):
+    """A scorer whose weights get no gradient; a clip that one of the two finds broken."""
+    index = write_own_clips(tmp_path / "clips", 5)
+    lines = index.read_text().splitlines()
+    lines[1] = lines[1].replace("1.mp4", "missing.mp4")
+    index.write_text("\n".join(lines))
+    (tmp_path / "mine.py").write_text(MINE)
+    settings = {**TINY, "data": index, "val": index, "scorer": "mine.py:Mine", "steps": 4}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "run", cwd=tmp_path)
+    assert said.count("all done") == 1 and "missing.mp4" in said and (tmp_path / "run" / "result.json").exists()

@@ -1,0 +1,45 @@
+"""Our Muon against torch's, and against what orthogonal means."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from stts_mini.training.optim import Muon, orthogonalise
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_orthogonalise_makes_all_singular_values_about_one(rows, columns):
+    torch.manual_seed(rows * 13 + columns)
+    x = torch.randn(3, rows, columns)
+    if (torch.linalg.svdvals(x) / torch.linalg.svdvals(x)[:, :1]).min() < 0.02:
+        assume(False)  # a nearly singular one takes more than five steps
+    values = torch.linalg.svdvals(orthogonalise(x))
+    assert values.min() > 0.5 and values.max() < 1.3
+    one = orthogonalise(x[1:2])[0]
+    torch.testing.assert_close(one, orthogonalise(x)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_muon_does_what_torch_does():
+    """Same rule, theirs in bfloat16: the paths stay within its rounding for a few steps."""
+    torch.manual_seed(0)
+    shapes = [(8, 8), (16, 4), (4, 16), (8, 8)]
+    start = [torch.randn(s) for s in shapes]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    a, b = Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q, s in zip(ours, theirs, start, strict=True):
+        moved = (q - s).norm()
+        assert moved > 0.05 and (p - q).norm() < 0.03 * moved
+
+
+def test_muon_refuses_what_is_no_matrix():
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([torch.nn.Parameter(torch.zeros(3))])
+    with pytest.raises(ValueError, match="lr"):
+        Muon([torch.nn.Parameter(torch.zeros(3, 3))], lr=-1)
