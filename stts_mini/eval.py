@@ -103,10 +103,32 @@ def evaluate(
     progress.close()
     model.train(was_training)
     whole = merged(distributed.gather(result))
+    for broken in distributed.gather(reader.broken):
+        reader.broken |= broken
     if not whole.chance:
         why = next(iter(reader.broken.values()), "there is none")
         raise VideoError(f"none of {len(clips)} clips can be read: {why}")
     return whole
+
+
+def judge(
+    model: VLM,
+    clips: Sequence[Clip],
+    reader: Reader,
+    k: float,
+    train_clips: Sequence[Clip] = (),
+    blind: bool = False,
+    tokenizer: AnyTokenizer = TOKENIZER,
+) -> dict:
+    """Evaluate a model with and without the video (`blind`: without it, both times), beside what question text alone
+    is worth after `train_clips`; print the table, and return its numbers."""
+    without = model.encode_blind
+    result = evaluate(model, clips, reader, k, without if blind else None, tokenizer=tokenizer)
+    unseeing = evaluate(model, clips, reader, 0.0, without, generate=False, name="blind", tokenizer=tokenizer)
+    lookup = look_up(train_clips, clips) if train_clips else None
+    print(table(result, unseeing, lookup))
+    print(broken_clips(reader.broken), end="")
+    return summarise(result, unseeing, lookup)
 
 
 def _readable(clips: Sequence[Clip], reader: Reader) -> Iterator[tuple[int, Video]]:
@@ -233,15 +255,11 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
         raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
-    with distributed.first() as here:  # process 0 writes what is missing of the clips, for all
-        if here and distributed.world_size() > 1:
-            clips_to_judge(args, train)
-    clips, asked = clips_to_judge(args, train)
+    clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train))
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
     trained, scorer = model.config.scored_by, args.scorer or model.config.scored_by
     if scorer != trained:
         model.scorer = own(model.config.scorer).to(device)
-    blind, tokenizer = model.encode_blind, tokenizer_of(state)
     trained = trained if train["k"] else "unpruned, no scorer"
     pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # it belongs to the model, whoever scores
     name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"
@@ -249,15 +267,12 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     count = f"{len(clips)} clips" if is_own(args.data) else f"{args.clips} clips of each kind"
     which = args.data if is_own(args.data) else f"{args.split} set"
     print(f"{which} {fingerprint(clips)}: {count}, seed of this evaluation {args.seed}")
-    result = evaluate(model, clips, reader, k, blind if train["blind"] else None, tokenizer=tokenizer)
-    without = evaluate(model, clips, reader, 0.0, blind, generate=False, name="blind", tokenizer=tokenizer)
-    lookup = look_up(load_clips(asked), clips) if asked.exists() else None
-    print(table(result, without, lookup))
-    print(broken_clips({k: why for own in distributed.gather(reader.broken) for k, why in own.items()}), end="")
+    learned_from = load_clips(asked) if asked.exists() else ()
+    numbers = judge(model, clips, reader, k, learned_from, train["blind"], tokenizer_of(state))
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
         split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__, train_config=train,
-        **summarise(result, without, lookup),
+        **numbers,
     )  # fmt: skip
     if args.json and distributed.rank() == 0:
         Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
@@ -273,10 +288,9 @@ def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], P
     """The clips that the command line names, and the file of the training clips, to look answers up in."""
     if is_own(args.data):
         return load_clips(args.data), Path(train["data"])
-    trained_on = {kind: train[f"train_{kind}"] for kind in world.TASKS}
-    kinds = [kind for kind, count in trained_on.items() if count]
-    clips = held_out(args.data, train["video_size"], args.clips, args.split, kinds)
-    return clips, index_file(args.data, "train", trained_on, train["video_size"])
+    counts = {kind: train["train_clips"].get(kind, 0) for kind in world.TASKS}
+    kinds, size = [kind for kind, count in counts.items() if count], train.get("video_size", train["image_size"])
+    return held_out(args.data, size, args.clips, args.split, kinds), index_file(args.data, "train", counts, size)
 
 
 if __name__ == "__main__":

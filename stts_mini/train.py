@@ -45,17 +45,19 @@ except ImportError:  # Windows
 from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
 from stts_mini.data.progress import Progress, clock
-from stts_mini.eval import evaluate, look_up
+from stts_mini.eval import judge
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_varlen
 from stts_mini.report.picture import draw_clips, draw_curve
-from stts_mini.report.result import broken_clips, summarise, table
+from stts_mini.report.result import broken_clips
 from stts_mini.sequence import Batch
 from stts_mini.training import checkpoint, distributed
 from stts_mini.training.config import TrainConfig, describe, parse_flags
 from stts_mini.training.logging import Interrupt, Log
 from stts_mini.training.optim import build_optimizers, rate_at
 from stts_mini.training.step import eagerly, forward_backward, wrap
+
+CLIP_NORM = 1.0  # largest norm of the gradient
 
 
 class TrainError(RuntimeError):
@@ -70,12 +72,6 @@ def pick_device(name: str) -> torch.device:
     if not there.get(name, False):
         raise ValueError(f"device {name!r} is not there: give auto or one of {[k for k, ok in there.items() if ok]}")
     return torch.device(name)
-
-
-def went_wrong(step: int, values: str, clips: str, saved: Path | None) -> TrainError:
-    """The error of a step whose loss or gradient is no number."""
-    last = f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"
-    return TrainError(f"step {step}: {values}, on clips {clips}; {last}. Try a lower --lr and --muon-lr")
 
 
 def build_model(config: TrainConfig, device: torch.device) -> VLM:
@@ -95,11 +91,16 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
     """What to learn from, and the file that lists it: clips of your own, or the world's, written if need be."""
     if config.own_data:
         return load_clips(config.data), Path(config.data)
-    with distributed.first() as here:
-        if here:
-            prepare(config.data, "train", config.train_counts, config.video_size)
-    index = prepare(config.data, "train", config.train_counts, config.video_size)
+    index = distributed.in_turn(lambda: prepare(config.data, "train", config.train_counts, config.video_size))
     return load_clips(index), index
+
+
+def judged_clips(config: TrainConfig) -> list[Clip]:
+    """What to judge by: clips of your own, or held-out ones of the kinds that are trained on, written if need be."""
+    if config.own_data:
+        return load_clips(config.val)
+    kinds = [kind for kind, count in config.train_counts.items() if count]
+    return distributed.in_turn(lambda: held_out(config.data, config.video_size, config.test_clips, kinds=kinds))
 
 
 def check_settings(config: TrainConfig, device: torch.device, model: VLM | None) -> None:
@@ -108,6 +109,8 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None)
         raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
     if config.val:
         load_clips(config.val)  # a bad line is better known before the training than after
+    if config.init:
+        checkpoint.check_world(checkpoint.load(config.init), config.init)
     if config.varlen:
         check_varlen(device, (config.model if model is None else model.config).vit.head_dim)
 
@@ -125,85 +128,103 @@ def train(
     """The training loop. Writes checkpoint.pt, config.json, log.csv and curve.png into config.out.
 
     reader    one that several runs share, so that a clip is decoded once for all of them
-    annotate  scores in the place of the scorer's (see `Sampler`)
+    annotate  scores instead of the scorer's (see `Sampler`)
     encoder   the model → another encoder than its own (merging, say)
-    model     to start from, in the place of a fresh one; and the tokenizer that goes with it
+    model     to start from, instead of a fresh one; and the tokenizer that goes with it
     """
-    out, chief = Path(config.out), distributed.rank() == 0
-    path = out / "checkpoint.pt"
     check_settings(config, device, model)
-    base = checkpoint.load(config.init) if config.init and not resume else None
     clips, index = training_clips(config)
-    learned_from = fingerprint(clips)
-
     model = build_model(config, device) if model is None else model.to(device)
     if config.saliency_steps and (annotate or encoder or not list(model.scorer.parameters())):
         raise ValueError(f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0")
     optimizers = build_optimizers(model, config)
-    start = checkpoint.restore(path, model, optimizers, config, learned_from) if resume else 0
-    if base is not None:
-        checkpoint.check_world(base, config.init)
-        checkpoint.start_from(model, base, config.init)
-
-    if reader is None:
-        reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
-        if distributed.world_size() == 1:
-            reader.preload(clips)
+    path, start = Path(config.out) / "checkpoint.pt", 0
+    if resume:
+        start = checkpoint.restore(path, model, optimizers, config, fingerprint(clips))
+    elif config.init:
+        checkpoint.start_from(model, checkpoint.load(config.init), config.init)
+    reader = own_reader(config, clips) if reader is None else reader
     sampler = Sampler(
-        clips, reader, config.batch_size, config.questions, config.seed, config.stages, config.thinning,
+        clips, reader, config.batch_size, config.questions, config.seed, config.curriculum.items(), config.thinning,
         config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
     )  # fmt: skip
-
-    run = wrap(model, config, device)
-    if not resume and chief:
-        checkpoint.keep_old_run(out)  # only now, when nothing refuses to begin any more
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume and chief:
-        (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-
-    log = Log(out / "log.csv", start, config.tensorboard) if chief else None
+    run, encode = wrap(model, config, device), None if encoder is None else encoder(model)
+    chief = distributed.rank() == 0
+    if chief:  # only now, when nothing refuses to begin any more
+        log = open_run(config, start if resume else None)
     progress, began = Progress("train", config.steps, start), time.monotonic()
-    encode = None if encoder is None else encoder(model)
     model.train()
     with Interrupt() as interrupt:
         for step in range(start, config.steps):
-            batch = sampler(step)
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = group["peak_lr"] * rate_at(step, config)
-            task, sim, right, answers, tokens = forward_backward(
-                model, batch, config, device, config.k_at(step), encode, run, config.learns_saliency(step)
-            )
-            if config.saliency_steps and not config.learns_saliency(step):
-                for p in model.scorer.parameters():
-                    p.grad = None  # it stays as it was taught
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            if not math.isfinite(task + sim) or not torch.isfinite(norm):
-                saved = path if step + 1 > config.save_every or start > 0 else None
-                values = f"loss {task:.4g}, L_sim {sim:.4g}, gradient norm {float(norm):.4g}"
-                raise went_wrong(step, values, f"{sampler.clip_numbers(step)} of {index} (seed {config.seed})", saved)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            numbers = one_step(model, optimizers, sampler(step), step, config, device, encode, run)
+            if not all(map(math.isfinite, numbers[:3])):
+                where = f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
+                raise went_wrong(step, numbers, where, path if step + 1 > config.save_every or start else None)
             asked = distributed.total(interrupt.asked)[0] > 0
             if chief:
-                seconds = time.monotonic() - began
-                log.add(step, task, sim, right / answers, float(norm), tokens, seconds)
-                progress.update(step + 1, f"{log.text()} tokens/s {log.tokens / seconds:.0f}")
+                log.add(step, *numbers, seconds=time.monotonic() - began)
+                progress.update(step + 1, log.text())
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps or asked:
                     log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
-                    checkpoint.save_run(path, step + 1, model, optimizers, config, learned_from, tokenizer)
+                    checkpoint.save_run(path, step + 1, model, optimizers, config, fingerprint(clips), tokenizer)
             if asked:
                 with distributed.first():  # nobody leaves before the checkpoint is there
                     progress.close()
                 print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
                 sys.exit(130)
     progress.close()
+    for broken in distributed.gather(reader.broken):
+        reader.broken |= broken
     if chief:
-        draw_curve(out / "log.csv", out / "curve.png")
-    broken = {k: v for own in distributed.gather(reader.broken) for k, v in own.items()}
-    if broken:
-        print(broken_clips(broken), end="")
+        draw_curve(path.with_name("log.csv"), path.with_name("curve.png"))
+    print(broken_clips(reader.broken), end="")
     return model.eval()
+
+
+def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
+    """A reader of these clips, decoded at once where one process needs them all."""
+    reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
+    if distributed.world_size() == 1:
+        reader.preload(clips)
+    return reader
+
+
+def open_run(config: TrainConfig, resumed_at: int | None) -> Log:
+    """The folder of a run, new or resumed, with its config.json; and its log."""
+    out = Path(config.out)
+    if resumed_at is None:
+        checkpoint.keep_old_run(out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    return Log(out / "log.csv", resumed_at or 0)
+
+
+def one_step(model, optimizers, batch, step, config, device, encode, run) -> tuple[float, float, float, float, int]:
+    """Gradients of a batch, clipped, and a step of the optimisers, unless a number is none. Returns the losses L_task
+    and L_sim, the gradient's norm, the share of right answers, and tokens."""
+    saliency = config.learns_saliency(step)
+    task, sim, right, answers, tokens = forward_backward(
+        model, batch, config, device, config.k_at(step), encode, run, saliency
+    )
+    if config.saliency_steps and not saliency:
+        for p in model.scorer.parameters():
+            p.grad = None  # it stays as it was
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM))
+    if math.isfinite(task + sim + norm):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate_at(step, config)
+            optimizer.step()
+            optimizer.zero_grad()
+    return task, sim, norm, right / answers, tokens
+
+
+def went_wrong(step: int, numbers: Sequence[float], clips: str, saved: Path | None) -> TrainError:
+    """The error of a step whose losses or gradient are no numbers."""
+    task, sim, norm = numbers[:3]
+    values = f"loss {task:.4g}, L_sim {sim:.4g}, gradient norm {norm:.4g}"
+    last = f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"
+    return TrainError(f"step {step}: {values}, on {clips}; {last}. Try a lower --lr and --muon-lr")
 
 
 def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:
@@ -232,55 +253,47 @@ def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: t
     return statistics.median(ratios[1:])
 
 
+def step_time(
+    model: VLM,
+    train_clips: list[Clip],
+    reader: Reader,
+    config: TrainConfig,
+    device: torch.device,
+    tokenizer: AnyTokenizer,
+) -> dict[str, float]:
+    """Time a step on training videos against an unpruned one, and print the ratio; nothing if that does not fit."""
+    videos = [clip for clip in train_clips if clip.kind != "image" and not clip.images]  # a picture loses nothing
+    sampler = Sampler(
+        videos or train_clips, reader, config.batch_size, config.questions, config.seed, tokenizer=tokenizer
+    )
+    what = f"forward and backward on videos, time at k = {config.k} over the unpruned:"
+    try:
+        ratio = step_time_ratio(model, sampler, config, device)
+        print(f"{what} {ratio:.2f} (median of 5 pairs)")
+        return dict(step_time_ratio=ratio)
+    except torch.OutOfMemoryError:
+        model.zero_grad()
+        print(f"{what} not measured, for the unpruned step does not fit into memory")
+    return {}
+
+
 def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: AnyTokenizer = TOKENIZER) -> dict:
     """Evaluate on held-out clips, time a step against the unpruned model, draw; print and save it all."""
     out = Path(config.out)
-    train_clips, _ = training_clips(config)
     if config.own_data and not config.val:
         print("no --val: nothing held out, nothing to judge by")
         return {}
-    trained_on = [kind for kind, count in config.train_counts.items() if count]
-    with distributed.first() as here:  # process 0 writes the clips that the others then find
-        if here and not config.own_data:
-            held_out(config.data, config.video_size, config.test_clips, kinds=trained_on)
-    clips = (
-        load_clips(config.val)
-        if config.own_data
-        else held_out(config.data, config.video_size, config.test_clips, kinds=trained_on)
-    )
-    reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
-    if distributed.world_size() == 1:
-        reader.preload(clips)
-    encode = model.encode_blind if config.blind else None
+    train_clips, clips = training_clips(config)[0], judged_clips(config)
+    reader = own_reader(config, clips)
+    named = dict(fingerprint=fingerprint(clips), k=config.k, max_frames=config.max_frames, seed=config.seed)
+    print("\ntest set {fingerprint}, k = {k}, up to {max_frames} frames, 1 seed ({seed})".format(**named))
     with eagerly(config.compile):  # prompts and answers of all lengths are not worth compiling for
-        result = evaluate(model, clips, reader, config.k, encode, tokenizer=tokenizer)
-        blind = evaluate(
-            model, clips, reader, 0.0, model.encode_blind, generate=False, name="blind", tokenizer=tokenizer
-        )  # fmt: skip
-    for broken in distributed.gather(reader.broken):
-        reader.broken |= broken
+        numbers = judge(model, clips, reader, config.k, train_clips, config.blind, tokenizer)
     if distributed.rank():
         return {}
-    print(f"\ntest set {fingerprint(clips)}, k = {config.k}, up to {config.max_frames} frames, 1 seed ({config.seed})")
-    lookup = look_up(train_clips, clips)
-    print(table(result, blind, lookup))
-    print(broken_clips(reader.broken), end="")
-    summary = dict(
-        fingerprint=fingerprint(clips), k=config.k, max_frames=config.max_frames, seed=config.seed,
-        torch=torch.__version__, **summarise(result, blind, lookup),
-    )  # fmt: skip
+    summary = dict(**named, torch=torch.__version__, **numbers)
     if config.k > 0 and not config.blind and distributed.world_size() == 1:
-        videos = [clip for clip in train_clips if clip.kind != "image" and not clip.images]  # a picture loses nothing
-        sampler = Sampler(
-            videos or train_clips, reader, config.batch_size, config.questions, config.seed, tokenizer=tokenizer
-        )  # fmt: skip
-        told = f"forward and backward on videos, time at k = {config.k} over the unpruned: "
-        try:
-            summary["step_time_ratio"] = ratio = step_time_ratio(model, sampler, config, device)
-            print(f"{told}{ratio:.2f} (median of 5 pairs)")
-        except torch.OutOfMemoryError:
-            model.zero_grad()
-            print(f"{told}not measured, for the unpruned step does not fit into memory")
+        summary |= step_time(model, train_clips, reader, config, device, tokenizer)
     if not config.blind:
         with eagerly(config.compile):
             paths = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)

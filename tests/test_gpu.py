@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.lab.speed.bench import Uneven
 from stts_mini.packing import Segments, check_varlen, pack
 from stts_mini.train import train
@@ -237,7 +238,9 @@ def test_every_stage_of_training_runs(name, options, tmp_path):
     if options.get("varlen") and name == "cpu":
         pytest.skip("CUDA only")
     device = torch.device(name)
-    model = train(tiny(tmp_path, device=name, saliency_steps=1, llm_depth=2, steps=6, **options), False, device)
+    model = train(
+        tiny(tmp_path, PaperConfig, device=name, saliency_steps=1, llm_depth=2, steps=6, **options), False, device
+    )
     assert next(model.parameters()).device.type == name and all(p.isfinite().all() for p in model.parameters())
     losses = (tmp_path / "run" / "log.csv").read_text().splitlines()
     assert len(losses) == 7 and "nan" not in "".join(losses)

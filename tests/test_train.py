@@ -1,6 +1,7 @@
 """Training that can be trusted: resumed = uninterrupted, bit for bit; every refusal is one clear line."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -18,7 +19,9 @@ from stts_mini import eval as evaluation
 from stts_mini import train as training
 from stts_mini.data.batches import TOKENIZER
 from stts_mini.data.clips import WORLD_ID
+from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.scorer import SCORERS
+from stts_mini.toy.world import TASKS
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
 from stts_mini.training import checkpoint
 from stts_mini.training.checkpoint import CheckpointError
@@ -140,7 +143,7 @@ def gradients_and_saved(folder, **options):
     """Every gradient of one pruned batch and of one step with a saliency loss, the model wrapped as the settings say;
     and how many numbers were held for the backward pass of the first. (Weights are not small: in a fresh model hardly
     anything of a cell arrives at an answer, and rounding would rank the cells.)"""
-    config = tiny(folder, scorer="stts", k=0.5, llm_depth=2, steps=9, **options)
+    config = tiny(folder, PaperConfig, scorer="stts", k=0.5, llm_depth=2, steps=9, **options)
     sampler, model, held = make_sampler(config), build_model(config, CPU), []
     draw = torch.Generator().manual_seed(0)
     for p in model.parameters():
@@ -228,7 +231,7 @@ def test_nothing_is_pruned_in_the_curriculum(folder, monkeypatch):
         return original(model, batch, config, device, k)
 
     monkeypatch.setattr(training, "forward_backward", spy)
-    train(tiny(folder, steps=5, image_steps=1, brief_steps=2), False, CPU)
+    train(tiny(folder, steps=5, stages=dict(image=1, brief=2)), False, CPU)
     assert seen[0] == (0.0, 1) and [k for k, _ in seen] == [0.0, 0.0, 0.0, 0.5, 0.5]
     assert min(frames for _, frames in seen[1:3]) > 1
 
@@ -244,7 +247,7 @@ def test_stamps_start_as_sines_of_their_times(folder):
 
 
 def test_the_rate_warms_up_stays_through_the_curriculum_and_goes_down():
-    config = TrainConfig(steps=50, warmup=5, image_steps=3, brief_steps=7)
+    config = TrainConfig(steps=50, warmup=5, stages=dict(image=3, brief=7))
     rates = [rate_at(step, config) for step in range(50)]
     assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0] and rates[5:11] == [1.0] * 6
     assert len(set(rates[10:])) == 40 and rates[10:] == sorted(rates[10:], reverse=True) and 0 <= rates[-1] < 0.01
@@ -387,12 +390,39 @@ def test_resuming_with_other_settings_is_refused(folder, tmp_path):
 
 
 def test_every_setting_is_a_flag():
-    config, args = parse_flags(["--preset", "smoke", "--k", "0.3", "--no-detach-target", "--steps", "9", "--resume"])
-    assert (config.k, config.detach_target, config.steps, args.resume) == (0.3, False, 9, True)
-    assert config.train_short == PRESETS["smoke"]["train_short"] and config.model.detach_target is False
+    flags = ["--preset", "smoke", "--k", "0.3", "--compile", "--steps", "9", "--stages", "image=3,glance=2", "--resume"]
+    config, args = parse_flags([*flags, "--train-clips", "image=5,glance=6"])
+    assert (config.k, config.compile, config.steps, args.resume) == (0.3, True, 9, True)
+    assert config.stages == {"image": 3, "glance": 2} and config.batch_size == PRESETS["smoke"]["batch_size"]
+    assert config.train_counts == dict(short=0, watch=0, parade=0, image=5, brief=0, glance=6)
     names = {f.name for f in fields(TrainConfig)}
-    assert all(set(preset) <= names for preset in PRESETS.values())
+    assert all(set(preset) <= names for preset in PRESETS.values()) and len(names) <= 45
     assert asdict(parse_flags([])[0]) == asdict(TrainConfig())
+    assert parse_flags(["--stages", "none"])[0].curriculum_steps == 0
+    assert TrainConfig(data="mine.jsonl").curriculum_steps == 0  # clips of your own are all of one kind
+
+
+def test_one_dial_makes_the_model_larger_and_each_size_can_still_be_set(capsys):
+    plain, _ = parse_flags([])
+    double, _ = parse_flags(["--scale", "2", "--llm-depth", "3", "--k", "0.3"])
+    sizes = ("vit_width", "vit_heads", "vit_mlp", "vit_depth", "llm_width", "llm_heads", "llm_kv_heads", "llm_mlp")
+    assert all(getattr(double, name) == 2 * getattr(plain, name) for name in (*sizes, "connector_mlp"))
+    assert (double.llm_depth, double.llm_head_dim, double.k) == (3, plain.llm_head_dim, 0.3)
+    dense = [(c.score_after + 2) / c.vit_depth for c in (plain, double)]
+    assert dense[0] == dense[1]
+    for scale in ("0.5", "1.4", "2.5", "3"):  # sensible ones: whole heads of the same width
+        config, _ = parse_flags(["--scale", scale])
+        assert config.vit_width / config.vit_heads == 32 and config.llm_heads == 2 * config.llm_kv_heads
+        assert config.llm_width == config.llm_heads * config.llm_head_dim
+    gpu, _ = parse_flags(["--preset", "gpu", "--scale", "0.5"])
+    assert (gpu.vit_width, gpu.vit_depth, gpu.llm_heads, gpu.batch_size) == (192, 7, 4, 64)
+    for flags, message in ((["--scale", "0"], "scale = 0.0: give more than 0"), (["--scale", "nan"], "scale = nan")):
+        with pytest.raises(SystemExit):
+            parse_flags(flags)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_flags(["--scale", "2"], {"vit_width": 96})
+    assert "these weights have their sizes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -409,16 +439,19 @@ def test_every_setting_is_a_flag():
         (["--accumulate", "5"], "batch_size 12 is not a multiple of accumulate 5"),
         (["--scorer", "oracle"], "know stts, cosine, random"),
         (["--preset", "tpu"], "invalid choice: 'tpu'"),
-        (["--train-short", "0", "--train-watch", "0", "--train-image", "0"], "no training clips at all"),
-        (["--train-brief", "0"], "train_brief = 0 clips for them: give --train-brief, or --brief-steps 0"),
-        (["--steps", "3", "--image-steps", "2", "--brief-steps", "1"], "steps = 3 end within the curriculum of 3"),
+        (["--train-clips", "brief=9", "--stages", "none"], "no training clips that anything is asked about"),
+        (["--train-clips", "short=9,image=2"], "stages has brief=300, and there are no brief clips"),
+        (["--train-clips", "short=9,tall=2"], "'tall=2' is no KIND=COUNT, such as short=2000, of short, watch, parade"),
+        (["--train-clips", "short"], "'short' is no KIND=COUNT"),
+        (["--stages", "image=-1"], "'image=-1' is no KIND=COUNT"),
+        (["--steps", "3", "--stages", "image=2,brief=1"], "steps = 3 end within the first 3, unpruned ones"),
         (["--lr", "nan"], "lr = nan"),
         (["--fps", "inf"], "fps = inf: give more than 0"),
         (["--seed", "-1"], "seed = -1: give 0 or more"),
         (["--scorer-lr-ratio", "-1"], "scorer_lr_ratio = -1.0: give 0 or more"),
         (["--llm-mlp", "-1"], "llm_mlp = -1: give more than 0"),
         (["--llm-width", "0"], "llm_width = 0: give more than 0"),
-        (["--video-size", "63"], "video_size = 63: give an even number"),
+        (["--image-size", "63", "--patch-size", "7"], "frames of 63 pixels: give an even --image-size"),
     ],
 )
 def test_wrong_flags_get_one_clear_line(flags, message, capsys):
@@ -513,7 +546,7 @@ def test_a_run_can_start_from_an_unpruned_model(folder, tmp_path):
     train(tiny(folder, out=str(tmp_path / "base"), k=0.0, seed=1), False, CPU)
     path = tmp_path / "base" / "checkpoint.pt"
     base = state_of(path)["model"]
-    settings = dict(init=str(path), image_steps=0, brief_steps=0)
+    settings = dict(init=str(path), stages={})
     frozen = dict(lr=1e-12, muon_lr=1e-12, steps=1)
     model = train(tiny(folder, out=str(tmp_path / "row"), **settings, **frozen), False, CPU)
     fresh = build_model(tiny(folder), CPU).state_dict()
@@ -568,13 +601,13 @@ def test_the_step_ratio_is_pruned_over_unpruned(monkeypatch):
 def test_the_exam_is_at_the_runs_k_and_blind_beside_it(folder, tmp_path, monkeypatch):
     config, asked = tiny(folder, out=str(tmp_path / "run"), k=0.3), []
     (tmp_path / "run").mkdir()
-    model, real = build_model(config, CPU).eval(), training.evaluate
+    model, real = build_model(config, CPU).eval(), evaluation.evaluate
 
     def spied(model, clips, reader, k, encode=None, *args, **options):
         asked.append((k, encode == model.encode_blind, reader.max_frames))
         return real(model, clips, reader, k, encode, *args, **options)
 
-    monkeypatch.setattr(training, "evaluate", spied)
+    monkeypatch.setattr(evaluation, "evaluate", spied)
     training.finish(config, model, CPU)
     assert asked == [(0.3, False, config.max_frames), (0.0, True, config.max_frames)]
 
@@ -599,13 +632,13 @@ def test_the_exam_of_a_compiled_run_is_eager(compiled, folder, tmp_path, monkeyp
 
         return watching
 
-    for part in ("evaluate", "draw_clips", "step_time_ratio"):
+    for part in ("judge", "draw_clips", "step_time_ratio"):
         monkeypatch.setattr(training, part, watched(part, getattr(training, part)))
     training.finish(config, build_model(config, CPU).eval(), CPU)
-    assert eager == {"evaluate": {compiled}, "draw_clips": {compiled}, "step_time_ratio": {False}}
+    assert eager == {"judge": {compiled}, "draw_clips": {compiled}, "step_time_ratio": {False}}
 
 
-def test_gradients_are_clipped_to_the_setting(folder, tmp_path, monkeypatch):
+def test_gradients_are_clipped(folder, tmp_path, monkeypatch):
     norms, real = [], torch.nn.utils.clip_grad_norm_
 
     def spied(parameters, largest):
@@ -615,7 +648,8 @@ def test_gradients_are_clipped_to_the_setting(folder, tmp_path, monkeypatch):
         return torch.tensor(1.0)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spied)
-    train(tiny(folder, out=str(tmp_path / "run"), clip_norm=1e-3, steps=5), False, CPU)
+    monkeypatch.setattr(training, "CLIP_NORM", 1e-3)
+    train(tiny(folder, out=str(tmp_path / "run"), steps=5), False, CPU)
     assert len(norms) == 5 and all(norm == pytest.approx(1e-3, rel=1e-2) for norm in norms)
 
 
@@ -624,12 +658,19 @@ def test_a_run_that_knew_fewer_settings_is_resumed(folder, tmp_path):
     train(config, False, CPU)
     path = tmp_path / "run" / "checkpoint.pt"
     state = checkpoint.load(path)
-    for name in ("varlen", "thinning", "spread"):
-        del state["train_config"][name]
+    old = state["train_config"]
+    clips, stages = old.pop("train_clips"), old.pop("stages")
+    old |= {f"train_{kind}": clips.get(kind, 0) for kind in TASKS}
+    old |= {f"{kind}_steps": stages.get(kind, 0) for kind in ("image", "brief", "glance")}
+    del old["varlen"], old["bias"]
+    old |= dict(k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False)
     torch.save(state, path)
     train(config, True, CPU)
-    with pytest.raises(CheckpointError, match=r"spread was 0\.0, is 0\.2"):
-        train(tiny(folder, out=str(tmp_path / "run"), spread=0.2), True, CPU)
+    with pytest.raises(CheckpointError, match=r"bias was 'log', is 'none'"):
+        train(dataclasses.replace(config, bias="none"), True, CPU)
+    torch.save({**state, "train_config": {**old, "clip_norm": 0.5}}, path)
+    with pytest.raises(CheckpointError, match=r"clip_norm was 0\.5, is None"):
+        train(config, True, CPU)
 
 
 def test_the_second_ctrl_c_is_not_held_back():
@@ -661,7 +702,7 @@ def test_the_models_shape_follows_the_settings():
 
 def test_a_dry_run_counts_the_llms_tokens():
     """16 frames of 9 cells at k = 0.5, three tokens a frame, twenty questions of 14; unpruned steps count in full."""
-    line = lambda **flags: next(x for x in describe(TrainConfig(**flags), CPU).splitlines() if "a step:" in x)
+    line = lambda **flags: next(x for x in describe(PaperConfig(**flags), CPU).splitlines() if "a step:" in x)
     assert f"at most about {12 * (72 + 48 + 280)} LLM tokens" in line()
     assert f"at most about {12 * (144 + 48 + 280)} LLM tokens" in line(saliency_steps=60) == line(elastic=True)
 
@@ -679,5 +720,5 @@ def test_what_is_refused_leaves_the_old_run_where_it_is(folder, tmp_path, flags,
     model = train(tiny(folder, out="run"), False, CPU)
     checkpoint.save("base.pt", model, step=1, world=WORLD_ID)
     with pytest.raises((ValueError, OSError, CheckpointError), match=message):
-        train(tiny(folder, **{"out": "run", **flags}), False, CPU)
+        train(tiny(folder, PaperConfig, **{"out": "run", **flags}), False, CPU)
     assert (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run.1").exists()

@@ -21,7 +21,7 @@ from stts_mini.data.video import Video
 from stts_mini.model import VLM, Output
 from stts_mini.sequence import Batch
 from stts_mini.toy import drawing
-from stts_mini.train import build_model, build_optimizers
+from stts_mini.train import CLIP_NORM, build_model, build_optimizers
 from stts_mini.training.config import TrainConfig
 
 TIMES = np.arange(5) / 2  # seconds
@@ -73,7 +73,7 @@ def shows(seeds: Sequence[int]) -> Tensor:
 def config(**settings) -> TrainConfig:
     """A model that is small enough for seconds of training."""
     small = dict(
-        k=0.7, steps=140, image_steps=0, brief_steps=0, lr=2e-3, muon_lr=0.01, vit_width=64, vit_mlp=256, vit_depth=4,
+        k=0.7, steps=140, stages={}, lr=2e-3, muon_lr=0.01, vit_width=64, vit_mlp=256, vit_depth=4,
         llm_width=64, llm_depth=2, llm_heads=2, llm_kv_heads=1,
     )  # fmt: skip
     return TrainConfig(**{**small, **settings})
@@ -92,7 +92,7 @@ def train(
         seeds = range(step * batch_size, (step + 1) * batch_size)
         output = model(batch(seeds), cfg.k if step >= unpruned else 0.0)
         loss(output).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         rate = min((step + 1) / 10, 1.0) * 0.5 * (1 + np.cos(np.pi * step / cfg.steps))  # warm-up, then a cosine
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -21,7 +21,7 @@ from stts_mini.data.clips import WORLD_ID
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.sequence import Marks
-from stts_mini.training.config import TrainConfig
+from stts_mini.training.config import TrainConfig, upgraded
 from stts_mini.vit import ViTConfig, resized_positions
 
 FORMAT = "stts_mini 1"
@@ -62,6 +62,8 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of this project, or is damaged ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this project (expected format {FORMAT!r})")
+    if "train_config" in state:
+        state["train_config"] = upgraded(state["train_config"])
     return state
 
 
@@ -155,14 +157,14 @@ def restore(
     """Load a run's last checkpoint into model and optimisers; returns the step to go on with."""
     state = load(path)  # on the CPU: load_state_dict moves what belongs elsewhere
     check_world(state, path)
-    then, now = state["train_config"], dataclasses.asdict(config)
+    then, now, usual = state["train_config"], dataclasses.asdict(config), dataclasses.asdict(type(config)())
     free = {
         "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
-        "tensorboard", "varlen",
+        "varlen",
     }  # fmt: skip
-    then = {**{f.name: f.default for f in dataclasses.fields(config)}, **then}  # of a run that knew fewer settings
-    changed = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if now[name] != then[name]]
-    changed = [line for line in changed if line.split()[0] not in free]
+    names = [name for name in {**now, **then} if name not in free]
+    values = {name: (then.get(name, usual.get(name)), now.get(name)) for name in names}  # then: perhaps fewer settings
+    changed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in values.items() if old != new]
     if state.get("clips", clips) != clips:
         changed.append(f"the training clips were {state['clips']}, are {clips}")
     if changed:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -62,6 +62,13 @@ def first() -> Iterator[bool]:
     yield rank() == 0
     if dist.is_initialized():
         dist.barrier()
+
+
+def in_turn(make: Callable[[], Any]) -> Any:
+    """make(), first by process 0 and then by the others, which find what it wrote."""
+    with first() as here:
+        made = make() if here else None
+    return made if here else make()
 
 
 def total(*numbers: float) -> list[float]:

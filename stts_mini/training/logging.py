@@ -8,19 +8,11 @@ from pathlib import Path
 
 
 class Log:
-    """log.csv, a row a step, written when a checkpoint is; a running mean for the progress line; and TensorBoard's
-    files beside it, if asked for. Raises ValueError if that is not installed."""
+    """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line."""
 
     NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds")
 
-    def __init__(self, path: Path, start: int, tensorboard: bool = False):
-        self.board = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError("--tensorboard needs a package: pip install tensorboard") from error
-            self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=start)
+    def __init__(self, path: Path, start: int):
         self.path, self.rows, self.tokens = path, [], 0
         self.loss = self.accuracy = None
         old = list(csv.reader(path.read_text().splitlines()))[1:] if start and path.exists() else []
@@ -28,28 +20,25 @@ class Log:
         with path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
             csv.writer(file).writerows([self.NAMES, *(row for row in old if int(row[0]) < start)])
 
-    def add(self, step: int, task: float, sim: float, accuracy: float, norm: float, tokens: int, seconds: float):
+    def add(self, step: int, task: float, sim: float, norm: float, accuracy: float, tokens: int, seconds: float):
         """One training step."""
-        self.tokens += tokens
+        self.tokens, self.seconds = self.tokens + tokens, seconds
         self.rows.append(
             (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}")
         )
-        for name, value in zip(self.NAMES[1:5], (task, sim, accuracy, norm), strict=True) if self.board else ():
-            self.board.add_scalar(name, value, step)
         mix = lambda old, new: new if old is None else 0.9 * old + 0.1 * new
         self.loss, self.accuracy = mix(self.loss, task + sim), mix(self.accuracy, accuracy)
 
     def text(self) -> str:
         """For the progress line."""
-        return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}%"
+        speed = self.tokens / max(self.seconds, 1e-9)
+        return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}% tokens/s {speed:.0f}"
 
     def flush(self) -> None:
         """Append the rows since the last call."""
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows(self.rows)
         self.rows = []
-        if self.board:
-            self.board.flush()
 
 
 class Interrupt:

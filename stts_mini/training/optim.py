@@ -102,7 +102,7 @@ def rate_at(step: int, config: TrainConfig) -> float:
     """The share of the peak learning rate at a step: linear warm-up, flat to the end of the curriculum, then
     a cosine to zero.
 
-    >>> config = TrainConfig(steps=120, warmup=10, image_steps=10, brief_steps=10)
+    >>> config = TrainConfig(steps=120, warmup=10, stages=dict(image=10, brief=10))
     >>> [round(rate_at(step, config), 2) for step in (0, 9, 20, 70, 119)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """

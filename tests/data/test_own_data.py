@@ -236,29 +236,6 @@ def test_the_worlds_own_index_is_in_that_format(tmp_path, capsys):
     assert "short (mean)" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("default")  # other people's warnings are not our errors
-def test_tensorboard_gets_what_the_log_gets(tmp_path, monkeypatch):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    index = write_own_clips(tmp_path / "clips", 2)
-    config = tiny(tmp_path, data=str(index), steps=3, warmup=1, tensorboard=True)
-    train(config, False, CPU)
-    board = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    board.Reload()
-    rows = (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]
-    losses = [float(row.split(",")[1]) for row in rows]
-    assert [e.step for e in board.Scalars("task_loss")] == [0, 1, 2]
-    assert [e.value for e in board.Scalars("task_loss")] == pytest.approx(losses, rel=1e-4)
-
-
-def test_without_tensorboard_the_flag_says_what_to_install(tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    index = write_own_clips(tmp_path / "clips", 2)
-    with pytest.raises(ValueError, match="pip install tensorboard"):
-        train(tiny(tmp_path, data=str(index), steps=3, warmup=1, tensorboard=True), False, CPU)
-
-
 def test_recomputing_changes_no_gradient(mixed, tmp_path):
     """Activation checkpointing: the same values, the same gradients, bit for bit."""
     batch = Sampler(load_clips(mixed), Reader(4, 48), 4, 2, 0)(0)

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stts_mini import train as training
+from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.model import VLM
 from stts_mini.packing import select
 from stts_mini.sequence import Batch
 from stts_mini.train import train
-from stts_mini.training.config import TrainConfig
 from stts_mini.training.saliency import answer_saliency, log_odds, ranks, saliency_loss
 from stts_mini.training.step import forward_backward, parts_of, wrap
 from tests.test_model import batch_of, build
@@ -68,7 +68,7 @@ def test_a_first_layer_is_blind_to_it():
         worth[depth] = float(answer_saliency(scored(model, batch_of(model, [4, 3]))).max())
     assert worth[1] < 1e-3 * worth[2]
     with pytest.raises(ValueError, match="saliency_steps = 9 need an LLM of 2 layers or more: give --llm-depth 2"):
-        TrainConfig(k=0.5, saliency_steps=9, llm_depth=1)
+        PaperConfig(k=0.5, saliency_steps=9, llm_depth=1)
 
 
 def test_unpruned_and_scored_is_still_the_unpruned_model(small):
@@ -125,15 +125,15 @@ def test_scorers_without_weights_are_refused(small):
     with pytest.raises(ValueError, match=r"a scorer without weights .* --saliency-steps 0"):
         saliency_loss(model(batch, 0.0), batch.num_frames)
     with pytest.raises(ValueError, match="saliency_steps = 3 teach what to keep, and k = 0 keeps all"):
-        TrainConfig(k=0.0, saliency_steps=3)
+        PaperConfig(k=0.0, saliency_steps=3)
     with pytest.raises(ValueError, match="steps = 702 end within"):
-        TrainConfig(steps=702, image_steps=400, brief_steps=300, saliency_steps=2)
+        PaperConfig(steps=702, saliency_steps=2)
 
 
 def test_parts_of_a_batch_teach_what_the_whole_teaches(folder):  # noqa: F811
     grads = []
     for accumulate in (1, 2):
-        config = tiny(folder, accumulate=accumulate, saliency_steps=1, steps=9, llm_depth=2)
+        config = tiny(folder, PaperConfig, accumulate=accumulate, saliency_steps=1, steps=9, llm_depth=2)
         model = training.build_model(config, CPU).double()
         batch = make_sampler(config)(2)
         batch.frames = batch.frames.double() / 127.5 - 1
@@ -154,7 +154,7 @@ def test_the_scorer_is_taught_before_pruning_and_stays(folder, monkeypatch):  # 
         return original(model, batch, config, device, k, encode, run, saliency)
 
     monkeypatch.setattr(training, "forward_backward", spy)
-    train(tiny(folder, steps=7, image_steps=1, brief_steps=1, saliency_steps=2, llm_depth=2), False, CPU)
+    train(tiny(folder, PaperConfig, steps=7, saliency_steps=2, llm_depth=2), False, CPU)
     ks, teaching, scorers, words = zip(*seen, strict=True)
     assert ks == (0, 0, 0, 0, 0.5, 0.5, 0.5) and teaching == (False, False, True, True, False, False, False)
     changed = [not torch.equal(a, b) for a, b in pairwise(scorers)]
@@ -168,7 +168,7 @@ def test_parts_weigh_as_many_videos_as_there_is_to_learn_from(k, frames):
     found = []
     for accumulate in (1, 2, 4):
         model = build()
-        config = TrainConfig(k=k, saliency_steps=1, accumulate=accumulate, batch_size=4, sim_weight=0.0)
+        config = PaperConfig(k=k, saliency_steps=1, accumulate=accumulate, batch_size=4, sim_weight=0.0)
         _, loss, *_ = forward_backward(model, batch_of(model, frames), config, CPU, 0.0, saliency=True)
         gradient = torch.cat([p.grad.flatten() for p in model.scorer.parameters()])
         assert loss > 0 and gradient.abs().sum() > 0  # λ weighs L_sim, not this
@@ -181,7 +181,7 @@ def test_parts_weigh_as_many_videos_as_there_is_to_learn_from(k, frames):
 def test_pictures_are_no_lesson():
     model = build()
     batch = batch_of(model, [3, 4])
-    config = TrainConfig(k=0.5, saliency_steps=1)
+    config = PaperConfig(k=0.5, saliency_steps=1)
     losses = []
     for still in ([False, False], [True, False]):
         batch.still = torch.tensor(still)
@@ -195,7 +195,7 @@ def test_the_auxiliary_loss_has_no_say_once_saliency_taught():
     gradients = []
     for weight in (0.0, 1.0):
         model = build()
-        config = TrainConfig(k=0.5, saliency_steps=1, sim_weight=weight)
+        config = PaperConfig(k=0.5, saliency_steps=1, sim_weight=weight)
         forward_backward(model, batch_of(model, [4, 4]), config, CPU, 0.5)
         gradients.append(model.vit.blocks[0].attention.q_proj.weight.grad)
     assert torch.equal(*gradients)
@@ -209,19 +209,19 @@ def test_ranks_follow_their_values_to_any_device():
     "options, message", [(dict(scorer="cosine"), "scorer cosine has no weights"), ({}, "no weights")]
 )
 def test_what_cannot_be_taught_is_refused_before_the_first_step(options, message, folder):  # noqa: F811
-    config = tiny(folder, steps=9, saliency_steps=1, llm_depth=2, **options)
+    config = tiny(folder, PaperConfig, steps=9, saliency_steps=1, llm_depth=2, **options)
     annotate = None if options else lambda clip, video: None
     with pytest.raises(ValueError, match=message):
         train(config, False, CPU, annotate=annotate)
     with pytest.raises(ValueError, match="blind training has no cells"):
-        tiny(folder, saliency_steps=1, steps=9, llm_depth=2, blind=True)
+        tiny(folder, PaperConfig, saliency_steps=1, steps=9, llm_depth=2, blind=True)
 
 
 def test_saliency_under_recomputation_is_the_same():
     grads = []
     for recompute in (False, True):
         model = build()
-        config = TrainConfig(k=0.5, saliency_steps=1, recompute=recompute)
+        config = PaperConfig(k=0.5, saliency_steps=1, recompute=recompute)
         run = wrap(model, config, CPU)
         forward_backward(model, batch_of(model, [4, 2]), config, CPU, 0.0, run=run, saliency=True)
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -229,10 +229,10 @@ def test_saliency_under_recomputation_is_the_same():
 
 
 def test_resuming_amid_the_lessons_is_uninterrupted(folder, tmp_path, monkeypatch):  # noqa: F811
-    options = dict(steps=8, image_steps=1, brief_steps=1, saliency_steps=3, llm_depth=2, elastic=True, spread=0.4)
+    options = dict(steps=8, saliency_steps=3, llm_depth=2, elastic=True, spread=0.4)
     options["save_every"] = 4
-    whole = train(tiny(folder, **options, out=str(tmp_path / "whole")), False, CPU)
-    config = tiny(folder, **options, out=str(tmp_path / "parts"))
+    whole = train(tiny(folder, PaperConfig, **options, out=str(tmp_path / "whole")), False, CPU)
+    config = tiny(folder, PaperConfig, **options, out=str(tmp_path / "parts"))
     monkeypatch.setattr(training.Interrupt, "asked", True, raising=False)
     monkeypatch.setattr(training.Interrupt, "__enter__", lambda self: self)
     monkeypatch.setattr(training.Interrupt, "__exit__", lambda self, *_: None)
@@ -245,11 +245,11 @@ def test_resuming_amid_the_lessons_is_uninterrupted(folder, tmp_path, monkeypatc
 
 
 def test_elastic_draws_k_anew_in_each_step():
-    config = TrainConfig(k=0.8, elastic=True, image_steps=2, brief_steps=1, saliency_steps=2)
+    config = PaperConfig(k=0.8, elastic=True, stages=dict(image=2, brief=1), saliency_steps=2)
     ks = [config.k_at(step) for step in range(205)]
     assert ks[:5] == [0.0] * 5 and len(set(ks[5:])) > 150 and 0 <= min(ks[5:]) < 0.1 and 0.7 < max(ks) < 0.8
     assert ks == [config.k_at(step) for step in range(205)]
-    assert ks != [TrainConfig(k=0.8, elastic=True, seed=1).k_at(step) for step in range(205)]
-    assert config.model.spread == 0 and TrainConfig(spread=0.3).model.spread == 0.3
+    assert ks != [PaperConfig(k=0.8, elastic=True, seed=1).k_at(step) for step in range(205)]
+    assert config.model.spread == 0 and PaperConfig(spread=0.3).model.spread == 0.3
     with pytest.raises(ValueError, match="spread = -1"):
-        TrainConfig(spread=-1.0)
+        PaperConfig(spread=-1.0)

@@ -43,6 +43,7 @@ from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepar
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
 from stts_mini.lab.paper.tome import merging
+from stts_mini.lab.paper.train import BASE, PaperConfig
 from stts_mini.model import VLM
 from stts_mini.packing import scaled_frames
 from stts_mini.report.result import Result
@@ -50,22 +51,22 @@ from stts_mini.scorer import find_scorer
 from stts_mini.toy import world
 from stts_mini.train import pick_device, train
 from stts_mini.training import checkpoint
-from stts_mini.training.config import PRESETS, TrainConfig
+from stts_mini.training.config import upgraded
 
 FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
 SEEDS = (0, 1, 2)
 BASES = 2  # row seed s starts from base s mod 2
 # A base is trained in three runs: on few frames, on any number of them, on many; each at a rate of its own, for what is
 # learned after the rate has died away is little. Each begins where the one before stopped.
-AGAIN = dict(image_steps=0, brief_steps=0, glance_steps=0, coarse_steps=0, warmup=20, muon_lr=0.003, lr=1.5e-3)
+AGAIN = dict(stages={}, coarse_steps=0, warmup=20, muon_lr=0.003, lr=1.5e-3)
 BASE_RUNS = {
     "few": {},
     "wide": dict(AGAIN, steps=1000, thinning=5.0),  # 13 to 64 frames
     "many": dict(AGAIN, steps=900, thinning=2.5),  # 26 to 64
 }
 RECIPE = dict(
-    max_frames=FRAMES, fps=10.0, thinning=1.0, image_steps=0, brief_steps=0, glance_steps=0, coarse_steps=0,
-    steps=400, warmup=10, muon_lr=0.002, lr=1e-3, scorer_lr_ratio=5.0, save_every=1000,
+    max_frames=FRAMES, thinning=1.0, stages={}, coarse_steps=0, steps=400, warmup=10, muon_lr=0.002, lr=1e-3,
+    scorer_lr_ratio=5.0, save_every=1000,
 )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ class Row:
         """Whether it starts from a base as it is after its first run."""
         return self.method.startswith("young-")
 
-    def config(self, data: str, init: Path) -> TrainConfig:
+    def config(self, data: str, init: Path) -> PaperConfig:
         """All settings of the run."""
         method, steps = parted(self.method)
         k, settings = self.k, {**METHODS.get(method, {"scorer": method}), **({"steps": steps} if steps else {})}
@@ -101,7 +102,7 @@ class Row:
         if method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
             k, settings["image_size"] = 0.0, 32 if self.k <= 0.6 else 16
         own = dict(data=data, init=str(init), out=str(Path("runs") / "rows" / self.name), k=k, seed=self.seed)
-        return TrainConfig(**{**PRESETS["base"], **RECIPE, **settings, **own})
+        return PaperConfig(**{**BASE, **RECIPE, **settings, **own})
 
 
 SALIENCY = dict(scorer="stts", sim_weight=0.0, saliency_steps=60)  # the third teacher alone: see saliency.py
@@ -244,7 +245,7 @@ class Lab:
 
     def __init__(self, data: str, clips: int, device: torch.device):
         self.data, self.device = data, device
-        self.config = TrainConfig(**{**PRESETS["base"], "data": data})
+        self.config = PaperConfig(**{**BASE, "data": data})
         self.test = held_out(data, self.config.video_size, clips)
         self.readers: dict[tuple[int, int], Reader] = {}
         self.train = load_clips(prepare(data, "train", self.config.train_counts, self.config.video_size))
@@ -298,7 +299,7 @@ def base_run(name: str, init: str, data: str, seed: int, device: torch.device) -
     out = Path("runs") / f"base{seed}-{name}"
     order = seed + 100 * (name == "many")  # the clips of "wide" once more, in another order
     own = dict(data=data, out=str(out), init=init, seed=order)
-    config = TrainConfig(**{**PRESETS["base"], **BASE_RUNS[name], **own})
+    config = PaperConfig(**{**BASE, **BASE_RUNS[name], **own})
     train(config, (out / "checkpoint.pt").exists(), device)
     return out / "checkpoint.pt"
 
@@ -356,7 +357,8 @@ def ask_again(row: Row, lab: Lab, path: Path) -> None:
             config=settings_of(then), base_sha256=sha256(base) if base.exists() else None,
             fingerprint=fingerprint(lab.test), device=lab.device.type,
         )  # fmt: skip
-        if other := [name for name, value in here.items() if record[name] != value]:
+        record_of = {**record, "config": upgraded(record["config"])}
+        if other := [name for name, value in here.items() if record_of[name] != value]:
             raise ValueError(f"another {', '.join(other)} than in {path}")
         if state["step"] < then["steps"]:
             raise ValueError(f"stopped at step {state['step']}")

@@ -13,11 +13,11 @@ from stts_mini.eval import evidence_per_cell
 from stts_mini.lab.paper import reproduce, tables
 from stts_mini.lab.paper.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
 from stts_mini.lab.paper.tables import NAMES, Results, page
+from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.training import checkpoint
-from stts_mini.training.config import TrainConfig
 from tests.tiny import TINY
 
-TINY_ROW = dict(image_steps=0, brief_steps=0, steps=2, max_frames=4)
+TINY_ROW = dict(stages={}, steps=2, max_frames=4)
 TINY_METHODS = {
     name: {**settings, "saliency_steps": 1} if "saliency_steps" in settings else settings
     for name, settings in reproduce.METHODS.items()
@@ -30,10 +30,11 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    patch.setitem(reproduce.PRESETS, "base", {**TINY, "k": 0.0, "train_parade": 2, "llm_depth": 2, "vit_depth": 5})
+    clips = {**TINY["train_clips"], "parade": 2}
+    patch.setattr(reproduce, "BASE", {**TINY, "k": 0.0, "train_clips": clips, "llm_depth": 2, "vit_depth": 5})
     patch.setattr(reproduce, "RECIPE", TINY_ROW)
     patch.setattr(reproduce, "METHODS", TINY_METHODS)
-    patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(image_steps=0, brief_steps=0, steps=1)})
+    patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(stages={}, steps=1)})
     patch.setattr(reproduce, "FRAMES", 4)
     device = torch.device("cpu")
     for seed in (0, 1):
@@ -262,7 +263,7 @@ def test_the_rows_of_the_tables():
     every = [row for table in reproduce.TABLES for row in rows_of(table)]
     for row in every:
         config = row.config("data", Path("base.pt"))
-        assert isinstance(config, TrainConfig) and config.k == (
+        assert isinstance(config, PaperConfig) and config.k == (
             0.0 if reproduce.parted(row.method)[0] in ("frames", "young-frames", "resolution") else row.k
         )
     for row in every:  # but for what makes the method, all is the same
@@ -289,7 +290,6 @@ class Middle(nn.Module):
 
 def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkeypatch):
     """One file, touched by nobody else: trained, judged, in the tables."""
-    monkeypatch.setitem(reproduce.PRESETS, "base", {**reproduce.PRESETS["base"]})
     (tmp_path / "mine.py").write_text(OWN_SCORER)
     name = f"{tmp_path / 'mine.py'}:Middle"
     reproduce.main(["--scorer", name, "--k", "0.5", "--results", str(lab[1]), "--clips", "3"])
@@ -311,7 +311,7 @@ def test_the_real_settings_of_every_row_and_base_can_be():
             config = row.config("data", Path("base.pt"))
             assert config.curriculum_steps == 0 and config.thinning == (4 if row.method.endswith("-range") else 1)
     for settings in reproduce.BASE_RUNS.values():
-        TrainConfig(**{**reproduce.PRESETS["base"], **settings})
+        PaperConfig(**{**reproduce.BASE, **settings})
 
 
 def test_a_rows_weights_can_be_shipped(lab):

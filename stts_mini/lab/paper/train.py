@@ -1,0 +1,81 @@
+"""The main command with what the lab's recipes add to it: saliency, spreading, elastic k, any number of frames.
+
+    python -m stts_mini.lab.paper.train --saliency-steps 60 --spread 0.3 --sim-weight 0 --k 0.8
+    python -m stts_mini.lab.paper.train --preset base           the unpruned model that the tables' rows start from
+
+All of this is ours, not the paper's. What each brought is in tutorials/results/FINDINGS.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stts_mini.train import job
+from stts_mini.training.config import PRESETS, TrainConfig, parse_flags, setting
+
+
+@dataclass(frozen=True)
+class PaperConfig(TrainConfig):
+    """A training run with the lab's own settings. Raises ValueError for values that cannot be."""
+
+    thinning: float = setting(1.0, "divide max_frames and fps by up to this much, anew in each step")
+    coarse_steps: int = setting(0, "until this step, divide by all of --thinning: few frames are cheap to learn from")
+    saliency_steps: int = setting(
+        0, "steps after the stages, unpruned: the scorer learns what answers hang on, then stays (no L_sim)"
+    )
+    spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time; 0: off")
+    elastic: bool = setting(False, "draw k anew in each step, from 0 to --k: one model for every budget")
+    video_size: int = setting(48, "side of a frame in pixels, in the world's files")
+
+    MAY_BE_0 = TrainConfig.MAY_BE_0 | {"coarse_steps", "saliency_steps", "spread"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.thinning < 1:
+            raise ValueError(f"thinning = {self.thinning}: give 1 for every frame, or more")
+        if self.saliency_steps and not self.k:
+            raise ValueError(
+                f"saliency_steps = {self.saliency_steps} teach what to keep, and k = 0 keeps all: give --k"
+            )
+        if self.saliency_steps and self.llm_depth < 2:
+            raise ValueError(
+                f"saliency_steps = {self.saliency_steps} need an LLM of 2 layers or more: give --llm-depth 2"
+            )
+        if self.saliency_steps and self.blind:
+            raise ValueError("blind training has no cells whose saliency could be learned: give --saliency-steps 0")
+
+    @property
+    def least_k(self) -> float:
+        """The smallest share of the cells that a long clip loses in any step."""
+        return 0.0 if self.elastic else super().least_k
+
+    def k_at(self, step: int) -> float:
+        """k at a step; if `elastic`, a share of it, drawn at random.
+
+        >>> config = PaperConfig(k=0.8, elastic=True, stages={})
+        >>> ks = [config.k_at(step) for step in range(99)]
+        >>> min(ks) < 0.1, max(ks) > 0.7
+        (True, True)
+        """
+        k = super().k_at(step)
+        return round(k * np.random.default_rng((self.seed, 5, step)).random(), 4) if self.elastic else k
+
+
+BASE = dict(
+    out="runs/base", k=0.0, train_clips=dict(short=3000, watch=1500, parade=1500, image=400, brief=1100, glance=2000),
+    max_frames=64, fps=10.0, thinning=5.0, coarse_steps=4100, steps=4600, questions=10,
+    stages=dict(image=400, brief=400, glance=700), save_every=50, cache_gb=4.0,
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    prog = "python -m stts_mini.lab.paper.train"
+    job(prog, *parse_flags(argv, config_type=PaperConfig, presets={**PRESETS, "base": BASE}, prog=prog))
+
+
+if __name__ == "__main__":
+    main()
