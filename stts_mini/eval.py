@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -38,6 +37,7 @@ from stts_mini.data.clips import (
     index_file,
     load_clips,
 )
+from stts_mini.data.files import writable, write_json
 from stts_mini.data.progress import Progress
 from stts_mini.data.video import Video, VideoError
 from stts_mini.model import VLM, Encoded
@@ -243,8 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, device: torch.device) -> dict:
     """Evaluate as the command line says; prints the table and returns what --json writes."""
     torch.manual_seed(args.seed)
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        raise ValueError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
+    if args.json:
+        writable(args.json)  # better known now than after the work
     own = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
     model, state = checkpoint.load_model(args.checkpoint, device)
     checkpoint.check_world(state, args.checkpoint)
@@ -275,7 +275,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
         **numbers,
     )  # fmt: skip
     if args.json and distributed.rank() == 0:
-        Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(args.json, summary)
     return summary
 
 

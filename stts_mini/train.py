@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import platform
@@ -44,6 +43,7 @@ except ImportError:  # Windows
 
 from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
+from stts_mini.data.files import write_json
 from stts_mini.data.progress import Progress, clock
 from stts_mini.eval import judge
 from stts_mini.model import VLM, Encoded
@@ -195,7 +195,7 @@ def open_run(config: TrainConfig, resumed_at: int | None) -> Log:
     if resumed_at is None:
         checkpoint.keep_old_run(out)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+        write_json(out / "config.json", dataclasses.asdict(config))
     return Log(out / "log.csv", resumed_at or 0)
 
 
@@ -296,9 +296,9 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
         summary |= step_time(model, train_clips, reader, config, device, tokenizer)
     if not config.blind:
         with eagerly(config.compile):
-            paths = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)
-        print("pruned clips to look at: " + ", ".join(str(path) for path in paths))
-    (out / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
+            picture = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)
+        print(f"pruned clips to look at: {picture}")
+    write_json(out / "result.json", summary)
     return summary
 
 

@@ -1,7 +1,7 @@
 """Pictures of what is pruned: frames with the pruned cells dimmed, beside the scores, question and answer.
 
-`draw_clips` writes pruned.png (a band per clip) and pruned.mp4 (the same clips, playing); `draw_curve` draws a
-training log. Only numpy and PyAV are needed; the letters are a 3 × 5 pixel font below.
+`draw_clips` writes pruned.png, a band for each clip; `draw_curve` draws a training log. Only numpy and PyAV are needed;
+the letters are a 3 × 5 pixel font below.
 
     band of a clip:   time stamps · frames · kept cells (pruned ones dimmed) · scores (dark 0, light 1)
 
@@ -21,7 +21,6 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, Reader, collate, pick_questions
 from stts_mini.data.clips import OWN, Clip
-from stts_mini.data.video import write_video
 from stts_mini.model import VLM
 
 GLYPHS = {  # 3 × 5 pixels each, row by row
@@ -116,35 +115,21 @@ def draw_clips(
     out: str | os.PathLike,
     count: int = 4,
     tokenizer: AnyTokenizer = TOKENIZER,
-) -> list[Path]:
-    """Write pruned.png and pruned.mp4 into `out` for the first clips that have more than one frame, the
-    last of them a long one if there is one; returns the two paths."""
+) -> Path | None:
+    """Write pruned.png into `out` for the first clips that have more than one frame, the last of them a long one if
+    there is one; returns its path, or None if no clip can be read."""
     clips = [c for c in clips if c.source not in reader.broken]
-    if not clips:
-        return []
     short = [c for c in clips if c.kind == "short"]
     long = [c for c in clips if c.kind not in ("short", "image", OWN)]
     chosen = (short[: count - 1] + long[:1]) or clips[:count]
-    seen = [look(model, clip, reader, k, tokenizer) for clip in chosen]
-
-    bands = [band(*one) for one in seen]
+    if not chosen:
+        return None
+    bands = [band(*look(model, clip, reader, k, tokenizer)) for clip in chosen]
     width = max(b.shape[1] for b in bands)
     bands = [np.pad(b, ((0, 8), (0, width - b.shape[1]), (0, 0))) for b in bands]
     png = Path(out) / "pruned.png"
     av.VideoFrame.from_ndarray(np.concatenate(bands), format="rgb24").save(str(png))
-
-    scale, film = 4, []
-    for video, keep, scores, text in seen:
-        views = np.concatenate(clip_views(video.frames, keep, scores), axis=2).repeat(scale, 1).repeat(scale, 2)
-        for picture, stamp in zip(views, video.stamps, strict=True):
-            page = np.zeros((picture.shape[0] + 36, picture.shape[1], 3), np.uint8)
-            page[36:] = picture
-            write_text(page, text, 4, 4, scale=1)
-            write_text(page, f"{stamp} s", 4, 20)
-            film.append(page)
-    mp4 = Path(out) / "pruned.mp4"
-    write_video(mp4, np.stack(film), fps=2.0)
-    return [png, mp4]
+    return png
 
 
 def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, int] = (900, 420)) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer
 from stts_mini.data.clips import WORLD_ID
+from stts_mini.data.files import replacing
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.sequence import Marks
@@ -34,18 +34,14 @@ class CheckpointError(ValueError):
 def save(path: str | os.PathLike, model: VLM, **rest: Any) -> None:
     """Write the model and `rest` (tensors and plain Python values only) to `path`, all or nothing."""
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     state = {"format": FORMAT, "model_config": dataclasses.asdict(model.config), "model": model.state_dict(), **rest}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         kept = f"; the last good one is still there: {path}" if path.exists() else ""
         raise CheckpointError(f"could not write {path} ({error}){kept}") from error
 

@@ -10,8 +10,7 @@ number of steps (another one if its method's name ends in it, as in `unpruned@10
 about the same held-out clips: so rows compare pairwise. A
 finished row is a JSON file in `tutorials/results/rows`: config, seed, commit, fingerprint of the test set, torch
 version, and for each way of asking (at test time) every answer, right or wrong, in the order of the clips.
-What is there is not run again (but asked in the ways that its file lacks, while the run's checkpoint is still there);
-several of these commands may run side by side.
+What is there is not run again; several of these commands may run side by side.
 
 `tables.py` makes tables of the files.
 """
@@ -24,7 +23,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -33,13 +31,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from stts_mini.data.batches import Reader
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
+from stts_mini.data.files import write_json
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
 from stts_mini.lab.paper.tome import merging
@@ -51,7 +49,6 @@ from stts_mini.scorer import find_scorer
 from stts_mini.toy import world
 from stts_mini.train import pick_device, train
 from stts_mini.training import checkpoint
-from stts_mini.training.config import upgraded
 
 FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
 SEEDS = (0, 1, 2)
@@ -328,47 +325,18 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     began, cpu = time.monotonic(), time.process_time()
     model = train(config, False, lab.device, reader, **taught_by(row.method))
     trained, cpu = time.monotonic() - began, time.process_time() - cpu
-    scores = ask_all(row, model, lab)
     return dict(
         row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
         base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
         config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
         threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1),
-        cpu_seconds=round(cpu, 1), asked=scores,
+        cpu_seconds=round(cpu, 1), asked=ask_all(row, model, lab),
     )  # fmt: skip
 
 
-def ask_all(row: Row, model: VLM, lab: Lab, known: Mapping[str, dict] = MappingProxyType({})) -> dict[str, dict]:
-    """Scores of a row's model: those that are known, and of every way of asking that is not."""
-    missing = {name: way for name, way in askings(row).items() if name not in known}
-    return {**known, **{name: scores_of(lab.ask(model, way, row.seed), way) for name, way in missing.items()}}
-
-
-def ask_again(row: Row, lab: Lab, path: Path) -> None:
-    """Add to a finished row's file the ways of asking that it lacks, if its run's checkpoint is still there, and is
-    the file's: same settings and base, asked about the same clips on the same device."""
-    record, run = json.loads(path.read_text()), Path(row.config("", Path()).out) / "checkpoint.pt"
-    if not run.exists() or not (missing := askings(row).keys() - record["asked"].keys()):
-        return
-    try:
-        model, state = checkpoint.load_model(run, lab.device)
-        then, base = state["train_config"], Path(state["train_config"]["init"])
-        here = dict(
-            config=settings_of(then), base_sha256=sha256(base) if base.exists() else None,
-            fingerprint=fingerprint(lab.test), device=lab.device.type,
-        )  # fmt: skip
-        record_of = {**record, "config": upgraded(record["config"])}
-        if other := [name for name, value in here.items() if record_of[name] != value]:
-            raise ValueError(f"another {', '.join(other)} than in {path}")
-        if state["step"] < then["steps"]:
-            raise ValueError(f"stopped at step {state['step']}")
-    except ValueError as error:
-        print(f"row {row.name} is not asked again ({', '.join(sorted(missing))}): {run}: {error}")
-        return
-    print(f"row {row.name}, asked in more ways", flush=True)
-    asked = ask_all(row, model, lab, record["asked"])
-    again = {**record.get("asked_again", {}), **dict.fromkeys(sorted(missing), commit())}  # by which commit
-    write_json(path, {**record, "asked": asked, "asked_again": again})
+def ask_all(row: Row, model: VLM, lab: Lab) -> dict[str, dict]:
+    """Scores of a row's model, for each way of asking it."""
+    return {name: scores_of(lab.ask(model, way, row.seed), way) for name, way in askings(row).items()}
 
 
 def sha256(path: Path) -> str:
@@ -420,14 +388,6 @@ def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
-def write_json(path: Path, record: dict) -> None:
-    """All or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, path)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -473,13 +433,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                     other = json.loads(path.read_text()).get("row", {}).get("method", row.method)
                     if other != row.method:  # two files with a class of one name
                         raise ValueError(f"{path} is the row of {other}: move it, or rename your class")
-                if not mine:
-                    continue
-                if path.exists():
-                    ask_again(row, lab, path)
+                if path.exists() or not mine:
                     continue
                 print(f"row {row.name}", flush=True)
                 train_base(args.results, args.data, row.seed % BASES, device, row.young)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, run_row(row, lab, args.results))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")

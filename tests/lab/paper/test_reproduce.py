@@ -37,6 +37,7 @@ def lab(tmp_path_factory):
     patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(stages={}, steps=1)})
     patch.setattr(reproduce, "FRAMES", 4)
     device = torch.device("cpu")
+    (folder / "results" / "rows").mkdir(parents=True)
     for seed in (0, 1):
         reproduce.train_base(folder / "results", "data", seed, device)
     reproduce.train_base(folder / "results", "data", 1, device, young=True)
@@ -188,18 +189,8 @@ def test_with_its_own_number_of_steps_a_row_is_asked_as_ever(method, lab):
     assert plain == longer
 
 
-@pytest.fixture
-def finished(lab):
-    """A row that is asked two ways, and its file."""
-    row, path = Row("saliency", 0.9, 0), lab[1] / "rows" / "saliency-k90-seed0.json"
-    whole = run_row(row, *lab)
-    assert set(whole["asked"]) == {"as trained", "scaled"} and whole["asked"]["scaled"]["max_frames"] == 8
-    yield row, path, whole, {**whole, "asked": {"as trained": whole["asked"]["as trained"], "of old": {}}}
-    path.unlink()
-
-
 def command(lab):
-    """The command, for the row that is finished."""
+    """The command that trains what is missing of a table."""
     reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
 
 
@@ -211,43 +202,6 @@ def test_a_young_base_is_made_when_a_row_wants_it(lab, monkeypatch):
     record = json.loads((lab[1] / "rows" / f"{row.name}.json").read_text())
     assert base.exists() and record["base_sha256"] == reproduce.sha256(base)
     assert record["base_sha256"] != reproduce.sha256(lab[1] / "base0.pt")
-
-
-def test_a_finished_row_is_asked_in_the_ways_that_its_file_lacks(lab, finished, monkeypatch):
-    row, path, whole, lacking = finished
-    asked, real = [], Lab.ask
-    monkeypatch.setattr(Lab, "ask", lambda self, model, way, seed: asked.append(way) or real(self, model, way, seed))
-    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
-    reproduce.write_json(path, lacking)
-    with claimed(Path(f"runs/rows/{row.name}.lock")):
-        command(lab)  # somebody else is at it
-    assert asked == [] and json.loads(path.read_text()) == lacking
-    command(lab)
-    after = json.loads(path.read_text())
-    assert [way.max_frames for way in asked] == [8] and set(after.pop("asked_again")) == {"scaled"}
-    assert after == {**whole, "asked": {**lacking["asked"], "scaled": whole["asked"]["scaled"]}}
-    command(lab)
-    assert len(asked) == 1  # nothing is missing
-
-
-@pytest.mark.parametrize("other", ["lr", "fingerprint", "base_sha256", "device", "step", "junk"])
-def test_a_row_that_is_not_its_files_is_not_asked_again(other, lab, finished, capsys, monkeypatch):
-    row, path, _, lacking = finished
-    run = Path("runs/rows") / row.name / "checkpoint.pt"
-    if other == "junk":
-        run.write_bytes(b"junk")
-    elif other == "step":
-        model, state = checkpoint.load_model(run)
-        checkpoint.save(run, model, **{k: v for k, v in state.items() if k != "model"} | {"step": 1})
-    elif other == "lr":
-        lacking["config"] = {**lacking["config"], "lr": 0.5}
-    else:
-        lacking[other] = "x"
-    reproduce.write_json(path, lacking)
-    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
-    command(lab)  # goes on
-    assert json.loads(path.read_text()) == lacking
-    assert f"row {row.name} is not asked again (scaled): " in capsys.readouterr().out
 
 
 def test_the_rows_of_the_tables():

@@ -1,0 +1,47 @@
+"""Files that are written: all or nothing, through links, and never in place of a pipe or a device."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def writable(path: str | os.PathLike) -> Path:
+    """The file that a name stands for, links followed. Raises ValueError for what cannot be written as a file: a
+    folder, a pipe, a device; a folder around it that is not there, or without permission. Ask before the work."""
+    file = Path(os.path.realpath(path))
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{path} is no regular file: give the name of a file to write")
+    if not file.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {file.parent}: make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"{path}: no permission to write to the folder {file.parent}")
+    return file
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A name beside `path` to write to. It takes that file's place when the block ends well; if not, it is removed,
+    and what was there before stays. Raises ValueError as `writable` does."""
+    file = writable(path)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, all or nothing."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, record: Any) -> None:
+    """Write plain values as JSON, all or nothing."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
