@@ -66,12 +66,11 @@ class TrainError(RuntimeError):
 
 def pick_device(name: str) -> torch.device:
     """ "auto" takes CUDA, then MPS, then the CPU. Raises ValueError for a device that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, ok in there.items() if ok))
-    if not there.get(name, False):
-        raise ValueError(f"device {name!r} is not there: give auto or one of {[k for k, ok in there.items() if ok]}")
-    return torch.device(name)
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = [kind for kind, ok in kinds.items() if ok]
+    if name not in ("auto", *there):
+        raise ValueError(f"device {name!r} is not there: give auto or one of {there}")
+    return torch.device(there[0] if name == "auto" else name)
 
 
 def build_model(config: TrainConfig, device: torch.device) -> VLM:
@@ -138,20 +137,18 @@ def train(
     if config.saliency_steps and (annotate or encoder or not list(model.scorer.parameters())):
         raise ValueError(f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0")
     optimizers = build_optimizers(model, config)
-    path, start = Path(config.out) / "checkpoint.pt", 0
-    if resume:
-        start = checkpoint.restore(path, model, optimizers, config, fingerprint(clips))
-    elif config.init:
+    path, learned_from = Path(config.out) / "checkpoint.pt", fingerprint(clips)
+    start = checkpoint.restore(path, model, optimizers, config, learned_from) if resume else 0
+    if config.init and not resume:
         checkpoint.start_from(model, checkpoint.load(config.init), config.init)
     reader = own_reader(config, clips) if reader is None else reader
     sampler = Sampler(
         clips, reader, config.batch_size, config.questions, config.seed, config.curriculum.items(), config.thinning,
         config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
     )  # fmt: skip
-    run, encode = wrap(model, config, device), None if encoder is None else encoder(model)
+    run, encode = wrap(model, config, device), encoder(model) if encoder else None
     chief = distributed.rank() == 0
-    if chief:  # only now, when nothing refuses to begin any more
-        log = open_run(config, start if resume else None)
+    log = open_run(config, resume, start) if chief else None  # only now, when nothing refuses to begin any more
     progress, began = Progress("train", config.steps, start), time.monotonic()
     model.train()
     with Interrupt() as interrupt:
@@ -166,7 +163,7 @@ def train(
                 progress.update(step + 1, log.text())
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps or asked:
                     log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
-                    checkpoint.save_run(path, step + 1, model, optimizers, config, fingerprint(clips), tokenizer)
+                    checkpoint.save_run(path, step + 1, model, optimizers, config, learned_from, tokenizer)
             if asked:
                 with distributed.first():  # nobody leaves before the checkpoint is there
                     progress.close()
@@ -189,14 +186,14 @@ def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
     return reader
 
 
-def open_run(config: TrainConfig, resumed_at: int | None) -> Log:
-    """The folder of a run, new or resumed, with its config.json; and its log."""
+def open_run(config: TrainConfig, resume: bool, start: int) -> Log:
+    """The folder of a run, new or resumed, with its config.json; and its log, from this step on."""
     out = Path(config.out)
-    if resumed_at is None:
+    if not resume:
         checkpoint.keep_old_run(out)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dataclasses.asdict(config))
-    return Log(out / "log.csv", resumed_at or 0)
+    return Log(out / "log.csv", start)
 
 
 def one_step(model, optimizers, batch, step, config, device, encode, run) -> tuple[float, float, float, float, int]:

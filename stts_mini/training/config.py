@@ -26,11 +26,18 @@ from stts_mini.toy.world import TASKS
 from stts_mini.vit import ViTConfig
 
 
-def setting(default, text: str):
-    """A field with a help text; a dict stands for a count of each kind of clip."""
+def setting(default, text: str, may_be_0: bool = False):
+    """A field with a help text; a dict stands for a count of each kind of clip. Numbers are positive; some may be 0."""
+    kept = dict(metadata={"help": text, "may_be_0": may_be_0})
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: dict(default), **kept)
+    return field(default=default, **kept)
+
+
+def refuse(wrong: object, message: str) -> None:
+    """Raise ValueError with this message if something is wrong."""
+    if wrong:
+        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class TrainConfig:
     """A training run. Raises ValueError for values that cannot be."""
 
     # what is trained on what
-    k: float = setting(0.5, "share of the cells to remove, 0 ≤ k < 1; 0 trains the unpruned model")
+    k: float = setting(0.5, "share of the cells to remove, 0 ≤ k < 1; 0 trains the unpruned model", may_be_0=True)
     scorer: str = setting("stts", "what scores the cells: stts, cosine, random, or my_file.py:MyScorer")
     blind: bool = setting(False, "train without any vision tokens (the control)")
     init: str = setting("", "checkpoint of an unpruned model to start from; its scorer is left out")
@@ -58,12 +65,14 @@ class TrainConfig:
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
     questions: int = setting(20, "questions asked about each clip")
     lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
-    muon_lr: float = setting(0.004, "Muon's learning rate (hidden matrices); 0: AdamW for all")
-    scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the LLM")
-    vision_lr_ratio: float = setting(1.0, "the ViT's and connector's learning rates, times those of the LLM")
-    sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss")
-    warmup: int = setting(20, "steps of linear warm-up; after the stages, a cosine to zero")
-    seed: int = setting(0, "of weights, data order and everything else")
+    muon_lr: float = setting(0.004, "Muon's learning rate (hidden matrices); 0: AdamW for all", may_be_0=True)
+    scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the LLM", may_be_0=True)
+    vision_lr_ratio: float = setting(
+        1.0, "the ViT's and connector's learning rates, times those of the LLM", may_be_0=True
+    )
+    sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss", may_be_0=True)
+    warmup: int = setting(20, "steps of linear warm-up; after the stages, a cosine to zero", may_be_0=True)
+    seed: int = setting(0, "of weights, data order and everything else", may_be_0=True)
     # the model
     image_size: int = setting(48, "side of a frame in pixels")
     patch_size: int = setting(8, "side of a patch in pixels")
@@ -72,7 +81,7 @@ class TrainConfig:
     vit_depth: int = setting(6, "ViT blocks")
     vit_heads: int = setting(2, "ViT heads")
     vit_mlp: int = setting(256, "width of the ViT's MLP")
-    score_after: int = setting(0, "l: score after this block (0-based), prune after the next")
+    score_after: int = setting(0, "l: score after this block (0-based), prune after the next", may_be_0=True)
     bias: str = setting("log", "score to attention bias: log, rescaled or none")
     connector_mlp: int = setting(256, "width of the connector's SwiGLU")
     llm_width: int = setting(128, "W")
@@ -86,66 +95,46 @@ class TrainConfig:
     compile: bool = setting(False, "torch.compile the blocks")
     recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
     varlen: bool = setting(False, "train with CUDA's kernel for packed rows (FlashAttention), not with masks")
-    cache_gb: float = setting(2.0, "memory for decoded clips")
+    cache_gb: float = setting(2.0, "memory for decoded clips", may_be_0=True)
     save_every: int = setting(100, "steps between checkpoints")
 
     # settings of the lab's recipes alone, which lab/paper/train.py adds
     thinning, coarse_steps, saliency_steps, spread = 1.0, 0, 0, 0.0
-    MAY_BE_0 = frozenset(
-        [
-            "k",
-            "warmup",
-            "sim_weight",
-            "muon_lr",
-            "scorer_lr_ratio",
-            "vision_lr_ratio",
-            "cache_gb",
-            "seed",
-            "score_after",
-        ]
-    )
 
     def __post_init__(self):
         check_k(self.k)
         for f in dataclasses.fields(self):
-            value, low = getattr(self, f.name), "0 or more" if f.name in self.MAY_BE_0 else "more than 0"
-            if f.type in ("int", "float") and (not 0 <= value < math.inf or (value == 0 and low == "more than 0")):
-                raise ValueError(f"{f.name} = {value}: give {low}")
+            value, may_be_0 = getattr(self, f.name), f.metadata["may_be_0"]
+            if f.type in ("int", "float") and (not 0 <= value < math.inf or (value == 0 and not may_be_0)):
+                raise ValueError(f"{f.name} = {value}: give {'0 or more' if may_be_0 else 'more than 0'}")
         find_scorer(self.scorer)
-        self._check_clips()
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}: change one of them"
-            )
-        if self.varlen and self.compile:
-            raise ValueError("varlen and compile have not been made to work together: give one of the two")
-        if self.steps <= self.unpruned_steps:
-            raise ValueError(
-                f"steps = {self.steps} end within the first {self.unpruned_steps}, unpruned ones:"
-                " give more --steps, or fewer in --stages"
-            )
-        _ = self.model  # sizes that do not fit each other are refused here, before anything starts
-
-    def _check_clips(self) -> None:
-        """What clips there are, and whether each stage has any."""
+        batch, parts, early = self.batch_size, self.accumulate, self.unpruned_steps
+        refuse(batch % parts, f"batch_size {batch} is not a multiple of accumulate {parts}: change one of them")
+        refuse(self.varlen and self.compile, "varlen and compile have not been made to work together: give one of them")
+        fewer = "give more --steps, or fewer in --stages"
+        refuse(self.steps <= early, f"steps = {self.steps} end within the first {early}, unpruned ones: {fewer}")
         for name in ("train_clips", "stages"):
             for kind, count in getattr(self, name).items():
-                if kind not in TASKS or count < 0:
-                    flag = name.replace("_", "-")
-                    raise ValueError(f"{name} has {kind}={count}: give --{flag} KIND=COUNT,… of {', '.join(TASKS)}")
-        if self.own_data:
-            return
-        if self.val:
-            raise ValueError(f"val = {self.val!r} goes with clips of your own: give --data mine.jsonl")
-        if Path(self.data).suffix == ".json" or Path(self.data).is_file():
-            raise ValueError(f"data = {self.data!r} is no folder: a list of clips of your own ends in .jsonl")
-        if self.video_size % 2:
-            raise ValueError(f"frames of {self.video_size} pixels: give an even --image-size, as H.264 needs")
-        if not any(count for kind, count in self.train_counts.items() if TASKS[kind]):
-            raise ValueError("no training clips that anything is asked about: give --train-clips short=2000, say")
+                flag = f"--{name.replace('_', '-')}"
+                wrong = kind not in TASKS or count < 0
+                refuse(wrong, f"{name} has {kind}={count}: give {flag} KIND=COUNT,… of {', '.join(TASKS)}")
+        if not self.own_data:
+            self._check_world()
+        _ = self.model  # sizes that do not fit each other are refused here, before anything starts
+
+    def _check_world(self) -> None:
+        """Whether there are clips of the world for all that is trained."""
+        index = Path(self.data)
+        refuse(self.val, f"val = {self.val!r} goes with clips of your own: give --data mine.jsonl")
+        odd = index.suffix == ".json" or index.is_file()
+        refuse(odd, f"data = {self.data!r} is no folder: a list of clips of your own ends in .jsonl")
+        size = self.video_size
+        refuse(size % 2, f"frames of {size} pixels: give an even --image-size, as H.264 needs")
+        asked = any(count for kind, count in self.train_counts.items() if TASKS[kind])
+        refuse(not asked, "no training clips that anything is asked about: give --train-clips short=2000, say")
         for kind, steps in self.stages.items():
-            if steps and not self.train_counts[kind]:
-                raise ValueError(f"stages has {kind}={steps}, and there are no {kind} clips: add to --train-clips")
+            missing = steps and not self.train_counts[kind]
+            refuse(missing, f"stages has {kind}={steps}, and there are no {kind} clips: add to --train-clips")
 
     @property
     def model(self) -> VLMConfig:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stts_mini.train import job
-from stts_mini.training.config import PRESETS, TrainConfig, parse_flags, setting
+from stts_mini.training.config import PRESETS, TrainConfig, parse_flags, refuse, setting
 
 
 @dataclass(frozen=True)
@@ -22,30 +22,27 @@ class PaperConfig(TrainConfig):
     """A training run with the lab's own settings. Raises ValueError for values that cannot be."""
 
     thinning: float = setting(1.0, "divide max_frames and fps by up to this much, anew in each step")
-    coarse_steps: int = setting(0, "until this step, divide by all of --thinning: few frames are cheap to learn from")
-    saliency_steps: int = setting(
-        0, "steps after the stages, unpruned: the scorer learns what answers hang on, then stays (no L_sim)"
+    coarse_steps: int = setting(
+        0, "until this step, divide by all of --thinning: few frames cost little", may_be_0=True
     )
-    spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time; 0: off")
+    saliency_steps: int = setting(
+        0,
+        "steps after the stages, unpruned: the scorer learns what answers hang on, then stays (no L_sim)",
+        may_be_0=True,
+    )
+    spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time; 0: off", may_be_0=True)
     elastic: bool = setting(False, "draw k anew in each step, from 0 to --k: one model for every budget")
     video_size: int = setting(48, "side of a frame in pixels, in the world's files")
 
-    MAY_BE_0 = TrainConfig.MAY_BE_0 | {"coarse_steps", "saliency_steps", "spread"}
-
     def __post_init__(self):
         super().__post_init__()
-        if self.thinning < 1:
-            raise ValueError(f"thinning = {self.thinning}: give 1 for every frame, or more")
-        if self.saliency_steps and not self.k:
-            raise ValueError(
-                f"saliency_steps = {self.saliency_steps} teach what to keep, and k = 0 keeps all: give --k"
-            )
-        if self.saliency_steps and self.llm_depth < 2:
-            raise ValueError(
-                f"saliency_steps = {self.saliency_steps} need an LLM of 2 layers or more: give --llm-depth 2"
-            )
-        if self.saliency_steps and self.blind:
-            raise ValueError("blind training has no cells whose saliency could be learned: give --saliency-steps 0")
+        steps = self.saliency_steps
+        refuse(self.thinning < 1, f"thinning = {self.thinning}: give 1 for every frame, or more")
+        refuse(steps and not self.k, f"saliency_steps = {steps} teach what to keep, and k = 0 keeps all: give --k")
+        few = "need an LLM of 2 layers or more: give --llm-depth 2"
+        refuse(steps and self.llm_depth < 2, f"saliency_steps = {steps} {few}")
+        blind = "blind training has no cells whose saliency could be learned: give --saliency-steps 0"
+        refuse(steps and self.blind, blind)
 
     @property
     def least_k(self) -> float:
