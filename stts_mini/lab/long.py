@@ -2,7 +2,7 @@
 
     python -m stts_mini.lab.long talk.mp4 --k 0.8                     what it takes, with runs/cpu/checkpoint.pt
     python -m stts_mini.lab.long talk.mp4 --k 0.8 --one-pass          cheaper, and an approximation
-    python -m stts_mini.lab.long --curve curve.json                cost and memory from 8 frames to two hours
+    python -m stts_mini.lab.long --curve curve.json                   cost and memory from 8 frames to two hours
 
 Two passes, for selection is over the whole video: the first runs blocks 0..l on every frame and keeps nothing but
 scores; then `select` decides; the second runs blocks 0..l again, block l+1 with the bias, and all the rest on what was
@@ -55,19 +55,19 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
     check_k(k)
     cfg, l = model.config, model.config.score_after
     injects = getattr(model.scorer, "injects_bias", False) and cfg.bias != "none"
-    tokens, keeps, scores, start = [], [], [], 0  # of each chunk
+    tokens, keeps, scores = [], [], []  # of each chunk
     for x, own, keep, pruned in (in_one_pass if one_pass else in_two_passes)(model, chunks, k):
         some, key_bias = keep.any(1), None  # frames of which nothing is kept cost no more
         if injects and pruned:
             one_before = F.pad(own[None], (0, 0, 1, 0), value=1.0)  # for the first frame given has no bias
             key_bias = attention_bias(one_before, cfg.w, rescale=cfg.bias == "rescaled")[0, 1:]  # (n, N)
-            key_bias[: int(start == 0)] = 0
+            if not keeps:
+                key_bias[0] = 0  # the video's first frame
             key_bias = key_bias[some]
         x = model.vit.blocks[l + 1](x, key_bias=key_bias)
         tokens.append(model.encode_kept(x, keep[some], l + 2, pruned)[0])
         keeps.append(keep)
         scores.append(own)
-        start += len(keep)
     if not keeps:
         raise ValueError("there are no frames: chunks() must give them anew at each call")
     keep = torch.cat(keeps)[None]  # (1, T, C)

@@ -10,7 +10,8 @@ In one process, every k takes its turn in every round, forwards and backwards; t
 rounds of time(unpruned) / time(k) within a round, after a warm-up (on a CPU of the unpruned pass alone). A training
 step is forward and backward, without the optimiser; inference is encoding and prefill (`VLM.generate` up to the
 first new token). The limit is the ratio of the multiply-adds that had to be done (`flops.py`), for the very cells
-that were kept; *reached* is speed-up / limit. Memory is measured in a process of its own for every k.
+that were kept; *reached* is speed-up / limit. The stages are those of the first load. Memory is that of the last,
+measured in a process of its own for every k.
 
 Weights and frames are random, which changes no time. Scores are drawn at random, such that frames differ from one
 another as much as cells within a frame do: untrained scores would spread the kept cells evenly, and that is easy
@@ -374,14 +375,7 @@ def parser_of_flags() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--shape", choices=tuple(SHAPES), default="scaled", help="the model's sizes")
     add("--scorer", default="stts", help="or my_file.py:MyScorer; its time counts, not its choice of cells")
-    add(
-        "--load",
-        type=load,
-        nargs="+",
-        default=LOADS,
-        metavar="BxT",
-        help="videos × frames; stages of the first, memory of the last",
-    )
+    add("--load", type=load, nargs="+", default=LOADS, metavar="BxT", help="videos × frames")
     add("--k", type=numbers, default=KS, metavar="K,K", help="shares of cells to remove, 0 first")
     add("--rounds", type=int, default=3, help="times that every k is run on 64 to 128 frames; more often on fewer")
     add("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_said(monkeypatch):
     assert any(line.startswith("Stages of inference") for line in lines)
 
 
-def test_a_shape_that_recomputes_is_held_against_that_limit():
+def test_a_shape_that_recomputes_is_compared_with_that_limit():
     """Every block of the backward pass computes its forward once more: so does the limit; no floor of memory."""
     again, limits = dataclasses.replace(TINY, recompute=True), []
     for shape in (TINY, again):
@@ -311,7 +311,7 @@ def test_the_default_shape_has_the_papers_shares():
     assert (round(paper[3], 2), round(ours[3], 2)) == (0.10, 0.18)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without CUDA is told")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is what the command says without CUDA")
 def test_real_geometry_needs_cuda(capsys):
     bench.main(["--shape", "so400m"])
     assert "so400m needs CUDA" in capsys.readouterr().out
