@@ -1,9 +1,7 @@
 """Chunked encoding against encoding in one piece; the decoder in chunks; the command."""
 
-import argparse
 import gc
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -242,39 +240,23 @@ def test_the_command_on_a_file(tmp_path, capsys):
             long.main(wrong)
 
 
-def test_the_curve_measures_each_way_and_draws_it(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    path = tmp_path / "curve.json"
-    long.main(["--curve", str(path), "--plot", str(tmp_path / "curve.png"), "--frames", "2,4", "--k", "0.8"])
-    report = json.loads(path.read_text())
-    assert [(r["way"], r["frames"]) for r in report["encoded"]] == [(w, n) for w in long.WAYS for n in (2, 4)]
-    assert all(r["kept"] == 9 * r["frames"] - num_removed(0.8, 9, r["frames"]) for r in report["encoded"])
-    assert "14400" in capsys.readouterr().out and (tmp_path / "curve.png").stat().st_size > 10_000
-
-
-def test_time_and_memory_are_of_two_processes(monkeypatch):
-    """Seconds of the plain one, bytes of the one whose allocator gives back what is freed."""
+def test_the_curve_measures_each_way(tmp_path, capsys, monkeypatch):
+    """Seconds of this process, bytes of another."""
     asked = []
 
-    def process(command, env=None, **_):
-        asked.append((command[-1], env and env["MALLOC_MMAP_THRESHOLD_"]))
-        said = dict(way="two passes", frames=2, kept=9, seconds=9.0 if env else 1.0, bytes=5 if env else 70)
-        return subprocess.CompletedProcess(command, 0, json.dumps(said), "")
+    def process(work, way, frames, *given):
+        asked.append((way, frames, *given))
+        return {**work(way, frames, *given), "seconds": 1e6, "bytes": 5e6}
 
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    monkeypatch.setattr(long.subprocess, "run", process)
-    monkeypatch.setattr(long, "llm_seconds", lambda model, tokens: 1e-3 * tokens)
-    monkeypatch.setattr(long, "commit", lambda: "c0ffee")
-    monkeypatch.setattr(long, "WAYS", ("two passes",))
-    report = long.curve(argparse.Namespace(frames=(2,), k=0.8, chunk=4, threads=1))
-    assert asked == [("2", None), ("2", "131072")]
-    assert [(r["seconds"], r["bytes"]) for r in report["encoded"]] == [(1.0, 5)]
-
-
-def test_where_the_llm_takes_over():
-    cost = dict(frame=3.0, token=0.5, pair=0.01)
-    n = long.takes_over(cost, 0.5, 9)
-    dearer = lambda n: 0.01 * long.tokens_of(n, 0.5, 9) ** 2 > 3 * n + 0.5 * long.tokens_of(n, 0.5, 9)
-    assert dearer(n + 2) and not dearer(n - 2)
-    assert long.tokens_of(100, 0.5, 9) == 450 + 300  # kept cells; stamps and markers
-    assert long.takes_over(dict(cost, pair=-1e-9), 0.5, 9) is None
+    monkeypatch.setattr(long, "in_own_process", process)
+    monkeypatch.setattr(long, "WHOLE_UP_TO", 2)
+    path = tmp_path / "curve.json"
+    long.main(["--curve", str(path), "--frames", "2,4", "--k", "0.8", "--chunk", "3"])
+    report = json.loads(path.read_text())
+    ways = [("two passes", 2), ("two passes", 4), ("one pass", 2), ("one pass", 4), ("whole", 2)]
+    assert [(run["way"], run["frames"]) for run in report["encoded"]] == ways
+    assert asked == [(*way, 0.8, 3) for way in ways]
+    assert all(run["kept"] == 9 * run["frames"] - num_removed(0.8, 9, run["frames"]) for run in report["encoded"])
+    assert all(run["seconds"] < 1e3 and run["bytes"] == 5e6 for run in report["encoded"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("| 4 | 0.") and line.endswith("s, 5 MB | | 21 |")  # 9 cells; stamps and markers

@@ -16,17 +16,17 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stts_mini.lab.paper.reproduce import commit
-from stts_mini.lab.speed.bench import device_name, load_average
+from stts_mini.lab.speed.machine import MACHINE, in_turns, machine
 from stts_mini.llm import LLM, LLMConfig, from_qwen3
+from stts_mini.report.markdown import markdown
 from stts_mini.vit import ViT, ViTConfig, from_siglip
 
+Forward = Callable[[], Tensor]  # a model and its input
 VITS = {  # the shape, and frames in a pass
     "ViT, the toy's": (ViTConfig(48, 8, 64, 6, 2, 256), 128),
     "ViT, of width 384": (ViTConfig(112, 14, 384, 6, 6, 1536), 16),
@@ -37,24 +37,8 @@ LLMS = {  # the shape, sequences, tokens of each
 }
 
 
-@dataclass
-class Pair:
-    """Two models that give the same, as functions of nothing."""
-
-    name: str
-    ours: Callable[[], Tensor]
-    theirs: Callable[[], Tensor]
-
-    def check(self) -> None:
-        """Raises RuntimeError if they differ."""
-        with torch.no_grad():
-            a, b = self.ours(), self.theirs()
-        if not torch.allclose(a, b, rtol=1e-3, atol=1e-4):
-            raise RuntimeError(f"{self.name}: the two outputs differ by {float((a - b).abs().max()):.2g}")
-
-
-def vit_pair(name: str, config: ViTConfig, frames: int) -> Pair:
-    """The same weights in both."""
+def vit_pair(config: ViTConfig, frames: int) -> dict[str, Forward]:
+    """Ours and theirs, with the same weights."""
     import transformers
 
     theirs = transformers.SiglipVisionModel(
@@ -67,11 +51,11 @@ def vit_pair(name: str, config: ViTConfig, frames: int) -> Pair:
     ours = ViT(config)
     ours.load_state_dict(from_siglip(theirs.state_dict()))
     pixels = torch.rand(frames, 3, config.image_size, config.image_size) * 2 - 1
-    return Pair(name, lambda: ours(pixels), lambda: theirs(pixel_values=pixels).last_hidden_state)
+    return dict(ours=lambda: ours(pixels), theirs=lambda: theirs(pixel_values=pixels).last_hidden_state)
 
 
-def llm_pair(name: str, config: LLMConfig, sequences: int, tokens: int) -> Pair:
-    """The same weights in both; causal text, and the logits of all of it."""
+def llm_pair(config: LLMConfig, sequences: int, tokens: int) -> dict[str, Forward]:
+    """Ours and theirs, with the same weights; causal text, and the logits of all of it."""
     import transformers
 
     theirs = transformers.Qwen3ForCausalLM(
@@ -87,33 +71,29 @@ def llm_pair(name: str, config: LLMConfig, sequences: int, tokens: int) -> Pair:
     ids = torch.randint(config.vocab_size, (sequences, tokens))
     positions = torch.arange(tokens).expand(sequences, -1)
     mask = torch.ones(tokens, tokens, dtype=torch.bool).tril().expand(sequences, 1, -1, -1)
-    return Pair(
-        name, lambda: ours.logits(ours(ours.embed(ids), positions, mask)), lambda: theirs(input_ids=ids).logits
-    )  # fmt: skip
+    own = lambda: ours.logits(ours(ours.embed(ids), positions, mask))
+    return dict(ours=own, theirs=lambda: theirs(input_ids=ids).logits)
 
 
-def forwards(run: Callable[[], Tensor]) -> None:
-    """A pass without gradients."""
+def check(name: str, pair: dict[str, Forward]) -> None:
+    """Raises RuntimeError if the two differ."""
     with torch.no_grad():
-        run()
+        a, b = pair["ours"](), pair["theirs"]()
+    if not torch.allclose(a, b, rtol=1e-3, atol=1e-4):
+        raise RuntimeError(f"{name}: the two outputs differ by {float((a - b).abs().max()):.2g}")
 
 
-def trains(run: Callable[[], Tensor]) -> None:
+def trains(run: Forward) -> None:
     """Forward and backward."""
     run().square().mean().backward()
 
 
-def ratios(pair: Pair, what: Callable, rounds: int) -> np.ndarray:
-    """seconds(theirs) / seconds(ours) in each round, but for the first two; who begins changes every round."""
-    found = []
-    for i in range(rounds + 2):
-        seconds = {}
-        for side in ("ours", "theirs")[:: 1 if i % 2 else -1]:
-            began = time.perf_counter()
-            what(getattr(pair, side))
-            seconds[side] = time.perf_counter() - began
-        found.append(seconds["theirs"] / seconds["ours"])
-    return np.array(found[2:])
+def ratio(pair: dict[str, Forward], what: Callable[[Forward], object], rounds: int) -> str:
+    """seconds(theirs) / seconds(ours): the median over rounds, and its quartiles."""
+    run = lambda side: what(pair[side])
+    seconds = in_turns(run, ("theirs", "ours"), rounds, time.perf_counter, warm=("theirs", "ours") * 2)
+    low, middle, high = np.percentile(np.divide(seconds["theirs"], seconds["ours"]), (25, 50, 75))
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,21 +113,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--rounds {args.rounds}: give at least 1")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    print(
-        f"transformers {transformers.__version__}, torch {torch.__version__}, {device_name(torch.device('cpu'))},"
-        f" {args.threads} threads, {args.rounds} rounds, commit {commit()}, load {load_average()} at the start"
-    )
-    print(f"{'theirs / ours, median (quartiles)':36}{'forward':>22}{'forward and backward':>24}")
-    pairs = [*((vit_pair, name, *rest) for name, rest in VITS.items())]
-    pairs += [*((llm_pair, name, *rest) for name, rest in LLMS.items())]
-    for make, *given in pairs:
-        pair = make(*given)
-        pair.check()
-        cells = []
-        for what in (forwards, trains):
-            low, middle, high = np.percentile(ratios(pair, what, args.rounds), (25, 50, 75))
-            cells.append(f"{middle:.2f} ({low:.2f}–{high:.2f})")
-        print(f"{pair.name:36}{cells[0]:>22}{cells[1]:>24}", flush=True)
+    head = f"transformers {transformers.__version__}, {args.rounds} rounds, " + MACHINE
+    print(head.format(**machine(torch.device("cpu"))), end="\n\n", flush=True)
+    pairs = {name: vit_pair(*sizes) for name, sizes in VITS.items()}
+    pairs |= {name: llm_pair(*sizes) for name, sizes in LLMS.items()}
+    rows = []
+    for name, pair in pairs.items():
+        check(name, pair)
+        forward = ratio(pair, torch.no_grad()(lambda run: run()), args.rounds)
+        rows.append([name, forward, ratio(pair, trains, args.rounds)])
+    print(markdown(["theirs / ours, median (quartiles)", "forward", "forward and backward"], rows))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ gradient: once more. Not counted: norms, activations, softmax, rotations, the su
 losses, the optimiser, anything that moves data. One multiply-add is two FLOP.
 
 Work says how much there is to do, `multiply_adds` what it costs. `needed` gives the Work of a perfect
-implementation, `computed` that of a run as it was, padding and masked pairs included: so the formula can be held
-against PyTorch's own count of that run.
+implementation. `computed` gives that of a run as it was, padding and masked pairs included: so the formula can be
+compared with PyTorch's own count of that run.
 
 Legend: B videos · T frames of a video, F of a batch · N patches of a frame, C cells · w² patches of a cell
 n kept patches of a frame · P tokens of a video's prefix in the LLM, V of them vision · D, W widths of ViT, LLM
@@ -36,7 +36,7 @@ from stts_mini.vit import ViTConfig
 
 Text = Sequence[Sequence[tuple[int, int]]]  # for each video, for each question: tokens of prompt and answer
 
-# Molmo2-4B, as far as the paper tells: 25 of So400m/14's 27 blocks, Qwen3-4B; the connector's width is a guess
+# Molmo2-4B, as far as the paper says: 25 of So400m/14's 27 blocks, Qwen3-4B; the connector's width is a guess
 PAPER = VLMConfig(
     ViTConfig(378, 14, 1152, 25, 16, 4304),
     LLMConfig(151936, 2560, 36, 32, 8, 128, 9728),

@@ -7,72 +7,97 @@ A report is what `bench.measure` returns, and what its JSON file holds. This fil
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from stts_mini.lab.speed.machine import MACHINE
+from stts_mini.report.markdown import markdown
+
 STAGES = ("stem", "score", "select", "pack", "packed", "unpack", "connector", "layout", "llm", "logits", "decode")
+OVERHEAD = ("score", "select", "pack", "unpack")  # what an unpruned model would not do
 
 
 def page(report: dict) -> str:
     """All of a report as Markdown."""
-    head = "{shape} on {device}, {threads} threads, torch {torch}, commit {commit}, {clock} time"
-    head += ", --varlen" * report.get("varlen", False)
-    lines = [head.format(**report) + f"; load of the machine when it began: {report['started_under_load']}"]
-    lines += ["", *speed_table(report["speed"]), "", "Pruning pays, one video, from:"]
-    for what, of in report["pays_from"].items():
-        lines += [f"- {what}, k = {k}: {f'{n} frames' if n else 'nowhere measured'}" for k, n in of.items()]
-    for plain, pruned in zip(report["stages"][::2], report["stages"][1::2], strict=True):
-        lines += ["", *stage_table(plain, pruned)]
-    lines += ["", *memory_table(report["memory"]), ""]
-    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report["reading"]["seconds"].items())
-    clip = "Reading {frames} frames of a clip of {clip_seconds} s, {side}×{side} pixels: ".format(**report["reading"])
-    outside = f"Of the default training step, {report['outside_operations']:.1%} pass outside of PyTorch's operations"
-    return "\n".join([*lines, clip + took, "", outside])
+    head = "{shape} on " + MACHINE + ", --varlen" * report["varlen"]
+    head += ", scored by {config[scored_by]}" * (report["config"]["scored_by"] != "stts")
+    parts = [head.format(**report), speed_table(report["speed"]), break_even(report["speed"])]
+    parts += map(stage_table, report["stages"][::2], report["stages"][1::2])
+    return "\n\n".join([*parts, memory_table(report["memory"])])
 
 
-def speed_table(rows: list[dict]) -> list[str]:
+def speed_table(rows: list[dict]) -> str:
     """Speed-up, the limit, and the share of it that was reached, one line for each k."""
-    lines = [
-        "| | videos × frames | k | seconds | speed-up | rounds | limit | reached | rows (least) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("", "videos × frames", "k", "seconds", "speed-up", "rounds", "limit", "reached", "rows (least)")
+    lines = []
     for row in rows:
-        line = f"| {row['what']} | {row['videos']} × {row['frames']} | {row['k']:g} | "
+        line = [row["what"], f"{row['videos']} × {row['frames']}", f"{row['k']:g}"]
         if row["seconds"] is None:
-            lines.append(line + "out of memory |" + " |" * 5)
+            lines.append([*line, "out of memory", *[""] * 5])
             continue
-        lines.append(
-            line + f"{row['seconds']:.3f} | {row['speedup']:.2f} | {row['lowest']:.2f}–{row['highest']:.2f}"
-            f" ({row['rounds']}) | {row['limit']:.2f} | {row['reached']:.2f} | {row['rows']} ({row['least_rows']}) |"
-        )  # fmt: skip
-    return lines
+        line += [f"{row['seconds']:.3f}", f"{row['speedup']:.2f}"]
+        line += [f"{row['lowest']:.2f}–{row['highest']:.2f} ({row['rounds']})"]
+        line += [f"{row['limit']:.2f}", f"{row['reached']:.2f}", f"{row['rows']} ({row['least_rows']})"]
+        lines.append(line)
+    return markdown(head, lines)
 
 
-def stage_table(plain: dict, pruned: dict) -> list[str]:
+def break_even(rows: list[dict]) -> str:
+    """From where on pruning pays, for each k of the shortest video that was alone in its batch."""
+    alone = [row for row in rows if row["videos"] == 1]
+    fewest = min((row["frames"] for row in alone), default=0)
+    lines = ["Pruning pays, one video, from:"]
+    for what, k in [(row["what"], row["k"]) for row in alone if row["frames"] == fewest and row["k"] > 0]:
+        frames = pays_from(rows, what, k)
+        lines.append(f"- {what}, k = {k:g}: {f'{frames} frames' if frames else 'nowhere measured'}")
+    return "\n".join(lines)
+
+
+def pays_from(rows: list[dict], what: str, k: float) -> int | None:
+    """The number of frames of one video from which on pruning is faster, wherever it was measured.
+
+    >>> row = lambda frames, speedup: dict(what="training", videos=1, k=0.5, frames=frames, speedup=speedup)
+    >>> pays_from([row(8, 0.9), row(16, 1.1), row(32, 1.4)], "training", 0.5)
+    16
+    """
+    own = [row for row in rows if (row["what"], row["videos"], row["k"]) == (what, 1, k) and "speedup" in row]
+    slower = max((row["frames"] for row in own if row["speedup"] <= 1), default=0)
+    return min((row["frames"] for row in own if row["frames"] > slower), default=None)
+
+
+def stage_table(plain: dict, pruned: dict) -> str:
     """Milliseconds of each stage, and by how much they fell, beside how much there was less to count."""
-    lines = [
-        f"Stages of {plain['what']}, {plain['videos']} × {plain['frames']} frames, ms (decode: of a token)", "",
-        f"| | unpruned | k = {pruned['k']:g} | ratio | counted ratio |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+    lines = []
     for stage in STAGES:
         times = [1e3 * row["seconds"].get(stage, 0) for row in (plain, pruned)]
         counts = [row["multiply_adds"].get(stage, 0) for row in (plain, pruned)]
         ratio, counted = (f"{a / b:.2f}" if a and b else "" for a, b in (times, counts))
         if any(times):
-            lines.append(f"| {stage} | {times[0]:.2f} | {times[1]:.2f} | {ratio} | {counted} |")
-    share = 100 * pruned["overhead"]
-    return [*lines, "", f"score, select, pack and unpack take {share:.1f}% of the time of the unpruned pass"]
+            lines.append([stage, f"{times[0]:.2f}", f"{times[1]:.2f}", ratio, counted])
+    share = 100 * sum(pruned["seconds"][stage] for stage in OVERHEAD) / whole(plain)
+    return "\n\n".join(
+        [
+            f"Stages of {plain['what']}, {plain['videos']} × {plain['frames']} frames, ms (decode: of a token)",
+            markdown(("", "unpruned", f"k = {pruned['k']:g}", "ratio", "counted ratio"), lines),
+            f"score, select, pack and unpack take {share:.1f}% of the time of the unpruned pass",
+        ]
+    )
 
 
-def memory_table(rows: list[dict]) -> list[str]:
+def whole(row: dict) -> float:
+    """Seconds of a pass, all stages together. Decoding is by the token, and no part of it."""
+    return sum(seconds for stage, seconds in row["seconds"].items() if stage != "decode")
+
+
+def memory_table(rows: list[dict]) -> str:
     """Peak memory of a training step beyond the weights."""
-    lines = ["| memory of a training step | k | MB | counted floor | × floor |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
-        line = f"| {row['videos']} × {row['frames']} frames | {row['k']:g} | "
-        took = f"{row['bytes'] / 1e6:.0f}" if row["bytes"] else "did not fit"
-        floor = f"{row['floor'] / 1e6:.0f}" if row["floor"] else "–"  # not counted
-        ratio = f" {row['bytes'] / row['floor']:.2f}" if row["bytes"] and row["floor"] else ""
-        lines.append(f"{line}{took} | {floor} |{ratio} |")
-    return lines
+        took, floor = row["bytes"], row["floor"]
+        line = [f"{row['videos']} × {row['frames']} frames", f"{row['k']:g}"]
+        line += [f"{took / 1e6:.0f}" if took else "did not fit", f"{floor / 1e6:.0f}" if floor else "–"]  # not counted
+        lines.append([*line, f"{took / floor:.2f}" if took and floor else ""])
+    return markdown(("memory of a training step", "k", "MB", "counted floor", "× floor"), lines)
 
 
 def draw(report: dict, path: Path) -> None:
@@ -82,18 +107,18 @@ def draw(report: dict, path: Path) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     by_k, by_frames, by_stage = figure.subplots(1, 3)
     speed = [row for row in report["speed"] if row["seconds"] is not None]
-    loads = list(dict.fromkeys((r["videos"], r["frames"]) for r in speed if r["k"] not in (0.0, 0.3, 0.5)))
+    loads = sorted({(row["videos"], row["frames"]) for row in speed}, key=math.prod)
     for what, colour in (("training", "tab:blue"), ("inference", "tab:orange")):
-        mine = [r for r in speed if r["what"] == what]
-        for load, marker in zip(loads, "os^D", strict=False):
-            rows = [r for r in mine if (r["videos"], r["frames"]) == load]
-            curve(by_k, [100 * r["k"] for r in rows], rows, colour, marker, f"{what}, {load[0]} × {load[1]} frames")
-        rows = sorted((r for r in mine if (r["videos"], r["k"]) == (1, 0.5)), key=lambda r: r["frames"])
-        curve(by_frames, [r["frames"] for r in rows], rows, colour, "o", what)
-    by_k.set(title="Speed-up (dotted: the counted limit)", xlabel="cells removed, %", ylabel="× unpruned")
+        mine = [row for row in speed if row["what"] == what]
+        for (videos, frames), marker in zip(loads[-2:], "os", strict=False):  # the two largest
+            rows = [row for row in mine if (row["videos"], row["frames"]) == (videos, frames)]
+            curve(by_k, "k", rows, f"{what}, {videos} × {frames} frames", color=colour, marker=marker)
+        rows = sorted((r for r in mine if (r["videos"], r["k"]) == (1, 0.5)), key=lambda row: row["frames"])
+        curve(by_frames, "frames", rows, what, color=colour, marker="o")
+    by_k.set(title="Speed-up (dotted: the counted limit)", xlabel="k, share of cells removed", ylabel="× unpruned")
     by_frames.set(title="One video, k = 0.5", xlabel="frames", ylabel="× unpruned", xscale="log")
-    ticks = sorted({r["frames"] for r in speed if r["videos"] == 1})
-    by_frames.set_xticks(ticks, [str(n) for n in ticks])
+    ticks = sorted({row["frames"] for row in speed if row["videos"] == 1})
+    by_frames.set_xticks(ticks, ticks)
     by_frames.minorticks_off()
     by_frames.axhline(1, color="black", linewidth=0.8)
     stacks(by_stage, report["stages"])
@@ -103,20 +128,21 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def curve(axes, x: list[float], rows: list[dict], colour: str, marker: str, label: str) -> None:
+def curve(axes, x: str, rows: list[dict], label: str, **style) -> None:
     """What was measured, and the limit."""
-    axes.plot(x, [r["speedup"] for r in rows], f"{marker}-", color=colour, label=label)
-    axes.plot(x, [r["limit"] for r in rows], f"{marker}:", color=colour, alpha=0.5, markerfacecolor="none")
+    at = [row[x] for row in rows]
+    axes.plot(at, [row["speedup"] for row in rows], "-", label=label, **style)
+    axes.plot(at, [row["limit"] for row in rows], ":", alpha=0.5, markerfacecolor="none", **style)
 
 
 def stacks(axes, rows: list[dict]) -> None:
     """A bar for each pass, a piece for each stage; both passes share their unpruned time as 100%."""
     names = [row["what"] + ("\nk = {k:g}".format(**row) if row["k"] else "\nunpruned") for row in rows]
+    unpruned = [whole(row) for row in rows[::2] for _ in range(2)]
     bottom = [0.0] * len(rows)
-    for i, stage in enumerate(STAGES[:-1]):  # decoding is by the token
-        whole = [sum(t for s, t in r["seconds"].items() if s != "decode") for r in rows[::2] for _ in (0, 1)]
-        height = [100 * row["seconds"].get(stage, 0) / w for row, w in zip(rows, whole, strict=True)]
-        axes.bar(names, height, bottom=bottom, label=stage, color=f"C{i}", width=0.7)
+    for stage in STAGES[:-1]:  # decoding is by the token
+        height = [100 * row["seconds"].get(stage, 0) / of for row, of in zip(rows, unpruned, strict=True)]
+        axes.bar(names, height, bottom=bottom, label=stage, width=0.7)
         bottom = [a + b for a, b in zip(bottom, height, strict=True)]
     axes.tick_params(axis="x", labelsize=8)
     axes.set(title="Where the time goes", ylabel="% of the unpruned pass", xlim=(-0.5, len(rows) + 0.9))

@@ -3,18 +3,21 @@
 import dataclasses
 import json
 import math
-import subprocess
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import stts_mini.model
 from stts_mini.lab.speed import bench, flops
-from stts_mini.lab.speed.bench import Shape, Stopwatch, Uneven, build, in_turns, job, pays_from, speedups, stages, work
-from stts_mini.lab.speed.page import STAGES, draw, page
+from stts_mini.lab.speed.bench import Shape, Uneven, build, job, speedups, stages, stopwatch
+from stts_mini.lab.speed.machine import in_own_process
+from stts_mini.lab.speed.page import OVERHEAD, STAGES, draw, page, pays_from
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLMConfig
+from stts_mini.scorer import find_scorer
 from stts_mini.vit import ViTConfig
 
 CPU = torch.device("cpu")
@@ -39,78 +42,83 @@ class Clock:
         self.time += seconds
 
 
+def clocked(shape, videos, frames):
+    """A job, and the clock that it is timed by."""
+    task, clock = job(build(shape, CPU), shape, videos, frames, CPU), Clock()
+    task.now = clock
+    return task, clock
+
+
 @pytest.mark.parametrize("device, warm", [("cpu", [0.0]), ("cuda", [0.0, 0.5])])
 def test_turns_are_taken_in_both_directions_after_warming_up(device, warm):
-    clock, order = Clock(), []
+    (task, clock), order = clocked(TINY, 1, 2), []
+    task.device = torch.device(device)
 
     def run(k):
         order.append(k)
         clock.pass_(100 if len(order) <= len(warm) else 1 + k)
 
-    ks = (0.0, 0.5)
-    seconds = in_turns(run, ks, 3, clock, bench.to_warm(ks, torch.device(device)))
+    seconds = task.turns(run, (0.0, 0.5), 3)
     assert order == [*warm, 0.0, 0.5, 0.5, 0.0, 0.0, 0.5]
     assert seconds == {0.0: [1.0] * 3, 0.5: [1.5] * 3}
 
 
 @pytest.mark.parametrize("what", ["training", "inference"])
 def test_stages_leave_warming_up_out(what, monkeypatch):
-    clock, runs = Clock(), []
-    task = job(build(TINY, CPU), TINY, 1, 2, CPU)
+    (task, clock), runs = clocked(TINY, 1, 2), []
 
     def run(k, new_tokens=1):
         runs.append(k)
         clock.pass_(100 if len(runs) == 1 else 1 + k)
 
     monkeypatch.setattr(task, "train" if what == "training" else "infer", run)
-    plain, pruned = stages(task, TINY, what, (0.0, 0.5), 2, clock)
+    plain, pruned = stages(task, what, (0.0, 0.5), 2)
     assert (plain["seconds"]["stem"], pruned["seconds"]["stem"]) == (1.0, 1.5) and len(runs) == 5
 
 
 def test_a_speedup_is_the_median_of_ratios_beside_the_counted_limit(monkeypatch):
     """Whole rounds are slow now and then: their ratios are not."""
-    clock, task = Clock(), job(build(TINY, CPU), TINY, 2, 4, CPU)
+    task, clock = clocked(TINY, 2, 4)
     slow = iter([9, 1, 1, 50, 50, 2, 2])
     monkeypatch.setattr(task, "train", lambda k: clock.pass_(next(slow) * (2 if k else 6)))
-    plain, pruned = speedups(task, TINY, "training", (0.0, 0.5), 3, clock)
+    plain, pruned = speedups(task, "training", (0.0, 0.5), 3)
     assert plain["speedup"] == plain["limit"] == plain["reached"] == 1
     assert pruned["speedup"] == pytest.approx(3) == pruned["lowest"] == pruned["highest"]
-    total = lambda k: sum(
-        flops.multiply_adds(TINY.config, work(TINY, task.encoded(k), k, training=True), backward=True).values()
-    )
+    work = lambda k: task.work(task.encoded(k), k, "training")
+    total = lambda k: sum(flops.multiply_adds(TINY.config, work(k), backward=True).values())
     assert pruned["limit"] == pytest.approx(total(0.0) / total(0.5)) and pruned["limit"] > 1.2
     assert pruned["reached"] == pytest.approx(3 / pruned["limit"])
     assert (plain["rows"], plain["least_rows"]) == (8, 8) and pruned["least_rows"] == 4 <= pruned["rows"]
 
 
-def test_what_does_not_fit_is_told(monkeypatch):
+def test_what_does_not_fit_is_said(monkeypatch):
     task = job(build(TINY, CPU), TINY, 1, 2, CPU)
 
     def full(k):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(task, "train", full)
-    rows = speedups(task, TINY, "training", (0.0, 0.5), 1, Clock())
+    rows = speedups(task, "training", (0.0, 0.5), 1)
     assert [row["seconds"] for row in rows] == [None, None]
-    assert stages(task, TINY, "training", (0.0, 0.5), 1, Clock()) == []
+    assert stages(task, "training", (0.0, 0.5), 1) == []
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in task.model.modules())
     lines = page({**REPORT, "stages": REPORT["stages"][2:]}).splitlines()
     assert not any(line.startswith("Stages of training") for line in lines)
     assert any(line.startswith("Stages of inference") for line in lines)
 
 
-def test_a_shape_that_recomputes_is_held_against_that_limit():
+def test_a_shape_that_recomputes_is_compared_with_that_limit():
     """Every block of the backward pass computes its forward once more: so does the limit; no floor of memory."""
     again, limits = dataclasses.replace(TINY, recompute=True), []
-    now = bench.stop_clock(CPU, cpu_time=False)
     for shape in (TINY, again):
         task, calls = job(build(shape, CPU), shape, 2, 4, CPU), []
         task.model.vit.blocks[0].attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        rows = {w: speedups(task, shape, w, (0.0, 0.5), 1, now)[1] for w in ("training", "inference")}
+        rows = {w: speedups(task, w, (0.0, 0.5), 1)[1] for w in ("training", "inference")}
         calls.clear()
         task.train(0.5)
         assert len(calls) == 1 + shape.recompute
         limits.append([rows[w]["multiply_adds"] for w in ("training", "inference")])
-        assert stages(task, shape, "training", (0.0,), 1, now)[0]["multiply_adds"]["packed"] > 0
+        assert stages(task, "training", (0.0,), 1)[0]["multiply_adds"]["packed"] > 0
     assert limits[1][0] > 1.2 * limits[0][0] and limits[1][1] == limits[0][1]
 
 
@@ -144,7 +152,7 @@ def test_frames_are_kept_unevenly():
 def test_answers_have_their_length(training):
     """What the count takes for granted of the batch: tokens of the LLM, and that no answer ends early."""
     task = job(build(TINY, CPU), TINY, 2, 3, CPU)
-    must = work(TINY, task.encoded(0.5), 0.5, training)
+    must = task.work(task.encoded(0.5), 0.5, "training" if training else "inference")
     if training:
         output = task.model(task.batch, 0.5, task.encode)
         assert must.tokens == output.tokens and must.logits == len(output.targets)
@@ -178,13 +186,13 @@ PLACES = {
 
 @pytest.mark.parametrize("stage, place", [(stage, place) for stage, places in PLACES.items() for place in places])
 def test_time_is_put_down_to_its_stage(stage, place):
-    clock, task = Clock(), job(build(TINY, CPU), TINY, 2, 4, CPU)
+    task, clock = clocked(TINY, 2, 4)
     task.model.get_submodule(place).register_forward_hook(lambda _, args, y: Slow.apply(y, clock))
     hooks = lambda: sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in task.model.modules())
     before = hooks()
-    with Stopwatch(task.model, clock) as watch:
+    with stopwatch(task.model, clock) as seconds:
         task.train(0.5)
-    assert {s: t for s, t in watch.seconds.items() if t} == {stage: 3}
+    assert {s: t for s, t in seconds.items() if t} == {stage: 3}
     assert hooks() == before
 
 
@@ -198,24 +206,23 @@ def test_time_between_modules_too(stage, name, monkeypatch):
         return Slow.apply(y, clock) if name == "attention_bias" else y
 
     monkeypatch.setattr(stts_mini.model, name, slow)
-    with Stopwatch(task.model, clock) as watch:
+    with stopwatch(task.model, clock) as seconds:
         task.train(0.5)
-    assert {s: t for s, t in watch.seconds.items() if t} == {stage: 4 if name == "attention_bias" else 1}
+    assert {s: t for s, t in seconds.items() if t} == {stage: 4 if name == "attention_bias" else 1}
 
 
 def test_decoding_is_by_the_token():
-    clock, task = Clock(), job(build(TINY, CPU), TINY, 2, 4, CPU)
+    task, clock = clocked(TINY, 2, 4)
     task.model.llm.layers[0].register_forward_hook(lambda _, args, y: clock.pass_(1 if y.shape[1] > 1 else 10))
-    plain, pruned = stages(task, TINY, "inference", (0.0, 0.5), 1, clock)
+    plain, pruned = stages(task, "inference", (0.0, 0.5), 1)
     assert plain["seconds"]["llm"] == 1 and plain["seconds"]["decode"] == 10  # all that is read; a token
     assert pruned["multiply_adds"]["decode"] < plain["multiply_adds"]["decode"]
-    assert plain["overhead"] == pruned["overhead"] == 0
+    assert not any(row["seconds"][stage] for row in (plain, pruned) for stage in OVERHEAD)
 
 
 REPORT = dict(
-    shape="tiny", device="cpu", threads=1, torch="2", commit="c0ffee", clock="wall", started_under_load=0.5,
-    reading=dict(frames=4, clip_seconds=2, side=8, seconds={"read_video": 0.25}), outside_operations=0.042,
-    pays_from={"training": {0.3: None, 0.5: 8}},
+    shape="tiny", device="cpu", threads=1, torch="2", commit="c0ffee", started_under_load=0.5,
+    varlen=False, config=dict(scored_by="stts"),
     memory=[
         dict(k=0.0, videos=1, frames=8, bytes=None, floor=3e6), dict(k=0.5, videos=1, frames=8, bytes=4e6, floor=2e6)
     ],
@@ -228,7 +235,7 @@ REPORT = dict(
     ],
     stages=[
         dict(
-            what=what, videos=1, frames=8, k=k, overhead=k / 10, seconds=dict.fromkeys(STAGES, 0.002 - k / 1000),
+            what=what, videos=1, frames=8, k=k, seconds=dict.fromkeys(STAGES, 0.002 - k / 1000),
             multiply_adds=dict(stem=8, llm=8 - 8 * k),
         )
         for what in ("training", "inference") for k in (0.0, 0.5)
@@ -239,12 +246,21 @@ REPORT = dict(
 def test_the_page():
     text = page(REPORT)
     assert "| training | 1 × 16 | 0.5 | 2.000 | 1.50 | 1.00–2.00 (4) | 2.50 | 0.90 | 8 (7) |" in text
-    assert "- training, k = 0.3: nowhere measured" in text and "- training, k = 0.5: 8 frames" in text
-    assert "| llm | 2.00 | 1.50 | 1.33 | 2.00 |" in text and "5.0% of the time of the unpruned pass" in text
+    assert "- training, k = 0.8: 8 frames" in text and "- inference, k = 0.5: 8 frames" in text and "k = 0:" not in text
+    assert "| llm | 2.00 | 1.50 | 1.33 | 2.00 |" in text
+    assert "take 30.0% of the time of the unpruned pass" in text  # 4 of 10 stages, at three quarters of their time
     assert "| 1 × 8 frames | 0 | did not fit | 3 | |" in text and "| 0.5 | 4 | 2 | 2.00 |" in text
     assert "| 0.5 | 4 | – | |" in page({**REPORT, "memory": [{**REPORT["memory"][1], "floor": None}]})
-    out = {**REPORT, "speed": [dict(what="training", videos=1, frames=8, k=0.0, seconds=None)]}
-    assert "| training | 1 × 8 | 0 | out of memory |" in page(out)
+    out = {**REPORT, "speed": [dict(what="training", videos=1, frames=8, k=k, seconds=None) for k in (0.0, 0.3)]}
+    assert "| training | 1 × 8 | 0 | out of memory | | | | | |\n" in page(out)
+    assert "- training, k = 0.3: nowhere measured" in page(out)
+    mine = {**REPORT, "config": dict(scored_by="mine.py:Mine"), "varlen": True}
+    assert page(mine).splitlines()[0].endswith(", --varlen, scored by mine.py:Mine")
+
+
+def test_the_page_of_what_was_measured():
+    report = json.loads((Path(__file__).parents[3] / "tutorials" / "results" / "bench.json").read_text())
+    assert "| training | 2 × 64 | 0.5 | 1.491 | 1.69 | 1.65–1.79 (3) | 1.76 | 0.96 | 65 (64) |" in page(report)
 
 
 def test_the_picture(tmp_path):
@@ -255,14 +271,12 @@ def test_the_picture(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
-    monkeypatch.setattr(bench, "memory", lambda name, videos, frames, ks, device, varlen: REPORT["memory"])
-    monkeypatch.setattr(bench, "reading", lambda size, now: REPORT["reading"])
-    monkeypatch.setattr(bench, "outside_operations", lambda: 0.042)
+    monkeypatch.setattr(bench, "memory", lambda shape, videos, frames, ks, device, varlen: REPORT["memory"])
     monkeypatch.setattr(bench, "rounds_of", lambda rounds, frames: (rounds * 100 + frames) // 5)
     timed, real = [], bench.stages
-    monkeypatch.setattr(bench, "stages", lambda *args: timed.append(args[4]) or real(*args))
+    monkeypatch.setattr(bench, "stages", lambda *args: timed.append(args[3]) or real(*args))
     bench.main(
-        ["--shape", "toy", "--load", "2x3", "--ladder", "2,4", "--k", "0,0.5", "--rounds", "1", "-o",
+        ["--shape", "toy", "--load", "2x3", "1x2", "1x4", "--k", "0,0.5", "--rounds", "1", "-o",
          str(tmp_path / "b.json")]
     )  # fmt: skip
     assert timed == [21, 21]  # the stages of the first load
@@ -278,7 +292,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 def test_bad_flags_are_refused(words, what, monkeypatch):
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
     with pytest.raises(SystemExit, match=what):
-        bench.main(["--shape", "toy", "--load", "1x2", "--ladder", "2", "--rounds", "1", *words])
+        bench.main(["--shape", "toy", "--load", "1x2", "--rounds", "1", *words])
 
 
 def test_the_default_shape_has_the_papers_shares():
@@ -297,7 +311,7 @@ def test_the_default_shape_has_the_papers_shares():
     assert (round(paper[3], 2), round(ours[3], 2)) == (0.10, 0.18)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without CUDA is told")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is what the command says without CUDA")
 def test_real_geometry_needs_cuda(capsys):
     bench.main(["--shape", "so400m"])
     assert "so400m needs CUDA" in capsys.readouterr().out
@@ -308,45 +322,87 @@ def test_real_geometry_needs_cuda(capsys):
 def test_bfloat16_on_cuda():
     cuda = torch.device("cuda")
     shape = dataclasses.replace(bench.SHAPES["so400m"], stamp=1)
-    rows = speedups(
-        job(build(shape, cuda), shape, 1, 8, cuda), shape, "training", (0.0, 0.5), 1, bench.stop_clock(cuda, False)
-    )
+    rows = speedups(job(build(shape, cuda), shape, 1, 8, cuda), "training", (0.0, 0.5), 1)
     assert rows[1]["speedup"] > 0.8
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of a process is measured cleanly on Linux only")
 def test_memory_is_a_step_of_its_own():
-    plain, pruned = bench.memory("toy", 1, 32, (0.0, 0.5), CPU)
+    plain, pruned = bench.memory(bench.SHAPES["toy"], 1, 32, (0.0, 0.5), CPU)
     assert plain["bytes"] > pruned["bytes"] > 0.9 * pruned["floor"] and pruned["bytes"] < 3 * pruned["floor"]
 
 
-def test_memory_is_that_of_tensors_and_each_k_has_a_process(monkeypatch):
-    calls = []
+def setting(*given):
+    return os.getpid(), os.environ["MALLOC_MMAP_THRESHOLD_"], torch.get_num_threads(), given
 
-    def answer(command, env, **_):
-        calls.append((command[-1], env["MALLOC_MMAP_THRESHOLD_"]))
-        return subprocess.CompletedProcess(command, 0, stdout="7", stderr="")
 
-    monkeypatch.setattr(bench.subprocess, "run", answer)
-    rows = bench.memory("toy", 1, 32, (0.0, 0.5), CPU)
-    assert calls == [("0.0", "131072"), ("0.5", "131072")] and [row["bytes"] for row in rows] == [7, 7]
+def test_a_process_of_its_own_holds_what_tensors_hold(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    process, threshold, threads, given = in_own_process(setting, 1, 2)
+    assert process != os.getpid() and threads == torch.get_num_threads()
+    assert (threshold, given) == ("131072", (1, 2))
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")  # yours goes first
-    bench.memory("toy", 1, 32, (0.0,), CPU)
-    assert calls[-1] == ("0.0", "1")
-    bench.memory("toy", 1, 32, (0.0,), CPU, varlen=True)
-    assert calls[-1] == ("--varlen", "1")
+    assert in_own_process(setting)[1] == "1"
 
 
-def test_reading_reads():
-    told = bench.reading(16, bench.stop_clock(CPU, cpu_time=True), frames=5, seconds=4, side=16, rounds=2)
-    assert list(told["seconds"])[:2] == ["read_video", "read_video, without jumps"]
-    assert min(told["seconds"].values()) > 0
+def test_each_k_has_a_process(monkeypatch):
+    calls = []
+    monkeypatch.setattr(bench, "in_own_process", lambda work, *given: calls.append((work, *given[3:])) or 7)
+    rows = bench.memory(TINY, 1, 32, (0.0, 0.5), CPU, varlen=True)
+    assert calls == [(bench.step_memory, k, CPU, True) for k in (0.0, 0.5)] and [row["bytes"] for row in rows] == [7, 7]
 
 
-@pytest.mark.slow
-def test_some_of_a_step_passes_outside_operations():
-    assert 0 < bench.outside_operations(steps=2) < 0.5
+MINE = """
+import torch
+class Mine(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.w = config.w
+    def forward(self, x, num_frames=None):
+        self.calls = getattr(self, "calls", 0) + 1
+        return 1e9 * torch.rand(*x.shape[:2], x.shape[2] // self.w**2 + {extra})
+class Biased(Mine):
+    injects_bias = True
+"""
+
+
+@pytest.mark.parametrize("name, target", [("Mine", 0), ("Biased", 1)])
+def test_a_scorer_of_ones_own_is_timed(name, target, tmp_path):
+    """It runs, its cost is its stage's, and the cells that are kept are drawn, whatever it says."""
+    (tmp_path / "mine.py").write_text(MINE.format(extra=0))
+    found = f"{tmp_path / 'mine.py'}:{name}"
+    find_scorer(found)
+    own = dataclasses.replace(TINY, config=dataclasses.replace(TINY.config, scored_by=found))
+    task, clock = clocked(own, 2, 4)
+    task.model.scorer.register_forward_hook(lambda *_: clock.pass_(1))
+    assert stages(task, "training", (0.0, 0.5), 1)[1]["seconds"]["score"] == 1
+    usual = job(build(TINY, CPU), TINY, 2, 4, CPU).encoded(0.5)
+    assert torch.equal(task.encoded(0.5).keep, usual.keep)
+    assert (task.encoded(0.5).sim_loss != 0) == target
+    assert task.counted(task.work(usual, 0.5, "training"), "training")["score"] == 0
+
+
+def test_the_command_takes_a_scorer_of_ones_own(tmp_path, monkeypatch, capsys):
+    """So do the processes that measure memory."""
+    (tmp_path / "mine.py").write_text(MINE.format(extra=0))
+    found = f"{tmp_path / 'mine.py'}:Mine"
+    monkeypatch.setitem(bench.SHAPES, "toy", TINY)
+    bench.main(["--shape", "toy", "--scorer", found, "--load", "1x3", "--k", "0,0.5", "--rounds", "1"])
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].endswith(f"scored by {found}") and "| 1 × 3 frames | 0.5 |" in text
+
+
+def test_a_scorer_that_cannot_be_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "toy", TINY)
+    monkeypatch.setattr(bench, "memory", lambda *_: REPORT["memory"])
+    (tmp_path / "wide.py").write_text(MINE.format(extra=1))
+    for name, message in (
+        (f"{tmp_path / 'wide.py'}:Mine", r"give \(B, T, C\)"),
+        ("nobody", "know stts, cosine, random"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            bench.main(["--shape", "toy", "--scorer", name, "--load", "1x3", "--rounds", "1"])
 
 
 def test_backbones_take_turns_with_hugging_faces(capsys, monkeypatch):
@@ -360,12 +416,12 @@ def test_backbones_take_turns_with_hugging_faces(capsys, monkeypatch):
     monkeypatch.setattr(backbones, "LLMS", {"an LLM": (llm, 2, 5)})
     backbones.main(["--rounds", "2"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[2].startswith("a ViT") and lines[3].startswith("an LLM")
-    pair = backbones.vit_pair("a ViT", vit, 2)
+    assert len(lines) == 6 and lines[4].startswith("| a ViT |") and lines[5].startswith("| an LLM |")
+    pair = backbones.vit_pair(vit, 2)
     order = []
-    turns = backbones.Pair("", lambda: order.append("ours"), lambda: order.append("theirs"))
-    assert len(backbones.ratios(turns, lambda run: run(), 4)) == 4
-    assert order == ["theirs", "ours", "ours", "theirs"] * 3
-    other = backbones.Pair("a ViT", pair.ours, lambda: pair.theirs() + 1)
+    turns = dict(ours=lambda: order.append("ours"), theirs=lambda: order.append("theirs"))
+    assert backbones.ratio(turns, lambda run: run(), 4).count(".") == 3
+    assert order == ["theirs", "ours"] * 2 + ["theirs", "ours", "ours", "theirs"] * 2
+    pair["theirs"] = lambda: pair["ours"]() + 1
     with pytest.raises(RuntimeError, match="a ViT: the two outputs differ by 1"):
-        other.check()
+        backbones.check("a ViT", pair)

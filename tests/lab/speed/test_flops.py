@@ -1,4 +1,4 @@
-"""The count against PyTorch's own, and against the masks that say who sees whom."""
+"""The count against PyTorch's own, and against the masks."""
 
 import dataclasses
 
