@@ -19,8 +19,9 @@ import functools
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -128,21 +129,16 @@ class Results:
     were not made alike: another test set, base, device, or recipe."""
 
     def __init__(self, folder: Path, only: Sequence[int] | None = None):
-        self.records: dict[tuple[str, float, int], dict] = {}
+        key = itemgetter("method", "k", "seed")
+        every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        self.records = {key(r["row"]): r for r in every if only is None or r["row"]["seed"] in only}
         common: dict[str, object] = {}
-        for path in sorted(folder.glob("*.json")):
-            record = json.loads(path.read_text())
-            method, k, seed = (record["row"][name] for name in ("method", "k", "seed"))
-            if only is not None and seed not in only:
-                continue
-            if (own := parted(method)[1]) not in (None, had := record["config"]["steps"]):
-                raise ValueError(f"{path}: the row is named after {own} steps and had {had}; run it again")
+        for row, record in self.records.items():
+            if (own := parted(row[0])[1]) not in (None, had := record["config"]["steps"]):
+                raise ValueError(f"{folder}: {row} is named after {own} steps and had {had}; run it again")
             for what, mark in in_common(record).items():
                 if (other := common.setdefault(what, mark)) != mark:
-                    raise ValueError(
-                        f"{path}: rows of different {what}: {mark}, before {other}; run some of them again"
-                    )
-            self.records[method, k, seed] = record
+                    raise ValueError(f"{folder} holds rows of different {what}: {other}, and {mark} of {row}")
         self.own = sorted({m for m, *_ in self.records if parted(m)[0] not in NAMES})  # scorers from somebody's file
         self.fingerprint = common.get("test sets", "")
 
@@ -198,7 +194,7 @@ def with_interval(scores: Scores, group: str) -> str:
 
 
 def against(
-    results: Results, row: tuple, other: tuple, group: str = "average", seeds: Sequence[int] | None = None
+    results: Results, row: tuple, other: tuple, group: str = "average", seeds: Collection[int] | None = None
 ) -> str:
     """row − other like −0.4 (−1.1 to +0.3), over the seeds that both have (of these); – if there are none, or for a
     row and itself."""
@@ -220,22 +216,16 @@ def seed_by_seed(a: Scores, b: Scores) -> str:
     return ", ".join(f"{name}: {signed(alone(a, i) - alone(b, i))}" for i, name in enumerate(a.names))
 
 
-def listed(seeds: Sequence[int]) -> str:
-    """
-    >>> listed([0, 1])
-    '0, 1'
-    """
-    return ", ".join(map(str, seeds))
+def table(head: str, rows: Iterable[dict[str, object] | list | None]) -> str:
+    """Rows under the column names of `head`: a dict gives each column's cell by its name, a list gives them in order, and
+    None is left out. Without any row there is no table.
 
-
-def table(head: str, rows: Iterable[list | None]) -> str:
-    """Rows under the column names of `head`; a row that is None is left out. Without any row there is no table.
-
-    >>> table("|k", []), table("|k", [None, ["random", 50]])
-    ('', '| | k |\\n|---|---|\\n| random | 50 |')
+    >>> table("|k", []), table("|k", [None, ["random", 50], {"k": 80, "seeds": "0", "": "STTS"}])
+    ('', '| | k |\\n|---|---|\\n| random | 50 |\\n| STTS | 80 |')
     """
-    there = [row for row in rows if row]
-    return markdown(head.split("|"), there).replace("|  |", "| |") if there else ""  # a column without a name
+    columns = head.split("|")
+    cells = [[row[c] for c in columns] if isinstance(row, dict) else row for row in rows if row]
+    return markdown(columns, cells).replace("|  |", "| |") if cells else ""  # a column without a name
 
 
 CELLS = TrainConfig().model.cells  # of a frame, in all rows but those of smaller frames
@@ -275,29 +265,44 @@ def named(method: str) -> str:
 COLUMNS = "|k|effective k|short|long|average|against unpruned|evidence kept|seeds"
 
 
-def line(results: Results, row: tuple, name: str | None = None, only: Sequence[int] | None = None) -> list | None:
-    """A row's cells under COLUMNS, over all of its seeds or `only` these; None if there are none. Effective k is by the
-    vision tokens that are left."""
+def facts(
+    results: Results, row: tuple, name: str | None = None, only: Collection[int] | None = None
+) -> dict[str, object] | None:
+    """What the tables say of a row, by the names of their columns, over all of its seeds or `only` these; None if there
+    are none. Effective k is by the vision tokens that are left. Time does not depend on the seed: the minutes are the
+    mean over all that know theirs."""
     method, k, *way = row
     seeds = [s for s in results.seeds(*row) if only is None or s in only]
     if not seeds:
         return None
     scores, whole = results.scores(*row, seeds=seeds), results.scores(*UNPRUNED)
-    nominal = 100 if method == "blind" else round(100 * (scores.means["k"] if way else k))
-    effective = percent(1 - scores.means["tokens"] / whole.means["tokens"] if whole else None)
+    videos = {kind_of(t): x.shape[1] for t, x in scores.answers.items() if kind_of(t) != "image"}
+    records = [results.records[method, k, s] for s in results.seeds(*row)]
+    seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
+    cells = {
+        "": name or named(method),
+        "k": 100 if method == "blind" else round(100 * (scores.means["k"] if way else k)),
+        "effective k": percent(1 - scores.means["tokens"] / whole.means["tokens"] if whole else None),
+        **{group: with_interval(scores, group) for group in AVERAGES},
+        "against unpruned": against(results, row, UNPRUNED, seeds=seeds),
+        "evidence kept": percent(scores.means["evidence_kept"]),
+        "steps": records[0]["config"]["steps"],
+        "minutes of one core": f"{np.mean(seconds) / 60:.1f}" if seconds else "–",
+        "frames": round(scores.means["max_frames"]),
+        "tokens": round(scores.means["tokens"] / sum(videos.values())),
+        "seeds": ", ".join(map(str, seeds)),
+    }
     if way == ["1 frames"]:
-        nominal = effective = "–"  # the other frames were not pruned, they were never there
-    cells = [with_interval(scores, group) for group in AVERAGES]
-    cells += [against(results, row, UNPRUNED, seeds=seeds), percent(scores.means["evidence_kept"]), listed(seeds)]
-    return [name or named(method), nominal, effective, *cells]
+        cells |= {"k": "–", "effective k": "–"}  # the other frames were not pruned, they were never there
+    return cells
 
 
 def ladder(results: Results, ks: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)) -> str:
     """Tables 1 and 8 of the paper: accuracy against k."""
-    pruned = itertools.product(("stts", "saliency", "random", "cosine", *results.own), ks)
-    rows = [line(results, row) for row in (UNPRUNED, *sorted(pruned, key=lambda row: row[1]), ("blind", 0.0))]
-    rows.insert(-1, line(results, (*UNPRUNED, "1 frames"), "frame 0 only"))
-    return table(COLUMNS, rows)
+    pruned = [(m, k) for k in ks for m in ("stts", "saliency", "random", "cosine", *results.own)]
+    rows = [facts(results, row) for row in (UNPRUNED, *pruned)]
+    rows.append(facts(results, (*UNPRUNED, "1 frames"), "frame 0 only"))
+    return table(COLUMNS, [*rows, facts(results, ("blind", 0.0))])
 
 
 def methods(results: Results) -> str:
@@ -306,9 +311,9 @@ def methods(results: Results) -> str:
     trained += ("frames", "resolution", "oracle", "saliency-many", "saliency-many@800")
     rows = []
     for k in (0.5, 0.8, 0.9):
-        rows += [line(results, (method, k)) for method in trained]
+        rows += [facts(results, (method, k)) for method in trained]
         for way in ("cosine, inference only", "random, inference only", "tome, inference only"):
-            rows.append(line(results, (*UNPRUNED, f"{way}, k = {k}"), way))
+            rows.append(facts(results, (*UNPRUNED, f"{way}, k = {k}"), way))
     return table(COLUMNS, rows)
 
 
@@ -344,18 +349,7 @@ def tasks(results: Results) -> str:
     return table("|".join(["|chance|look-up", *(f"{name} ({len(s.names)})" for name, s in there.items())]), rows)
 
 
-def timed(results: Results, row: tuple, seeds: Sequence[int], *others: tuple) -> list | None:
-    """Cells of `clock` and `learning`: a row's steps, its time, its scores over these seeds, alone and against others;
-    None if there are no seeds. Time does not depend on the seed: it is the mean over all that know theirs."""
-    if not seeds:
-        return None
-    method, k = row
-    records = [results.records[method, k, s] for s in results.seeds(*row)]
-    seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
-    took = f"{np.mean(seconds) / 60:.1f}" if seconds else "–"
-    cells = [with_interval(results.scores(*row, seeds=seeds), group) for group in AVERAGES]
-    cells += [against(results, row, other, seeds=seeds) for other in others]
-    return [NAMES[parted(method)[0]], round(100 * k), records[0]["config"]["steps"], took, *cells, listed(seeds)]
+TIMED = "|k|steps|minutes of one core|short|long|average"
 
 
 def clock(results: Results) -> str:
@@ -366,19 +360,22 @@ def clock(results: Results) -> str:
     for (k, kind), alike in itertools.groupby(sorted(there), key=lambda row: row[:2]):
         methods = [m for *_, m in alike if not m.startswith("young-")]
         for m in methods:
-            beside = [other for other in methods if (other == kind) != (m == kind)]
-            seeds = [s for s in results.seeds(m, k) if any(s in results.seeds(other, k) for other in beside)]
-            rows.append(timed(results, (m, k), seeds, (kind, k), UNPRUNED))
-    head = "|k|steps|minutes of one core|short|long|average|against the recipe's steps|against unpruned|seeds"
-    return table(head, rows)
+            beside = {s for o in methods if (o == kind) != (m == kind) for s in results.seeds(o, k)}
+            own = facts(results, (m, k), NAMES.get(kind), beside)
+            minus = against(results, (m, k), (kind, k), seeds=beside)
+            rows.append(own and {**own, "against the recipe's steps": minus})
+    return table(f"{TIMED}|against the recipe's steps|against unpruned|seeds", rows)
 
 
 def learning(results: Results) -> str:
     """From a base after the first of its runs: what is learned in about the same time, pruned and unpruned."""
     whole = ("young-unpruned", 0.0)
     there = {(k, r["config"]["steps"], m) for (m, k, _), r in results.records.items() if m.startswith("young-")}
-    rows = [timed(results, (m, k), results.shared((m, k), whole), whole) for k, _, m in sorted(there)]
-    return table("|k|steps|minutes of one core|short|long|average|minus unpruned|seeds", rows)
+    rows = []
+    for k, _, method in sorted(there):
+        own = facts(results, (method, k), NAMES[parted(method)[0]], results.seeds(*whole))
+        rows.append(own and {**own, "minus unpruned": against(results, (method, k), whole)})
+    return table(f"{TIMED}|minus unpruned|seeds", rows)
 
 
 def scaling(results: Results) -> str:
@@ -395,13 +392,10 @@ def scaling(results: Results) -> str:
         last = trained if method == "saliency-many" else (method, k, "scaled")
         both = results.shared(last, other)
         for row in dict.fromkeys((trained, last)) if both else ():
-            before, asked, its = (results.scores(*r, seeds=both) for r in (trained, row, other))
-            videos = {kind_of(t): x.shape[1] for t, x in asked.answers.items() if kind_of(t) != "image"}
-            tokens, its_tokens = (round(scores.means["tokens"] / sum(videos.values())) for scores in (asked, its))
-            frames = [f"{scores.means['max_frames']:.0f}" for scores in (before, asked, its)]
-            minus = against(results, row, other, "long", both) if row == last else "–"
-            cells = [", ".join(frames[:2]), tokens, with_interval(asked, "long"), minus, frames[2], its_tokens]
-            rows.append([named(method), round(100 * k), *cells, listed(both)])
+            before, own, its = (facts(results, r, only=both) for r in (trained, row, other))
+            own["frames trained, asked"], own["tokens a video"] = f"{before['frames']}, {own['frames']}", own["tokens"]
+            own["minus an unpruned model's"] = against(results, row, other, "long", both) if row == last else "–"
+            rows.append({**own, "frames": its["frames"], "tokens": its["tokens"]})
     return table("|k|frames trained, asked|tokens a video|long|minus an unpruned model's|frames|tokens|seeds", rows)
 
 
@@ -414,13 +408,13 @@ def in_range(results: Results) -> str:
         ("other rows' frames", "as trained", UNPRUNED),
     ):
         whole, pruned = ("unpruned-range", 0.0, fewer), ("saliency-range", 0.5, more)
-        both, cells = results.shared(whole, pruned), []
-        for row in (whole, pruned) if both else ():
-            scores = results.scores(*row, seeds=both)
-            T = round(scores.means["max_frames"])
-            cells += [T, CELLS * T - num_removed(row[1], CELLS, T), with_interval(scores, "long")]
-        its = against(results, pruned, fixed, "long", both) if set(both) <= set(results.seeds(*fixed)) else "–"
-        rows.append(cells and [*cells, against(results, pruned, whole, "long", both), its, listed(both)])
+        if both := results.shared(whole, pruned):
+            few, many = (facts(results, row, only=both) for row in (whole, pruned))
+            lost = num_removed(0.5, CELLS, many["frames"])
+            its = against(results, pruned, fixed, "long", both) if set(both) <= set(results.seeds(*fixed)) else "–"
+            cells = [few["frames"], CELLS * few["frames"], few["long"]]
+            cells += [many["frames"], CELLS * many["frames"] - lost, many["long"]]
+            rows.append([*cells, against(results, pruned, whole, "long", both), its, few["seeds"]])
     head = "frames, unpruned|vision tokens|long|frames, at k = 0.5|vision tokens|long|minus"
     return table(f"{head}|minus an unpruned model that was trained at just as many as it is asked|seeds", rows)
 
@@ -430,8 +424,8 @@ def depth(results: Results) -> str:
     rows = []
     for method, prefix in (("stts", ""), ("saliency", "saliency-")):
         depths = [(m, 0.5) for m in (method, f"{prefix}deeper", f"{prefix}deepest") if results.seeds(m, 0.5)]
-        rows += [line(results, row, only=results.shared(*depths)) for row in depths if len(depths) > 1]
-    rows.append(line(results, ("deepest", 0.0), "unpruned, connected as they are two blocks later"))
+        rows += [facts(results, row, only=results.shared(*depths)) for row in depths if len(depths) > 1]
+    rows.append(facts(results, ("deepest", 0.0), "unpruned, connected as they are two blocks later"))
     return table(COLUMNS, rows)
 
 
@@ -439,21 +433,21 @@ def elastic(results: Results) -> str:
     """One model asked at every k up to its own, beside a model for each, of the same seeds."""
     own, rows = ("elastic", 0.9), []
     for k in (0.0, 0.3, 0.5, 0.8, 0.9):
-        rows.append(line(results, own if k == 0.9 else (*own, f"k = {k}"), f"elastic, asked at k = {k}"))
-        rows.append(line(results, ("saliency", k) if k else UNPRUNED, only=results.seeds(*own)))
+        rows.append(facts(results, own if k == 0.9 else (*own, f"k = {k}"), f"elastic, asked at k = {k}"))
+        rows.append(facts(results, ("saliency", k) if k else UNPRUNED, only=results.seeds(*own)))
     return table(COLUMNS, rows)
 
 
 def images(results: Results) -> str:
     """Table 4: single images lose no cell at any k; what training with pruned videos does to them."""
     rows = []
-    for k, method in ((0.0, "unpruned"), *itertools.product((0.5, 0.8, 0.9), ("stts", "saliency"))):
-        row, cells = (method, k), []
-        both = results.shared(row, UNPRUNED)
-        for group in ("image/attribute", "image/count") if both else ():
-            own = with_interval(results.scores(*row, seeds=both), group)
-            cells += [own, against(results, row, UNPRUNED, group)]
-        rows.append(cells and [named(method), round(100 * k), *cells, listed(both)])
+    for row in (UNPRUNED, *((method, k) for k in (0.5, 0.8, 0.9) for method in ("stts", "saliency"))):
+        if both := results.shared(row, UNPRUNED):
+            own, cells = facts(results, row, only=both), []
+            for group in ("image/attribute", "image/count"):
+                cells.append(with_interval(results.scores(*row, seeds=both), group))
+                cells.append(against(results, row, UNPRUNED, group))
+            rows.append([own[""], own["k"], *cells, own["seeds"]])
     return table("|k|attribute|against unpruned|count|against unpruned|seeds", rows)
 
 
@@ -506,7 +500,6 @@ def page(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-IN_README = (0.5, 0.8, 0.9)  # at the others, most rows have one seed
 BEGIN, END = "<!-- made by stts_mini.lab.paper.tables: begin -->\n", "<!-- end -->"
 
 
@@ -539,7 +532,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
         made = {args.results / "README.md": page(results)}
         if args.readme:
-            made[args.readme] = inserted(args.readme.read_text(), ladder(results, IN_README))
+            made[args.readme] = inserted(
+                args.readme.read_text(), ladder(results, (0.5, 0.8, 0.9))
+            )  # at the others, most rows have one seed
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     for path, text in made.items() if not args.seeds else ():
