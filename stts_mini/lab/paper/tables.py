@@ -19,10 +19,11 @@ import functools
 import itertools
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -138,7 +139,9 @@ class Results:
                 raise ValueError(f"{folder}: {row} is named after {own} steps and had {had}; run it again")
             for what, mark in in_common(record).items():
                 if (other := common.setdefault(what, mark)) != mark:
-                    raise ValueError(f"{folder} holds rows of different {what}: {other}, and {mark} of {row}")
+                    raise ValueError(
+                        f"{folder} holds rows of different {what}: {other}, but {row} has {mark}; run some again"
+                    )
         self.own = sorted({m for m, *_ in self.records if parted(m)[0] not in NAMES})  # scorers from somebody's file
         self.fingerprint = common.get("test sets", "")
 
@@ -217,7 +220,7 @@ def seed_by_seed(a: Scores, b: Scores) -> str:
 
 
 def table(head: str, rows: Iterable[dict[str, object] | list | None]) -> str:
-    """Rows under the column names of `head`: a dict gives each column's cell by its name, a list gives them in order, and
+    """Rows under the column names of `head`. A dict has each column's cell by its name, a list has them in order, and
     None is left out. Without any row there is no table.
 
     >>> table("|k", []), table("|k", [None, ["random", 50], {"k": 80, "seeds": "0", "": "STTS"}])
@@ -266,11 +269,15 @@ COLUMNS = "|k|effective k|short|long|average|against unpruned|evidence kept|seed
 
 
 def facts(
-    results: Results, row: tuple, name: str | None = None, only: Collection[int] | None = None
+    results: Results,
+    row: tuple,
+    name: str | None = None,
+    only: Collection[int] | None = None,
+    others: Mapping[str, tuple] = MappingProxyType({}),
 ) -> dict[str, object] | None:
     """What the tables say of a row, by the names of their columns, over all of its seeds or `only` these; None if there
-    are none. Effective k is by the vision tokens that are left. Time does not depend on the seed: the minutes are the
-    mean over all that know theirs."""
+    are none. `others` are columns for its differences from other rows. Effective k is by the vision tokens that are
+    left. Time does not depend on the seed: the minutes are the mean over all that know theirs."""
     method, k, *way = row
     seeds = [s for s in results.seeds(*row) if only is None or s in only]
     if not seeds:
@@ -284,6 +291,7 @@ def facts(
         "k": 100 if method == "blind" else round(100 * (scores.means["k"] if way else k)),
         "effective k": percent(1 - scores.means["tokens"] / whole.means["tokens"] if whole else None),
         **{group: with_interval(scores, group) for group in AVERAGES},
+        **{column: against(results, row, other, seeds=seeds) for column, other in others.items()},
         "against unpruned": against(results, row, UNPRUNED, seeds=seeds),
         "evidence kept": percent(scores.means["evidence_kept"]),
         "steps": records[0]["config"]["steps"],
@@ -361,20 +369,17 @@ def clock(results: Results) -> str:
         methods = [m for *_, m in alike if not m.startswith("young-")]
         for m in methods:
             beside = {s for o in methods if (o == kind) != (m == kind) for s in results.seeds(o, k)}
-            own = facts(results, (m, k), NAMES.get(kind), beside)
-            minus = against(results, (m, k), (kind, k), seeds=beside)
-            rows.append(own and {**own, "against the recipe's steps": minus})
+            recipe = {"against the recipe's steps": (kind, k)}
+            rows.append(facts(results, (m, k), NAMES.get(kind), beside, recipe))
     return table(f"{TIMED}|against the recipe's steps|against unpruned|seeds", rows)
 
 
 def learning(results: Results) -> str:
     """From a base after the first of its runs: what is learned in about the same time, pruned and unpruned."""
     whole = ("young-unpruned", 0.0)
+    seeds, minus = results.seeds(*whole), {"minus unpruned": whole}
     there = {(k, r["config"]["steps"], m) for (m, k, _), r in results.records.items() if m.startswith("young-")}
-    rows = []
-    for k, _, method in sorted(there):
-        own = facts(results, (method, k), NAMES[parted(method)[0]], results.seeds(*whole))
-        rows.append(own and {**own, "minus unpruned": against(results, (method, k), whole)})
+    rows = [facts(results, (m, k), NAMES[parted(m)[0]], seeds, minus) for k, _, m in sorted(there)]
     return table(f"{TIMED}|minus unpruned|seeds", rows)
 
 
@@ -410,11 +415,10 @@ def in_range(results: Results) -> str:
         whole, pruned = ("unpruned-range", 0.0, fewer), ("saliency-range", 0.5, more)
         if both := results.shared(whole, pruned):
             few, many = (facts(results, row, only=both) for row in (whole, pruned))
-            lost = num_removed(0.5, CELLS, many["frames"])
+            tokens = [CELLS * few["frames"], CELLS * many["frames"] - num_removed(0.5, CELLS, many["frames"])]
+            cells = [few["frames"], tokens[0], few["long"], many["frames"], tokens[1], many["long"]]
             its = against(results, pruned, fixed, "long", both) if set(both) <= set(results.seeds(*fixed)) else "–"
-            cells = [few["frames"], CELLS * few["frames"], few["long"]]
-            cells += [many["frames"], CELLS * many["frames"] - lost, many["long"]]
-            rows.append([*cells, against(results, pruned, whole, "long", both), its, few["seeds"]])
+            rows.append([*cells, against(results, pruned, whole, "long", both), its, many["seeds"]])
     head = "frames, unpruned|vision tokens|long|frames, at k = 0.5|vision tokens|long|minus"
     return table(f"{head}|minus an unpruned model that was trained at just as many as it is asked|seeds", rows)
 
@@ -443,11 +447,12 @@ def images(results: Results) -> str:
     rows = []
     for row in (UNPRUNED, *((method, k) for k in (0.5, 0.8, 0.9) for method in ("stts", "saliency"))):
         if both := results.shared(row, UNPRUNED):
-            own, cells = facts(results, row, only=both), []
-            for group in ("image/attribute", "image/count"):
-                cells.append(with_interval(results.scores(*row, seeds=both), group))
-                cells.append(against(results, row, UNPRUNED, group))
-            rows.append([own[""], own["k"], *cells, own["seeds"]])
+            own, scores = facts(results, row, only=both), results.scores(*row, seeds=both)
+            attribute, count = (
+                (with_interval(scores, task), against(results, row, UNPRUNED, task))
+                for task in ("image/attribute", "image/count")
+            )
+            rows.append([own[""], own["k"], *attribute, *count, own["seeds"]])
     return table("|k|attribute|against unpruned|count|against unpruned|seeds", rows)
 
 
@@ -521,11 +526,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m stts_mini.lab.paper.tables", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
     parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table, in short")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
-    parser.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
+    how.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
     args = parser.parse_args(argv)
-    if args.seeds and (args.readme or args.check):
-        parser.error("--seeds only prints: give it without --readme and --check")
     try:
         results = Results(args.results / "rows", args.seeds)
         if not results.records:
