@@ -19,11 +19,10 @@ import functools
 import itertools
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -41,8 +40,12 @@ UNPRUNED = ("unpruned", 0.0)  # a row: method, k, and the way of asking if it is
 
 @dataclass(frozen=True)
 class Scores:
-    """One way of asking the models of one row: answers[task] is (seeds, clips), 0 or 1; names are the seeds, and means
-    are other numbers: the means over seeds, None for what is not known."""
+    """One way of asking the models of one row.
+
+    answers  {task: (seeds, clips), 0 or 1}
+    names    the seeds
+    means    other numbers, as means over the seeds; None for what is not known
+    """
 
     answers: dict[str, np.ndarray]
     names: tuple[int, ...] = ()
@@ -138,9 +141,10 @@ class Results:
             if (own := parted(row[0])[1]) not in (None, had := record["config"]["steps"]):
                 raise ValueError(f"{folder}: {row} is named after {own} steps and had {had}; run it again")
             for what, mark in in_common(record).items():
-                if (other := common.setdefault(what, mark)) != mark:
+                other = common.setdefault(what, mark)
+                if mark != other:
                     raise ValueError(
-                        f"{folder} holds rows of different {what}: {other}, but {row} has {mark}; run some again"
+                        f"{folder} holds rows of different {what}: {other} and, {row}, {mark}; run one again"
                     )
         self.own = sorted({m for m, *_ in self.records if parted(m)[0] not in NAMES})  # scorers from somebody's file
         self.fingerprint = common.get("test sets", "")
@@ -269,14 +273,10 @@ COLUMNS = "|k|effective k|short|long|average|against unpruned|evidence kept|seed
 
 
 def facts(
-    results: Results,
-    row: tuple,
-    name: str | None = None,
-    only: Collection[int] | None = None,
-    others: Mapping[str, tuple] = MappingProxyType({}),
+    results: Results, row: tuple, name: str = "", only: Collection[int] | None = None, others: dict | None = None
 ) -> dict[str, object] | None:
     """What the tables say of a row, by the names of their columns, over all of its seeds or `only` these; None if there
-    are none. `others` are columns for its differences from other rows. Effective k is by the vision tokens that are
+    are none. `others` are rows to compare it with, by the columns' names. Effective k is by the vision tokens that are
     left. Time does not depend on the seed: the minutes are the mean over all that know theirs."""
     method, k, *way = row
     seeds = [s for s in results.seeds(*row) if only is None or s in only]
@@ -291,7 +291,7 @@ def facts(
         "k": 100 if method == "blind" else round(100 * (scores.means["k"] if way else k)),
         "effective k": percent(1 - scores.means["tokens"] / whole.means["tokens"] if whole else None),
         **{group: with_interval(scores, group) for group in AVERAGES},
-        **{column: against(results, row, other, seeds=seeds) for column, other in others.items()},
+        **{column: against(results, row, other, seeds=seeds) for column, other in (others or {}).items()},
         "against unpruned": against(results, row, UNPRUNED, seeds=seeds),
         "evidence kept": percent(scores.means["evidence_kept"]),
         "steps": records[0]["config"]["steps"],
@@ -332,7 +332,8 @@ def pairs(results: Results) -> str:
     rows = []
     for k, own, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), ("stts", "saliency"), others):
         pair = (own, k), (other, k)
-        if (both := results.shared(*pair)) and own != other and (own, other) != ("stts", "saliency"):
+        both = results.shared(*pair)
+        if both and own != other and (own, other) != ("stts", "saliency"):
             differences = [against(results, *pair, group) for group in AVERAGES]
             each = seed_by_seed(*(results.scores(*row, seeds=both) for row in pair))
             rows.append([round(100 * k), named(own), named(other), *differences, each])
@@ -369,8 +370,8 @@ def clock(results: Results) -> str:
         methods = [m for *_, m in alike if not m.startswith("young-")]
         for m in methods:
             beside = {s for o in methods if (o == kind) != (m == kind) for s in results.seeds(o, k)}
-            recipe = {"against the recipe's steps": (kind, k)}
-            rows.append(facts(results, (m, k), NAMES.get(kind), beside, recipe))
+            minus = {"against the recipe's steps": (kind, k)}
+            rows.append(facts(results, (m, k), NAMES.get(kind, ""), beside, minus))
     return table(f"{TIMED}|against the recipe's steps|against unpruned|seeds", rows)
 
 
@@ -398,9 +399,9 @@ def scaling(results: Results) -> str:
         both = results.shared(last, other)
         for row in dict.fromkeys((trained, last)) if both else ():
             before, own, its = (facts(results, r, only=both) for r in (trained, row, other))
-            own["frames trained, asked"], own["tokens a video"] = f"{before['frames']}, {own['frames']}", own["tokens"]
-            own["minus an unpruned model's"] = against(results, row, other, "long", both) if row == last else "–"
-            rows.append({**own, "frames": its["frames"], "tokens": its["tokens"]})
+            minus = against(results, row, other, "long", both) if row == last else "–"
+            cells = [f"{before['frames']}, {own['frames']}", own["tokens"], own["long"], minus]
+            rows.append([own[""], own["k"], *cells, its["frames"], its["tokens"], its["seeds"]])
     return table("|k|frames trained, asked|tokens a video|long|minus an unpruned model's|frames|tokens|seeds", rows)
 
 
@@ -536,9 +537,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
         made = {args.results / "README.md": page(results)}
         if args.readme:
-            made[args.readme] = inserted(
-                args.readme.read_text(), ladder(results, (0.5, 0.8, 0.9))
-            )  # at the others, most rows have one seed
+            short = ladder(results, ks=(0.5, 0.8, 0.9))  # at the others, most rows have one seed
+            made[args.readme] = inserted(args.readme.read_text(), short)
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     for path, text in made.items() if not args.seeds else ():
