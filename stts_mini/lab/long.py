@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stts_mini.data.files import write_json
 from stts_mini.data.video import read_chunks
 from stts_mini.eval import parse_k
-from stts_mini.lab.paper.reproduce import write_json
 from stts_mini.lab.speed.bench import SHAPES, build
 from stts_mini.lab.speed.machine import MACHINE, in_own_process, machine, process_memory
 from stts_mini.model import VLM, Encoded, check_scores, check_values

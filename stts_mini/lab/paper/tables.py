@@ -15,40 +15,42 @@ are printed seed by seed, too.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import itertools
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
-from stts_mini.lab.paper.reproduce import parted
+from stts_mini.lab.paper.reproduce import METHODS, parted
+from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.packing import num_removed
+from stts_mini.report.markdown import markdown
 from stts_mini.report.result import grouped
 from stts_mini.toy import world
-from stts_mini.training.config import TrainConfig
+from stts_mini.training.config import upgraded
 
 DRAWS = 2000
+AVERAGES = ("short", "long", "average")
+UNPRUNED = ("unpruned", 0.0)  # a row: method, k, and the way of asking if it is not "as trained"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One way of asking the models of one row: answers[task] is (seeds, clips), 0 or 1; which seeds they are."""
+    """One way of asking the models of one row.
+
+    answers  {task: (seeds, clips), 0 or 1}
+    names    the seeds
+    means    other numbers, as means over the seeds; None for what is not known
+    """
 
     answers: dict[str, np.ndarray]
     names: tuple[int, ...] = ()
-
-    def mean(self, tasks: Sequence[str]) -> float:
-        """Mean over tasks of the mean over seeds and clips."""
-        return float(np.mean([self.answers[t].mean() for t in tasks]))
-
-    @property
-    def seeds(self) -> int:
-        """How many models there are."""
-        return len(next(iter(self.answers.values())))
+    means: dict[str, float | None] = field(default_factory=dict)
 
 
 def kind_of(task: str) -> str:
@@ -56,34 +58,39 @@ def kind_of(task: str) -> str:
     return "image" if task.startswith("image/") else next(k for k, tasks in world.TASKS.items() if task in tasks)
 
 
-def of_group(scores: Scores, group: str) -> list[list[str]]:
-    """The tasks of "short", "long", "average" (both, each counting half) or of one task, as groups."""
-    groups = grouped(list(scores.answers))
-    return list(groups.values()) if group == "average" else [groups.get(group, [group])]
+def averaged(of: Callable[[str], float | np.ndarray], tasks: Iterable[str], group: str) -> float | np.ndarray:
+    """The mean of `of` over the tasks of a group: "short", "long", "average" (both, each counting half) or one task.
+
+    >>> score = {"count": 1.0, "speed": 0.5, "needle": 0.0}
+    >>> float(averaged(score.get, score, "average"))
+    0.375
+    """
+    groups = grouped(list(tasks))
+    parts = groups.values() if group == "average" else [groups.get(group, [group])]
+    return np.mean([np.mean([of(t) for t in part], axis=0) for part in parts], axis=0)
 
 
 def value(scores: Scores, group: str) -> float:
-    """A row's score: see `of_group`."""
-    return float(np.mean([scores.mean(tasks) for tasks in of_group(scores, group)]))
+    """A row's score: see `averaged`."""
+    return float(averaged(lambda t: scores.answers[t].mean(), scores.answers, group))
 
 
-def drawn(scores: Scores, group: str, draws: int = DRAWS) -> np.ndarray:
-    """The score under each draw of seeds and clips: (draws,). The draws depend on the numbers of seeds and clips
-    alone, so two rows that have the same are drawn alike."""
-    groups = of_group(scores, group)
-    kinds = sorted({kind_of(t) for tasks in groups for t in tasks})
-    rng = np.random.default_rng(0)
-    seeds = rng.integers(scores.seeds, size=(draws, scores.seeds))
-    means = {}
-    for kind in kinds:
-        own = [t for tasks in groups for t in tasks if kind_of(t) == kind]
-        n = scores.answers[own[0]].shape[1]
-        picks = np.random.default_rng((1, list(world.TASKS).index(kind))).integers(n, size=(draws, n))
-        weight = np.stack([np.bincount(p, minlength=n) for p in picks]) / n  # (draws, n)
-        for t in own:
-            per_seed = weight @ scores.answers[t].T  # (draws, seeds)
-            means[t] = np.take_along_axis(per_seed, seeds, axis=1).mean(1)
-    return np.mean([np.mean([means[t] for t in tasks], axis=0) for tasks in groups], axis=0)
+@functools.cache
+def weights(n: int, kind: str | None = None) -> np.ndarray:
+    """How much each of n seeds, or of the n clips of a kind, counts in each draw: (draws, n). The draws depend on n and
+    on the kind alone, so two rows that have the same are drawn alike."""
+    rng = np.random.default_rng(0 if kind is None else (1, list(world.TASKS).index(kind)))
+    return np.stack([np.bincount(picks, minlength=n) for picks in rng.integers(n, size=(DRAWS, n))]) / n
+
+
+def drawn(scores: Scores, group: str) -> np.ndarray:
+    """The score under each draw of seeds and clips: (draws,)."""
+
+    def of(task: str) -> np.ndarray:
+        right = scores.answers[task]  # (seeds, clips)
+        return ((weights(right.shape[1], kind_of(task)) @ right.T) * weights(len(right))).sum(1)
+
+    return averaged(of, scores.answers, group)
 
 
 def interval(scores: Scores, group: str) -> tuple[float, float]:
@@ -93,8 +100,8 @@ def interval(scores: Scores, group: str) -> tuple[float, float]:
 
 
 def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
-    """a − b and its 95% interval, paired by clip, and by seed (seeds that both have). Raises ValueError for rows
-    that were not asked the same."""
+    """a − b and its 95% interval, paired by clip and by seed. Raises ValueError for rows that were not asked the
+    same."""
     shapes = [{t: x.shape for t, x in scores.answers.items()} for scores in (a, b)]
     if shapes[0] != shapes[1] or a.names != b.names:
         raise ValueError("two rows of different seeds, tasks or clips cannot be paired")
@@ -102,27 +109,24 @@ def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
     return value(a, group) - value(b, group), float(low), float(high)
 
 
-ONE_METHODS_OWN = {
-    "k",
-    "seed",
-    "scorer",
-    "sim_weight",
-    "bias",
-    "blind",
-    "max_frames",
-    "image_size",
-    "saliency_steps",
-    "spread",
-    "elastic",
-    "score_after",
-    "thinning",
-    "steps",  # told by the method's name: see `reproduce.parted`
+ONE_METHODS_OWN = {  # settings that need not be the same in all rows (the steps are in the method's name)
+    *("k", "seed", "steps", "max_frames", "image_size"),
+    *itertools.chain(*METHODS.values()),
 }
 
 
-def base_of(record: dict) -> str:
-    """Which one a row started from."""
-    return f"{record['base']}{' after its first run' * record['row']['method'].startswith('young-')}"
+def in_common(record: dict) -> dict[str, object]:
+    """What a row must have in common with every other row that has it, each under the name of what it is."""
+    config = {**asdict(PaperConfig()), **upgraded(record["config"])}  # what a row did not know had the usual value
+    method, k = record["row"]["method"], record["row"]["k"]
+    return {
+        "test sets": record["fingerprint"],
+        "devices": record["device"],
+        "recipes": {name: x for name, x in config.items() if name not in ONE_METHODS_OWN},
+        f"settings of {method} at k = {k}": {name: x for name, x in config.items() if name not in ("seed", "scorer")},
+        f"bases {record['base']}{' after its first run' * method.startswith('young-')}": record["base_sha256"],
+        **({} if parted(method)[1] else {"numbers of steps": config["steps"]}),
+    }
 
 
 class Results:
@@ -130,77 +134,65 @@ class Results:
     were not made alike: another test set, base, device, or recipe."""
 
     def __init__(self, folder: Path, only: Sequence[int] | None = None):
-        self.records: dict[tuple[str, float, int], dict] = {}
-        for path in sorted(folder.glob("*.json")):
-            record = json.loads(path.read_text())
-            row = record["row"]
-            if only is not None and row["seed"] not in only:
-                continue
-            if (own := parted(row["method"])[1]) not in (None, had := record["config"]["steps"]):
-                raise ValueError(f"{path}: the row is named after {own} steps and had {had}; run it again")
-            self.records[row["method"], row["k"], row["seed"]] = record
-        usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}  # for a row that knew fewer settings
-        recipe = lambda r: {name: x for name, x in {**usual, **r["config"]}.items() if name not in ONE_METHODS_OWN}
-        whole = lambda r: {name: x for name, x in {**usual, **r["config"]}.items() if name not in ("seed", "scorer")}
-        for what, of in (
-            ("test sets", lambda r: r["fingerprint"]),
-            ("devices", lambda r: r["device"]),
-            ("recipes", lambda r: json.dumps(recipe(r), sort_keys=True)),
-            *(
-                (
-                    f"settings of {m} at k = {k}",
-                    lambda r, row=(m, k): (
-                        json.dumps(whole(r), sort_keys=True) if (r["row"]["method"], r["row"]["k"]) == row else None
-                    ),
-                )
-                for m, k, _ in self.records
-            ),
-            ("numbers of steps", lambda r: None if parted(r["row"]["method"])[1] else r["config"]["steps"]),
-            *(
-                (f"bases {base}", lambda r, base=base: r["base_sha256"] if base_of(r) == base else None)
-                for base in sorted({base_of(r) for r in self.records.values()})
-            ),
-        ):
-            if len(marks := {of(r) for r in self.records.values()} - {None}) > 1:
-                raise ValueError(f"{folder} holds rows of different {what}: {sorted(marks)}; run some of them again")
+        key = itemgetter("method", "k", "seed")
+        every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        self.records = {key(r["row"]): r for r in every if only is None or r["row"]["seed"] in only}
+        common: dict[str, object] = {}
+        for row, record in self.records.items():
+            if (own := parted(row[0])[1]) not in (None, had := record["config"]["steps"]):
+                raise ValueError(f"{folder}: {row} is named after {own} steps and had {had}; run it again")
+            for what, mark in in_common(record).items():
+                other = common.setdefault(what, mark)
+                if mark != other:
+                    raise ValueError(
+                        f"{folder} holds rows of different {what}: {other} and, {row}, {mark}; run one again"
+                    )
         self.own = sorted({m for m, *_ in self.records if parted(m)[0] not in NAMES})  # scorers from somebody's file
-        self.fingerprint = next(iter(r["fingerprint"] for r in self.records.values()), "")
+        self.fingerprint = common.get("test sets", "")
 
     def seeds(self, method: str, k: float, way: str = "as trained") -> list[int]:
         """The seeds that are finished, and were asked this way."""
-        rows = ((s, r) for (m, other, s), r in self.records.items() if (m, other) == (method, k))
-        return sorted(s for s, r in rows if way in r["asked"])
+        return sorted(s for (*row, s), r in self.records.items() if row == [method, k] and way in r["asked"])
 
-    def asked(self, method: str, k: float, way: str = "as trained") -> dict | None:
-        """All that is known of a way of asking, of the first seed."""
-        seeds = self.seeds(method, k, way)
-        return self.records[method, k, seeds[0]]["asked"][way] if seeds else None
+    def shared(self, *rows: tuple) -> list[int]:
+        """The seeds that all of these rows have."""
+        return sorted(set.intersection(*(set(self.seeds(*row)) for row in rows)))
 
     def scores(
         self, method: str, k: float, way: str = "as trained", seeds: Sequence[int] | None = None
     ) -> Scores | None:
-        """Answers of a row, seed by seed; None if there is nothing."""
+        """A row's answers and other numbers, of all seeds there are or of these; None if there is nothing."""
         seeds = self.seeds(method, k, way) if seeds is None else seeds
-        asked = [self.records[method, k, s]["asked"][way]["answers"] for s in seeds]
+        asked = [self.records[method, k, s]["asked"][way] for s in seeds]
         if not asked:
             return None
-        return Scores({t: np.array([[int(c) for c in row[t]] for row in asked]) for t in asked[0]}, tuple(seeds))
+        answers = {t: np.array([[int(c) for c in a["answers"][t]] for a in asked]) for t in asked[0]["answers"]}
+        means = {name: [a[name] for a in asked] for name in ("k", "max_frames", "tokens", "evidence_kept")}
+        means = {name: None if None in x else float(np.mean(x)) for name, x in means.items()}
+        return Scores(answers, tuple(seeds), means)
 
     def field(
         self, method: str, k: float, name: str, way: str = "as trained", seeds: Sequence[int] | None = None
     ) -> float | None:
-        """The mean over seeds (all there are, or these) of another number of a way of asking."""
-        seeds = self.seeds(method, k, way) if seeds is None else seeds
-        values = [self.records[method, k, s]["asked"][way][name] for s in seeds]
-        return float(np.mean(values)) if values and None not in values else None
+        """One of the other numbers: "k", "max_frames", "tokens" or "evidence_kept"."""
+        scores = self.scores(method, k, way, seeds)
+        return scores and scores.means[name]
 
 
-def percent(x: float) -> str:
+def percent(x: float | None) -> str:
     """
-    >>> percent(0.9751)
-    '97.5'
+    >>> percent(0.9751), percent(None)
+    ('97.5', '–')
     """
-    return f"{100 * x:.1f}"
+    return "–" if x is None else f"{100 * x:.1f}"
+
+
+def signed(x: float) -> str:
+    """
+    >>> signed(-0.9751)
+    '−97.5'
+    """
+    return f"{100 * x:+.1f}".replace("-", "−")
 
 
 def with_interval(scores: Scores, group: str) -> str:
@@ -209,27 +201,42 @@ def with_interval(scores: Scores, group: str) -> str:
     return f"{percent(value(scores, group))} ({percent(low)}–{percent(high)})"
 
 
-def against(a: Scores, b: Scores, group: str = "average") -> str:
-    """Like −0.4 (−1.1 to +0.3)."""
-    d, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in difference(a, b, group))
-    return f"{d} ({low} to {high})"
+def against(
+    results: Results, row: tuple, other: tuple, group: str = "average", seeds: Collection[int] | None = None
+) -> str:
+    """row − other like −0.4 (−1.1 to +0.3), over the seeds that both have (of these); – if there are none, or for a
+    row and itself."""
+    both = [s for s in results.shared(row, other) if seeds is None or s in seeds]
+    if not both or row == other:
+        return "–"
+    d, low, high = difference(results.scores(*row, seeds=both), results.scores(*other, seeds=both), group)
+    return f"{signed(d)} ({signed(low)} to {signed(high)})"
 
 
 def seed_by_seed(a: Scores, b: Scores) -> str:
-    """Differences of the averages, each after its seed's number. Raises ValueError for rows of different seeds.
+    """Differences of the averages, each after its seed's number, of two rows of the same seeds.
 
     >>> a, b = (Scores({"count": np.array([[1, 1], [right, 0]])}, (0, 2)) for right in (1, 0))
     >>> seed_by_seed(a, b)
     '0: +0.0, 2: +50.0'
     """
-    if a.names != b.names:
-        raise ValueError(f"seeds {a.names} cannot be paired with {b.names}")
     alone = lambda scores, i: value(Scores({t: x[i : i + 1] for t, x in scores.answers.items()}), "average")
-    minus = (100 * (alone(a, i) - alone(b, i)) for i in range(a.seeds))
-    return ", ".join(f"{name}: {d:+.1f}".replace("-", "−") for name, d in zip(a.names, minus, strict=True))
+    return ", ".join(f"{name}: {signed(alone(a, i) - alone(b, i))}" for i, name in enumerate(a.names))
 
 
-CELLS = TrainConfig().model.cells  # of a frame, in all rows but those of smaller frames
+def table(head: str, rows: Iterable[dict[str, object] | list | None]) -> str:
+    """Rows under the column names of `head`. A dict has each column's cell by its name, a list has them in order, and
+    None is left out. Without any row there is no table.
+
+    >>> table("|k", []), table("|k", [None, ["random", 50], {"k": 80, "seeds": "0", "": "STTS"}])
+    ('', '| | k |\\n|---|---|\\n| random | 50 |\\n| STTS | 80 |')
+    """
+    columns = head.split("|")
+    cells = [[row[c] for c in columns] if isinstance(row, dict) else row for row in rows if row]
+    return markdown(columns, cells) if cells else ""
+
+
+CELLS = PaperConfig().model.cells  # of a frame, in all rows but those of smaller frames
 NAMES = {
     "unpruned": "unpruned", "stts": "STTS", "random": "random",
     "saliency": "STTS, taught by saliency, spread (ours)", "cosine": "cosine heuristic, trained",
@@ -263,247 +270,194 @@ def named(method: str) -> str:
     return f"{name}, {steps} steps" if steps else name
 
 
-def row(
-    results: Results,
-    method: str,
-    k: float,
-    way: str = "as trained",
-    name: str | None = None,
-    only: Sequence[int] | None = None,
-) -> str | None:
-    """A line of a table: name, k, effective k (by the vision tokens that are left), short, long, average, against
-    unpruned, evidence kept, seeds. `only`: of these seeds."""
-    seeds = [s for s in results.seeds(method, k, way) if only is None or s in only]
-    scores, asked = results.scores(method, k, way, seeds), results.asked(method, k, way)
-    if scores is None:
+COLUMNS = "|k|effective k|short|long|average|against unpruned|evidence kept|seeds"
+
+
+def facts(
+    results: Results, row: tuple, name: str = "", only: Collection[int] | None = None, others: dict | None = None
+) -> dict[str, object] | None:
+    """What the tables say of a row, by the names of their columns, over all of its seeds or `only` these; None if there
+    are none. `others` are rows to compare it with, by the columns' names. Effective k is by the vision tokens that are
+    left. Time does not depend on the seed: the minutes are the mean over all that know theirs."""
+    method, k, *way = row
+    seeds = [s for s in results.seeds(*row) if only is None or s in only]
+    if not seeds:
         return None
-    both = [s for s in seeds if s in results.seeds("unpruned", 0.0)]
-    paired, effective, kept = "–", "–", results.field(method, k, "evidence_kept", way, seeds)
-    if both and (method, way) != ("unpruned", "as trained"):
-        paired = against(results.scores(method, k, way, both), results.scores("unpruned", 0.0, seeds=both))
-    if results.asked("unpruned", 0.0):
-        tokens = results.field(method, k, "tokens", way, seeds) / results.field("unpruned", 0.0, "tokens")
-        effective = percent(1 - tokens)
-    budget = k if method in ("frames", "resolution") else asked["k"]  # what an unpruned model spends, by other means
-    nominal = "100" if method == "blind" else str(round(100 * budget))
-    if way == "1 frames":
-        nominal = effective = "–"  # the other frames were not pruned, they were never there
-    groups = [with_interval(scores, group) for group in ("short", "long", "average")]
-    kept = "–" if kept is None else percent(kept)
-    name = name or named(method)
-    return "| " + " | ".join([name, nominal, effective, *groups, paired, kept, ", ".join(map(str, seeds))]) + " |"
-
-
-HEAD = """| | k | effective k | short | long | average | against unpruned | evidence kept | seeds |
-|---|---|---|---|---|---|---|---|---|"""
+    scores, whole = results.scores(*row, seeds=seeds), results.scores(*UNPRUNED)
+    videos = {kind_of(t): x.shape[1] for t, x in scores.answers.items() if kind_of(t) != "image"}
+    records = [results.records[method, k, s] for s in results.seeds(*row)]
+    seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
+    cells = {
+        "": name or named(method),
+        "k": 100 if method == "blind" else round(100 * (scores.means["k"] if way else k)),
+        "effective k": percent(1 - scores.means["tokens"] / whole.means["tokens"] if whole else None),
+        **{group: with_interval(scores, group) for group in AVERAGES},
+        **{column: against(results, row, other, seeds=seeds) for column, other in (others or {}).items()},
+        "against unpruned": against(results, row, UNPRUNED, seeds=seeds),
+        "evidence kept": percent(scores.means["evidence_kept"]),
+        "steps": records[0]["config"]["steps"],
+        "minutes of one core": f"{np.mean(seconds) / 60:.1f}" if seconds else "–",
+        "frames": round(scores.means["max_frames"]),
+        "tokens": round(scores.means["tokens"] / sum(videos.values())),
+        "seeds": ", ".join(map(str, seeds)),
+    }
+    if way == ["1 frames"]:
+        cells |= {"k": "–", "effective k": "–"}  # the other frames were not pruned, they were never there
+    return cells
 
 
 def ladder(results: Results, ks: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)) -> str:
     """Tables 1 and 8 of the paper: accuracy against k."""
-    lines = [row(results, "unpruned", 0.0)]
-    for k in ks:
-        lines += [row(results, method, k) for method in ("stts", "saliency", "random", "cosine", *results.own)]
-    lines.append(row(results, "unpruned", 0.0, "1 frames", "frame 0 only"))
-    lines.append(row(results, "blind", 0.0))
-    return "\n".join([HEAD, *filter(None, lines)])
+    pruned = [(m, k) for k in ks for m in ("stts", "saliency", "random", "cosine", *results.own)]
+    rows = [facts(results, row) for row in (UNPRUNED, *pruned)]
+    rows.append(facts(results, (*UNPRUNED, "1 frames"), "frame 0 only"))
+    return table(COLUMNS, [*rows, facts(results, ("blind", 0.0))])
 
 
 def methods(results: Results) -> str:
     """Tables 2 and 5: other ways to prune."""
-    lines = []
+    trained = ("stts", "saliency", "saliency-plain", "cosine", "cosine-spread", "random", "no-aux", "no-bias", "tome")
+    trained += ("frames", "resolution", "oracle", "saliency-many", "saliency-many@800")
+    rows = []
     for k in (0.5, 0.8, 0.9):
-        others = ("cosine-spread", "random", "no-aux", "no-bias", "tome", "frames", "resolution", "oracle")
-        others += ("saliency-many", "saliency-many@800")
-        lines += [row(results, m, k) for m in ("stts", "saliency", "saliency-plain", "cosine", *others)]
-        for m in ("cosine", "random", "tome"):
-            lines.append(row(results, "unpruned", 0.0, f"{m}, inference only, k = {k}", f"{m}, inference only"))
-    return "\n".join([HEAD, *filter(None, lines)])
+        rows += [facts(results, (method, k)) for method in trained]
+        for way in ("cosine, inference only", "random, inference only", "tome, inference only"):
+            rows.append(facts(results, (*UNPRUNED, f"{way}, k = {k}"), way))
+    return table(COLUMNS, rows)
 
 
 def pairs(results: Results) -> str:
-    """STTS, as in the paper and as taught by saliency, against every other trained method, paired."""
-    lines = ["| k | | minus | short | long | average | average, seed by seed |", "|---" * 7 + "|"]
+    """STTS, as in the paper and as trained with saliency, against every other trained method, paired."""
     alone = ("unpruned", "blind", "elastic", "unpruned-range", "saliency-range")  # have tables of their own
     others = [m for m in (*NAMES, *results.own) if m not in alone and not m.startswith("young-")]
+    rows = []
     for k, own, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), ("stts", "saliency"), others):
-        both = [s for s in results.seeds(own, k) if s in results.seeds(other, k)]
+        pair = (own, k), (other, k)
+        both = results.shared(*pair)
         if both and own != other and (own, other) != ("stts", "saliency"):
-            a, b = (results.scores(m, k, seeds=both) for m in (own, other))
-            differences = [against(a, b, group) for group in ("short", "long", "average")]
-            line = [round(100 * k), named(own), named(other), *differences, seed_by_seed(a, b)]
-            lines.append(f"| {' | '.join(map(str, line))} |")
-    return "\n".join(lines)
+            differences = [against(results, *pair, group) for group in AVERAGES]
+            each = seed_by_seed(*(results.scores(*row, seeds=both) for row in pair))
+            rows.append([round(100 * k), named(own), named(other), *differences, each])
+    return table("k||minus|short|long|average|average, seed by seed", rows)
 
 
 def tasks(results: Results) -> str:
-    """Every task of the unpruned model, over numbers of frames, beside what luck, the question's text, a model
+    """Every task of the unpruned model, over numbers of frames, beside what chance, the question's text, a model
     trained without any video, and frame 0 alone are worth."""
-    ways = ["as trained", "8 frames", "16 frames", "64 frames", "1 frames"]
-    there = {way: results.scores("unpruned", 0.0, way) for way in ways}
-    there = {way: scores for way, scores in there.items() if scores is not None}
-    if "as trained" not in there:
+    ways = {"32 frames": UNPRUNED, **{f"{n} frames": (*UNPRUNED, f"{n} frames") for n in (8, 16, 64)}}
+    ways |= {"frame 0 only": (*UNPRUNED, "1 frames"), "blind": ("blind", 0.0)}
+    there = {name: results.scores(*row) for name, row in ways.items() if results.seeds(*row)}
+    if "32 frames" not in there:
         return ""
-    if (blind := results.scores("blind", 0.0)) is not None:
-        there["blind"] = blind
-    names = {"as trained": "32 frames", "1 frames": "frame 0 only"}
-    seeds = lambda way: f"{names.get(way, way)} ({there[way].seeds})"
-    lines = [f"| | chance | look-up | {' | '.join(map(seeds, there))} |", "|---" * (len(there) + 3) + "|"]
-    record = results.records["unpruned", 0.0, results.seeds("unpruned", 0.0)[0]]
-    text = {"chance": record["asked"]["as trained"]["chance"], "look-up": record["look_up"]}
-    groups = grouped(list(there["as trained"].answers))
-    for group in (*groups["short"], "short", *groups["long"], "long", "average", "image/attribute", "image/count"):
-        bold = "**" if group in ("short", "long", "average") else ""
-        of = of_group(there["as trained"], group)
-        cells = [percent(float(np.mean([np.mean([x[t] for t in tasks]) for tasks in of]))) for x in text.values()]
-        cells += [with_interval(there["as trained"], group)]
-        cells += [percent(value(s, group)) for way, s in there.items() if way != "as trained"]
-        lines.append(f"| {bold}{group}{bold} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    whole, *others = there.values()
+    record = results.records[(*UNPRUNED, whole.names[0])]
+    rows = []
+    for group in (*world.SHORT_TASKS, "short", *world.LONG_TASKS, "long", "average", "image/attribute", "image/count"):
+        text = [averaged(x.get, x, group) for x in (record["asked"]["as trained"]["chance"], record["look_up"])]
+        cells = [*map(percent, text), with_interval(whole, group), *(percent(value(s, group)) for s in others)]
+        rows.append([f"**{group}**" if group in AVERAGES else group, *cells])
+    return table("|".join(["|chance|look-up", *(f"{name} ({len(s.names)})" for name, s in there.items())]), rows)
+
+
+TIMED = "|k|steps|minutes of one core|short|long|average"
 
 
 def clock(results: Results) -> str:
     """Accuracy against the time that training takes: rows of other numbers of steps, and the recipe's own beside them,
     over the seeds that both have."""
-    lines = [
-        "| | k | steps | minutes of one core | short | long | average | against the recipe's steps | against unpruned"
-        " | seeds |",
-        "|---" * 10 + "|",
-    ]
-    there = {(m, k): r["config"]["steps"] for (m, k, _), r in results.records.items()}
-    for k, kind in sorted({(k, parted(m)[0]) for m, k in there if parted(m)[1] and not m.startswith("young-")}):
-        alike = [(steps, m) for (m, of), steps in there.items() if (parted(m)[0], of) == (kind, k)]
-        others = {s for _, m in alike if m != kind for s in results.seeds(m, k)}
-        for own, method in sorted(alike):
-            both = [s for s in results.seeds(method, k) if s in (others if method == kind else results.seeds(kind, k))]
-            if not both:
-                continue
-            records = [results.records[method, k, s] for s in results.seeds(method, k)]  # time is not the seed's
-            seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
-            scores = results.scores(method, k, seeds=both)
-            took = f"{np.mean(seconds) / 60:.1f}" if seconds else "–"
-            groups = [with_interval(scores, group) for group in ("short", "long", "average")]
-            minus = "–" if method == kind else against(scores, results.scores(kind, k, seeds=both))
-            shared = [s for s in both if s in results.seeds("unpruned", 0.0)]
-            own_of, whole = results.scores(method, k, seeds=shared), results.scores("unpruned", 0.0, seeds=shared)
-            lost = against(own_of, whole) if shared and method != "unpruned" else "–"
-            line = [NAMES[kind], round(100 * k), own, took, *groups, minus, lost, ", ".join(map(str, both))]
-            lines.append(f"| {' | '.join(map(str, line))} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+    there = {(k, parted(m)[0], r["config"]["steps"], m) for (m, k, _), r in results.records.items()}
+    rows = []
+    for (k, kind), alike in itertools.groupby(sorted(there), key=lambda row: row[:2]):
+        methods = [m for *_, m in alike if not m.startswith("young-")]
+        for m in methods:
+            beside = {s for o in methods if (o == kind) != (m == kind) for s in results.seeds(o, k)}
+            minus = {"against the recipe's steps": (kind, k)}
+            rows.append(facts(results, (m, k), NAMES.get(kind, ""), beside, minus))
+    return table(f"{TIMED}|against the recipe's steps|against unpruned|seeds", rows)
 
 
 def learning(results: Results) -> str:
     """From a base after the first of its runs: what is learned in about the same time, pruned and unpruned."""
-    head = "| | k | steps | minutes of one core | short | long | average | minus unpruned | seeds |"
-    lines, whole = [head, "|---" * 9 + "|"], ("young-unpruned", 0.0)
-    steps_of = {(m, k): r["config"]["steps"] for (m, k, _), r in results.records.items() if m.startswith("young-")}
-    for (method, k), steps in sorted(steps_of.items(), key=lambda item: (item[0][1], item[1], item[0][0])):
-        both = [s for s in results.seeds(method, k) if s in results.seeds(*whole)]
-        if not both:
-            continue
-        scores, records = results.scores(method, k, seeds=both), [results.records[method, k, s] for s in both]
-        seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
-        took = f"{np.mean(seconds) / 60:.1f}" if seconds else "–"
-        groups = [with_interval(scores, group) for group in ("short", "long", "average")]
-        minus = "–" if (method, k) == whole else against(scores, results.scores(*whole, seeds=both))
-        line = [NAMES[parted(method)[0]], round(100 * k), steps, took, *groups, minus, ", ".join(map(str, both))]
-        lines.append(f"| {' | '.join(map(str, line))} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+    whole = ("young-unpruned", 0.0)
+    seeds, minus = results.seeds(*whole), {"minus unpruned": whole}
+    there = {(k, r["config"]["steps"], m) for (m, k, _), r in results.records.items() if m.startswith("young-")}
+    rows = [facts(results, (m, k), NAMES[parted(m)[0]], seeds, minus) for k, _, m in sorted(there)]
+    return table(f"{TIMED}|minus unpruned|seeds", rows)
 
 
 def scaling(results: Results) -> str:
     """Table 3: more frames at test time, the same model, beside an unpruned model with about as many vision tokens (at
     k ≥ 0.8, with several times as many)."""
-    head = (
-        "| | k | frames trained, asked | tokens a video | long | minus an unpruned model's | frames | tokens | seeds |"
-    )
-    lines = [head, "|---" * 9 + "|"]
+    rows = []
     for method, k, other in (
-        *((m, k, ("unpruned", 0.0)) for m in ("stts", "saliency") for k in (0.3, 0.4, 0.5)),
-        *(("saliency", k, ("unpruned", 0.0)) for k in (0.8, 0.9)),
-        ("saliency-many", 0.9, ("unpruned", 0.0)),
+        *((m, k, UNPRUNED) for m in ("stts", "saliency") for k in (0.3, 0.4, 0.5)),
+        *(("saliency", k, UNPRUNED) for k in (0.8, 0.9)),
+        ("saliency-many", 0.9, UNPRUNED),
         ("saliency-few", 0.5, ("frames", 0.5)),
     ):
-        last = "as trained" if method == "saliency-many" else "scaled"
-        both = [s for s in results.seeds(method, k, last) if s in results.seeds(*other)]
-        for way in dict.fromkeys(("as trained", last)) if both else ():
-            scores, unpruned = results.scores(method, k, way, both), results.scores(*other, seeds=both)
-            trained, asked = (results.asked(method, k, w)["max_frames"] for w in ("as trained", way))
-            minus = against(scores, unpruned, "long") if way == last else "–"
-            own, its = (
-                results.field(*of, "tokens", w, both) / num_videos(scores)
-                for of, w in (((method, k), way), (other, "as trained"))
-            )
-            long, frames = with_interval(scores, "long"), results.asked(*other)["max_frames"]
-            line = [named(method), round(100 * k), f"{trained}, {asked}", round(own), long, minus, frames, round(its)]
-            lines.append(f"| {' | '.join(map(str, line))} | {', '.join(map(str, both))} |")
-    return "\n".join(lines)
+        trained = (method, k)
+        last = trained if method == "saliency-many" else (method, k, "scaled")
+        both = results.shared(last, other)
+        for row in dict.fromkeys((trained, last)) if both else ():
+            before, own, its = (facts(results, r, only=both) for r in (trained, row, other))
+            minus = against(results, row, other, "long", both) if row == last else "–"
+            cells = [f"{before['frames']}, {own['frames']}", own["tokens"], own["long"], minus]
+            rows.append([own[""], own["k"], *cells, its["frames"], its["tokens"], its["seeds"]])
+    return table("|k|frames trained, asked|tokens a video|long|minus an unpruned model's|frames|tokens|seeds", rows)
 
 
 def in_range(results: Results) -> str:
     """Table 3 once more, for models that were trained on half of the frames to twice the frames: more of them, pruned,
     beside fewer, unpruned, in about as many vision tokens (of a long video, which has as many frames as are asked)."""
-    head = "| frames, unpruned | vision tokens | long | frames, at k = 0.5 | vision tokens | long | minus"
-    head += " | minus an unpruned model that was trained at just as many as it is asked | seeds |"
-    lines, whole, pruned = [head, "|---" * 9 + "|"], ("unpruned-range", 0.0), ("saliency-range", 0.5)
-    tokens = lambda k, T: CELLS * T - num_removed(k, CELLS, T)
+    rows = []
     for fewer, more, fixed in (
         ("half the frames", "other rows' frames", ("frames", 0.5)),
-        ("other rows' frames", "as trained", ("unpruned", 0.0)),
+        ("other rows' frames", "as trained", UNPRUNED),
     ):
-        both = [s for s in results.seeds(*whole, fewer) if s in results.seeds(*pruned, more)]
-        if not both:
-            continue
-        few, many = results.scores(*whole, fewer, both), results.scores(*pruned, more, both)
-        line = []
-        for (method, k), way, scores in ((whole, fewer, few), (pruned, more, many)):
-            T = results.asked(method, k, way)["max_frames"]
-            line += [str(T), str(tokens(k, T)), with_interval(scores, "long")]
-        its = results.scores(*fixed, seeds=both) if set(both) <= set(results.seeds(*fixed)) else None
-        line += [against(many, few, "long"), against(many, its, "long") if its else "–", ", ".join(map(str, both))]
-        lines.append(f"| {' | '.join(line)} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
-
-
-def num_videos(scores: Scores) -> int:
-    """How many videos were asked about: clips of each kind, pictures left out."""
-    clips = {kind_of(t): x.shape[1] for t, x in scores.answers.items()}
-    return sum(n for kind, n in clips.items() if kind != "image")
+        whole, pruned = ("unpruned-range", 0.0, fewer), ("saliency-range", 0.5, more)
+        if both := results.shared(whole, pruned):
+            few, many = (facts(results, row, only=both) for row in (whole, pruned))
+            tokens = [CELLS * few["frames"], CELLS * many["frames"] - num_removed(0.5, CELLS, many["frames"])]
+            cells = [few["frames"], tokens[0], few["long"], many["frames"], tokens[1], many["long"]]
+            its = against(results, pruned, fixed, "long", both) if set(both) <= set(results.seeds(*fixed)) else "–"
+            rows.append([*cells, against(results, pruned, whole, "long", both), its, many["seeds"]])
+    head = "frames, unpruned|vision tokens|long|frames, at k = 0.5|vision tokens|long|minus"
+    return table(f"{head}|minus an unpruned model that was trained at just as many as it is asked|seeds", rows)
 
 
 def depth(results: Results) -> str:
     """Figure 6: scored deeper (of six blocks: one or two more of them dense), over the seeds that all have."""
-    lines = []
-    for method, later in (("stts", ("deeper", "deepest")), ("saliency", ("saliency-deeper", "saliency-deepest"))):
-        there = [m for m in (method, *later) if results.seeds(m, 0.5)]
-        shared = [s for s in results.seeds(method, 0.5) if all(s in results.seeds(m, 0.5) for m in there)]
-        lines += [row(results, m, 0.5, only=shared) for m in there] if len(there) > 1 else []
-    lines.append(row(results, "deepest", 0.0, name="unpruned, connected as they are two blocks later"))
-    return "\n".join([HEAD, *filter(None, lines)]) if any(lines) else ""
+    rows = []
+    for method, prefix in (("stts", ""), ("saliency", "saliency-")):
+        depths = [(m, 0.5) for m in (method, f"{prefix}deeper", f"{prefix}deepest") if results.seeds(m, 0.5)]
+        rows += [facts(results, row, only=results.shared(*depths)) for row in depths if len(depths) > 1]
+    rows.append(facts(results, ("deepest", 0.0), "unpruned, connected as they are two blocks later"))
+    return table(COLUMNS, rows)
 
 
 def elastic(results: Results) -> str:
     """One model asked at every k up to its own, beside a model for each, of the same seeds."""
-    lines = []
-    for own in sorted({k for method, k, _ in results.records if method == "elastic"}):
-        seeds = results.seeds("elastic", own)
-        for k in (k for k in (0.0, 0.3, 0.5, 0.8, 0.9) if k <= own):
-            way = "as trained" if k == own else f"k = {k}"
-            lines.append(row(results, "elastic", own, way, f"elastic, asked at k = {k}"))
-            lines.append(row(results, "saliency" if k else "unpruned", k, only=seeds))
-    return "\n".join([HEAD, *filter(None, lines)]) if lines else ""
+    rows = []
+    for most in sorted({k for method, k, _ in results.records if method == "elastic"}):
+        own = ("elastic", most)
+        for k in (k for k in (0.0, 0.3, 0.5, 0.8, 0.9) if k <= most):
+            rows.append(facts(results, own if k == most else (*own, f"k = {k}"), f"elastic, asked at k = {k}"))
+            rows.append(facts(results, ("saliency", k) if k else UNPRUNED, only=results.seeds(*own)))
+    return table(COLUMNS, rows)
 
 
 def images(results: Results) -> str:
     """Table 4: single images lose no cell at any k; what training with pruned videos does to them."""
-    lines = ["| | k | attribute | against unpruned | count | against unpruned | seeds |", "|---" * 7 + "|"]
-    for k, method in ((0.0, "unpruned"), *itertools.product((0.5, 0.8, 0.9), ("stts", "saliency"))):
-        if both := [s for s in results.seeds(method, k) if s in results.seeds("unpruned", 0.0)]:
-            own, whole = results.scores(method, k, seeds=both), results.scores("unpruned", 0.0, seeds=both)
-            line = [named(method), str(round(100 * k))]
-            for group in ("image/attribute", "image/count"):
-                line += [with_interval(own, group), against(own, whole, group) if k else "–"]
-            lines.append(f"| {' | '.join(line)} | {', '.join(map(str, both))} |")
-    return "\n".join(lines) if len(lines) > 3 else ""
+    rows = []
+    for row in (UNPRUNED, *((method, k) for k in (0.5, 0.8, 0.9) for method in ("stts", "saliency"))):
+        if both := results.shared(row, UNPRUNED):
+            own, scores = facts(results, row, only=both), results.scores(*row, seeds=both)
+            attribute, count = (
+                (with_interval(scores, task), against(results, row, UNPRUNED, task))
+                for task in ("image/attribute", "image/count")
+            )
+            rows.append([own[""], own["k"], *attribute, *count, own["seeds"]])
+    return table("|k|attribute|against unpruned|count|against unpruned|seeds", rows)
 
 
 def of_bases(results: Results) -> str:
@@ -511,9 +465,8 @@ def of_bases(results: Results) -> str:
     bases = len({r["base"] for r in results.records.values()})
     if bases == 1:
         return "All rows start from one unpruned base: they say little of another."
-    seeds = results.seeds("unpruned", 0.0)
-    each = [percent(value(results.scores("unpruned", 0.0, seeds=[s]), "average")) for s in seeds]
-    known = ", ".join(f"{score} with seed {s}" for s, score in zip(seeds, each, strict=True))
+    each = {s: value(results.scores(*UNPRUNED, seeds=[s]), "average") for s in results.seeds(*UNPRUNED)}
+    known = ", ".join(f"{percent(score)} with seed {s}" for s, score in each.items())
     return (
         f"Seed s starts from unpruned base s mod {bases} (where a table says so, from what it was after its first run),"
         f" and bases differ (average, unpruned: {known}): lines of other seeds are never compared by their"
@@ -523,13 +476,11 @@ def of_bases(results: Results) -> str:
 
 def page(results: Results) -> str:
     """The whole page."""
-    torch = sorted({r["torch"] for r in results.records.values()})
-    commits = sorted({r["commit"] for r in results.records.values()})
+    torch, commits = (", ".join(sorted({r[of] for r in results.records.values()})) for of in ("torch", "commit"))
     intro = [
         "# Results",
         "Made by `python -m stts_mini.lab.paper.tables` from the files in [rows](rows), which `python -m"
-        f" stts_mini.lab.paper --all` makes. Test set {results.fingerprint}; torch {', '.join(torch)}; commits"
-        f" {', '.join(commits)}.",
+        f" stts_mini.lab.paper --all` makes. Test set {results.fingerprint}; torch {torch}; commits {commits}.",
         "Percent. Long is the mean of seven tasks, short of six, *average* the mean of the two. Intervals are 95%, from"
         " resampling seeds and clips. They are too narrow as far as seeds differ: one seed's are of clips alone, and of"
         " three seeds on two bases the seeds' part is hardly more than their range. So paired differences are given"
@@ -558,7 +509,6 @@ def page(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-IN_README = (0.5, 0.8, 0.9)  # at the others, most rows have one seed
 BEGIN, END = "<!-- made by stts_mini.lab.paper.tables: begin -->\n", "<!-- end -->"
 
 
@@ -580,18 +530,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m stts_mini.lab.paper.tables", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
     parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table, in short")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
-    parser.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
+    how.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
     args = parser.parse_args(argv)
-    if args.seeds and (args.readme or args.check):
-        parser.error("--seeds only prints: give it without --readme and --check")
     try:
         results = Results(args.results / "rows", args.seeds)
         if not results.records:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
         made = {args.results / "README.md": page(results)}
         if args.readme:
-            made[args.readme] = inserted(args.readme.read_text(), ladder(results, IN_README))
+            short = ladder(results, ks=(0.5, 0.8, 0.9))  # at the others, most rows have one seed
+            made[args.readme] = inserted(args.readme.read_text(), short)
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     for path, text in made.items() if not args.seeds else ():

@@ -1,4 +1,4 @@
-"""Token merging (ToMe, arXiv 2210.09461) in the place of pruning: an encoder to compare STTS with.
+"""Token merging (ToMe, arXiv 2210.09461) instead of pruning: an encoder to compare STTS with.
 
 At the depth at which STTS prunes, the most similar two cells of a frame become one, their size-weighted mean,
 again and again until the frame has lost its share; in the blocks that follow a merged cell counts as many keys
@@ -18,17 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stts_mini.model import VLM, Encoded, normalise
+from stts_mini.model import VLM, Encoded
 from stts_mini.packing import block_mask, frame_counts, num_removed, pack
-from stts_mini.scorer import cell_major
 
 
 def merge(x: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """Merge cells of a frame, the most similar pair first.
 
     x (F, C, P, D): the P patches of each cell; removed (F,) int, 0 to C − 1: how many cells each frame loses
-    returns  x with each merged cell in the place of its earlier part, and size (F, C): how many cells it holds,
-    0 for those that are gone
+    returns  x with each merged cell where the earlier of its two was, and size (F, C): how many cells it holds, 0
+    for those that are gone
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]).view(1, 3, 1, 2)     # cells 0 and 2 look alike
     >>> merged, size = merge(x, torch.tensor([1]))
@@ -37,60 +36,54 @@ def merge(x: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """
     C = x.shape[1]
     size = x.new_ones(x.shape[:2])
-    later = torch.ones(C, C, device=x.device).triu(1) > 0
     for done in range(int(removed.max())):
         look = F.normalize(x.detach().flatten(2), dim=-1)
         alive = size > 0
-        pair = alive[:, :, None] & alive[:, None, :] & later
+        pair = (alive[:, :, None] & alive[:, None, :]).triu(1)  # (F, C, C): the earlier cell, the later one
         best = (look @ look.mT).masked_fill(~pair, -2).flatten(1).argmax(1)
         active = (done < removed).to(x)[:, None]
         into, gone = (F.one_hot(i, C).to(x) * active for i in (best // C, best % C))  # (F, C)
-        part = (size * gone).sum(1, keepdim=True) / ((size * (into + gone)).sum(1, keepdim=True)).clamp(min=1)  # (F, 1)
+        moved = (size * gone).sum(1, keepdim=True)  # (F, 1)
+        part = moved / (size * (into + gone)).sum(1, keepdim=True).clamp(min=1)
         mean = torch.einsum("fc,fcpd->fpd", into * (1 - part) + gone * part, x)
         x = torch.where(into[..., None, None] > 0, mean[:, None], x)
-        size = size + into * (size * gone).sum(1, keepdim=True) - gone * size
+        size = size + into * moved - gone * size
     return x, size
 
 
 def shares(k: float, cells: int, frames: int) -> list[int]:
-    """How many cells each frame of a video loses: floor(k·C·T) in all, none of frame 0, no frame all of its own.
+    """How many cells each frame of a video loses: floor(k·C·T) in all, none of frame 0, and no frame loses all.
 
     >>> shares(0.5, cells=9, frames=4)
     [0, 6, 6, 6]
     >>> shares(0.8, cells=9, frames=4), shares(0.5, cells=9, frames=1)
     ([0, 8, 8, 8], [0])
     """
-    if frames == 1:
-        return [0]
-    lost = min(num_removed(k, cells, frames), (cells - 1) * (frames - 1))
-    each, more = divmod(lost, frames - 1)
-    return [0, *(each + (t * more // (frames - 1) != (t + 1) * more // (frames - 1)) for t in range(frames - 1))]
+    later = frames - 1
+    lost = min(num_removed(k, cells, frames), (cells - 1) * later)
+    return [0, *((t + 1) * lost // later - t * lost // later for t in range(later))]
 
 
 def merging(model: VLM) -> Callable[..., Encoded]:
     """An encoder of this model's that merges: (frames (B, T, 3, H, W), num_frames (B,), k) → Encoded."""
 
     def encode(frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
-        """`VLM.encode_video`, with merging in the place of scoring and selection."""
-        cfg = model.config
+        """`VLM.encode_video`, with merging instead of scoring and selection."""
+        cfg, first = model.config, model.config.score_after + 2
         B, T = frames.shape[:2]
-        counts = torch.tensor(frame_counts(num_frames, B, T))
-        real = torch.arange(T) < counts[:, None]  # (B, T)
-        x = model.vit.embed(normalise(frames[real.to(frames.device)], model.vit.position_embedding.dtype))
-        x = cell_major(x, cfg.w)
-        for block in model.vit.blocks[: cfg.score_after + 2]:
-            x = block(x)
-        removed = torch.tensor([r for n in counts.tolist() for r in shares(k, cfg.cells, n)], device=x.device)
+        counts = frame_counts(num_frames, B, T)
+        real = torch.arange(T) < torch.tensor(counts)[:, None]  # (B, T)
+        x = model.vit.blocks[first - 1](model.stem(frames[real.to(frames.device)]))  # (F, N, D)
+        removed = torch.tensor([r for n in counts for r in shares(k, cfg.cells, n)], device=x.device)
         cells, size = merge(x.unflatten(1, (cfg.cells, -1)), removed)
         x, size = cells.flatten(1, 2), size.repeat_interleave(cfg.w**2, dim=1)  # (F, N, D), (F, N)
         packed = pack(x, size > 0)
         log_size = pack(size[..., None].clamp(min=1).log(), size > 0).x.squeeze(2)  # (F', N)
         mask = block_mask(packed.frame) if (removed > 0).any() else None
-        y, features = packed.x, {}
-        for i, block in enumerate(model.vit.blocks[cfg.score_after + 2 :], start=cfg.score_after + 2):
-            y = block(y, key_bias=log_size, mask=mask)
-            features[i - cfg.vit.depth] = y
-        tapped = packed.unpack(torch.cat([features[tap] for tap in cfg.taps], dim=-1))
+        outputs = [packed.x]
+        for block in model.vit.blocks[first:]:
+            outputs.append(block(outputs[-1], key_bias=log_size, mask=mask))
+        tapped = packed.unpack(torch.cat([outputs[tap] for tap in cfg.taps], dim=-1))
         tokens = model.connector(tapped.unflatten(0, (-1, cfg.w**2)))
         keep = torch.zeros(B, T, cfg.cells, dtype=torch.bool, device=x.device)
         keep[real.to(x.device)] = size.unflatten(1, (cfg.cells, -1))[..., 0] > 0

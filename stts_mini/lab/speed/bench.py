@@ -39,8 +39,8 @@ import torch
 from torch import Tensor, nn
 
 from stts_mini.data.batches import TOKENIZER
+from stts_mini.data.files import write_json
 from stts_mini.data.tokenizer import END
-from stts_mini.lab.paper.reproduce import write_json
 from stts_mini.lab.speed import flops
 from stts_mini.lab.speed.machine import in_own_process, in_turns, machine, process_memory
 from stts_mini.lab.speed.page import STAGES, draw, page

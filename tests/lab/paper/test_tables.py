@@ -10,7 +10,7 @@ import pytest
 from stts_mini.lab.paper.reproduce import Row, settings_of
 from stts_mini.lab.paper.tables import BEGIN, END, Results, Scores, difference, interval, kind_of, main, page, value
 from stts_mini.toy import world
-from stts_mini.training.config import TrainConfig
+from stts_mini.training.config import TrainConfig, upgraded
 
 TASKS = (*world.SHORT_TASKS, *world.LONG_TASKS, "image/attribute", "image/count")
 
@@ -348,6 +348,8 @@ def test_rows_are_trained_today_as_those_that_are_shipped():
         record = json.loads(file.read_text())
         row = Row(record["row"]["method"], record["row"]["k"], record["row"]["seed"])
         today = settings_of(asdict(row.config("data", Path("base.pt"))))
-        then = record["config"]
+        then = upgraded(record["config"])
+        gone = {name: value for name, value in then.items() if name not in today}
+        assert not gone, f"{file.name} was trained with settings that are no more: {gone}"
         assert {name: today[name] for name in then} == then, file.name
     assert len(files) > 100
