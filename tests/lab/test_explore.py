@@ -15,9 +15,10 @@ from stts_mini.data.batches import TOKENIZER, collate
 from stts_mini.data.clips import WORLD_ID, load_clips, prepare
 from stts_mini.data.video import Video, read_video, write_video
 from stts_mini.lab import explore
-from stts_mini.lab.explore import LADDER, film, jpeg, known_questions, main, multiply_adds, page, pick_scorers
+from stts_mini.lab.explore import LADDER, film, jpeg, known_questions, main, page, pick_scorers
 from stts_mini.model import VLM
 from stts_mini.packing import select
+from stts_mini.sequence import Layout, prefix_ids
 from stts_mini.training import checkpoint
 from stts_mini.training.config import TrainConfig
 from tests.lab.browser import Browser
@@ -100,24 +101,39 @@ def counted(function) -> float:
 
 def test_cost_is_what_a_counter_counts(tmp_path):
     config = tiny(tmp_path, vit_width=16, vit_mlp=24, connector_mlp=20, vit_depth=5, score_after=1).model
-    model, T = VLM(config), 5
-    frames, kept = torch.zeros(1, T, 3, 48, 48, dtype=torch.uint8), [9, 4, 0, 1, 9]
-    full, part = multiply_adds(config, [9] * T, 60, False), multiply_adds(config, kept, 38, True)
-    assert counted(lambda: model.encode_video(frames, k=0.0)) == full["dense"] + full["packed"] + full["connector"]
-    x = torch.zeros(1, T, 36, 16)
-    assert counted(lambda: model.scorer(x)) == part["scorer"] and full["scorer"] == 0
-    alone = [counted(lambda n=n: model.vit.blocks[-1](torch.zeros(1, 4 * n, 16))) for n in kept if n]
-    assert part["packed"] == 2 * sum(alone)  # two packed blocks, every frame on its own
-    assert counted(lambda: model.connector(torch.zeros(23, 4, 2 * 16))) == part["connector"]
-    mask = torch.ones(1, 1, 38, 38, dtype=torch.bool)
-    assert counted(lambda: model.llm(torch.zeros(1, 38, 8), mask=mask)) == part["llm"]
+    model, T = VLM(config).eval(), 5
+    video = Video(moving(T), [t / 2 for t in range(T)], 2.0)
+    scorers = pick_scorers(model, [])
+    full, part = explore.explore(model, video, scorers, ladder=(0.0, 0.5))["scorers"]["stts"]["levels"]
+    frames, x = torch.zeros(1, T, 3, 48, 48, dtype=torch.uint8), torch.zeros(1, T, 36, 16)
+    cost = full["cost"]
+    assert counted(lambda: model.encode_video(frames, k=0.0)) == cost["stem"] + cost["packed"] + cost["connector"]
+    assert part["cost"]["stem"] == cost["stem"] and cost["score"] == 0
+    assert counted(lambda: model.scorer(x)) == part["cost"]["score"]
+    alone = [counted(lambda n=n: model.vit.blocks[-1](torch.zeros(1, 4 * n, 16))) for n in part["kept"] if n]
+    assert part["cost"]["packed"] == 2 * sum(alone)  # two packed blocks, every frame on its own
+    assert counted(lambda: model.connector(torch.zeros(sum(part["kept"]), 4, 2 * 16))) == part["cost"]["connector"]
+
+
+@pytest.mark.parametrize("stamps", [[[9]] * 5, [[9, 8, 7], [9, 8], [9, 8, 7, 6], [9], [9, 8]]])
+def test_the_llm_s_cost_is_that_of_what_its_mask_lets_through(tmp_path, stamps):
+    """Time stamps of any length: a real LLM writes 9.5 with fewer tokens than 12.5."""
+    config, scores = tiny(tmp_path).model, torch.rand(5, 9)
+    found = explore.level(config, stamps, scores, 0.5)
+    prefix = prefix_ids([stamps], torch.tensor([found["kept"]]), torch.ones(1, 5).bool(), config.marks)
+    layout = Layout.build(prefix, [[]], "cpu", config.marks)
+    assert found["tokens"] == layout.tokens
+    llm, model = config.llm, VLM(config)
+    every = counted(lambda: model.llm(torch.zeros(1, layout.tokens, llm.width), mask=layout.mask))
+    hidden = int((~layout.mask).sum()) * 2 * llm.heads * llm.head_dim * llm.depth
+    assert found["cost"]["llm"] == every - hidden and hidden > 0
 
 
 def test_shares_are_of_the_unpruned_model(data):
     for name, own in data["scorers"].items():
         shares = [level["share"] for level in own["levels"]]
         assert shares[0] == 1 and shares[1:] == sorted(shares[1:], reverse=True)
-        assert [level["cost"]["scorer"] > 0 for level in own["levels"]] == [name == "stts" and k > 0 for k in LADDER_35]
+        assert [level["cost"]["score"] > 0 for level in own["levels"]] == [name == "stts" and k > 0 for k in LADDER_35]
 
 
 LADDER_35 = sorted([*LADDER, 0.35])
