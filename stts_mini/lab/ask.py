@@ -15,6 +15,7 @@ What this file does not do: know how the model works (`model.py`, whose parts it
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -98,16 +99,11 @@ class Conversation:
         mask = torch.ones(1, 1, L, read + L, dtype=torch.bool, device=self.device).tril(read)
         return llm(llm.embed(torch.tensor([ids], device=self.device)), positions, mask, cache)
 
-    def branch(self) -> KVCache:
-        """A copy of the cache, for one question: the prefix itself stays as it is."""
-        first = torch.zeros(1, dtype=torch.long, device=self.device)
-        return self.cache.rows(first, torch.arange(self.length, device=self.device)[None])
-
     def answer(self, question: str, options: Sequence[str] = (), max_new_tokens: int = 32) -> Iterator[str]:
         """The answer, piece by piece, as it is decoded."""
         said, printed = [], ""
         with self.timed("question"):
-            cache = self.branch()
+            cache = copy.deepcopy(self.cache)  # for this question: the prefix itself stays as it is
             hidden = self.hidden(self.tokenizer.prompt(question, options), cache)
         for _ in range(max_new_tokens):
             with self.timed("decode"):
@@ -128,7 +124,7 @@ class Conversation:
         with self.timed("options"):
             for option in options:
                 ids = self.tokenizer.encode(option)
-                hidden = self.hidden([*prompt, *ids], self.branch())
+                hidden = self.hidden([*prompt, *ids], copy.deepcopy(self.cache))
                 log_p = self.model.llm.logits(hidden[0, len(prompt) - 1 : -1]).float().log_softmax(-1)
                 scores.append(float(log_p[range(len(ids)), ids].sum()))
         return sorted(zip(options, scores, strict=True), key=lambda pair: -pair[1])

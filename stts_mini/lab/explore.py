@@ -39,7 +39,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -196,8 +195,8 @@ def page(data: dict, frames: np.ndarray) -> str:
     """The whole page as text: `explore.html` with the data and the frames (T, H, W, 3) in it."""
     pictures = ["data:image/jpeg;base64," + base64.b64encode(jpeg(frame)).decode() for frame in frames]
     text = json.dumps(dict(data, heat=HEAT.astype(int).tolist(), pictures=pictures), separators=(",", ":"))
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    return template.replace("__DATA__", text.replace("<", "\\u003c"))  # so that no name can end the script
+    safe = text.replace("<", "\\u003c")  # so that no name can end the script
+    return Path(__file__).with_suffix(".html").read_text(encoding="utf-8").replace("__DATA__", safe)
 
 
 def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
@@ -220,16 +219,6 @@ def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
             write_text(page, name, 4, 5)
             write_text(page, f"kept {kept.sum()}/{kept.size}", 4, 2 * S + 25)
     return np.concatenate(columns, axis=2)
-
-
-def write_text_file(path: Path, text: str) -> None:
-    """Write a file, all or nothing."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
@@ -279,9 +268,11 @@ def run(args: argparse.Namespace) -> None:
     video = read_video(args.video, args.frames, args.fps, model.config.vit.image_size)
     start = (state.get("train_config", {}).get("k") or 0.5) if args.k is None else args.k
     asked = [*known_questions(args.video), *((question, None) for question in args.ask)] if state else []
-    found = explore(model, video, pick_scorers(model, args.scorer), sorted({*LADDER, start}), asked, tokenizer)
     notes = remarks(model, state, video)
-    data = dict(format=FORMAT, video=args.video.name, model=name, notes=notes, start=start, **found)
+    data = dict(
+        format=FORMAT, video=args.video.name, model=name, notes=notes, start=start,
+        **explore(model, video, pick_scorers(model, args.scorer), sorted({*LADDER, start}), asked, tokenizer),
+    )  # fmt: skip
 
     cells = f"{len(video.frames)} frames of {video.duration:.1f} s, {model.config.cells} cells each"
     print(f"{args.video}: {cells}; {name}", *(f"note: {note}" for note in notes), table(data, start), sep="\n")
@@ -292,7 +283,7 @@ def run(args: argparse.Namespace) -> None:
         if path == args.mp4:
             write_video(path, film(data, shown, start), fps=4.0)
         else:
-            write_text_file(path, json.dumps(data) + "\n" if path == args.json else page(data, shown))
+            path.write_text(json.dumps(data) + "\n" if path == args.json else page(data, shown), encoding="utf-8")
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
