@@ -39,7 +39,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -68,8 +68,6 @@ LADDER = tuple(i / 10 for i in range(10))
 DEFAULT = Path("runs/cpu/checkpoint.pt")
 SHOWN = 144  # pixels to a side of a frame on the page, about
 
-Scored = Callable[[Tensor, Tensor | None], Tensor]  # (x (B, T, N, D), num_frames) → scores (B, T, C)
-
 
 def level(config: VLMConfig, stamps: list[list[int]], scores: Tensor | None, k: float) -> dict:
     """What is kept at one k, how it is packed, and what that takes: see the module's docstring.
@@ -94,7 +92,7 @@ def level(config: VLMConfig, stamps: list[list[int]], scores: Tensor | None, k: 
 def explore(
     model: VLM,
     video: Video,
-    scorers: dict[str, Scored],
+    scorers: dict[str, torch.nn.Module],
     ladder: Sequence[float] = LADDER,
     questions: Sequence[tuple[str, str | None]] = (),
     tokenizer: AnyTokenizer = TOKENIZER,

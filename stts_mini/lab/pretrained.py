@@ -101,9 +101,7 @@ def vit_config(folder: Path, image_size: int | None = None, depth: int | None = 
     c = read_config(folder, "siglip_vision_model")
     patch, size = c.get("patch_size", 16), image_size or c.get("image_size", 224)
     blocks, activation = c.get("num_hidden_layers", 12), c.get("hidden_act", "gelu_pytorch_tanh")
-    require(
-        size % patch == 0 or not image_size, f"image_size {size} is not a multiple of {folder}'s patch size {patch}"
-    )
+    require(size % patch == 0 or not image_size, f"image_size {size} is not a multiple of the patch size {patch}")
     require(activation == "gelu_pytorch_tanh", f"{folder} has the activation {activation!r}, not gelu_pytorch_tanh")
     require(not depth or depth <= blocks, f"vit_depth {depth}, but {folder} has {blocks} blocks")
     return ViTConfig(

@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_named(tmp_path):
         vit_config(tmp_path / "llm")
     with pytest.raises(WeightsError, match="describes a 'siglip_vision_model': this reads 'qwen3'"):
         llm_config(tmp_path / "vit")
-    with pytest.raises(WeightsError, match=r"image_size 15 is not a multiple of .* patch size 4"):
+    with pytest.raises(WeightsError, match="image_size 15 is not a multiple of the patch size 4"):
         vit_config(tmp_path / "vit", image_size=15)
     with pytest.raises(WeightsError, match=r"vit_depth 9, but .* has 5 blocks"):
         vit_config(tmp_path / "vit", depth=9)
