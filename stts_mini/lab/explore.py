@@ -23,9 +23,10 @@ clip, if it lies in a prepared folder of the toy world, and those given by --ask
         cost, share                         multiply-adds by part (see below), and their sum over that at k = 0
     questions [{question, answer, said}]    answer: the right one, or null; said: {scorer: [an answer for each k]}
 
-The cost is that of `speed/flops.py`, whose parts it names: stem, score, packed, connector, llm. It leaves the
-questions out. Attention counts the pairs that may see each other: patches of one frame, and in the LLM of a time
-stamp's tokens only what came before. A masked kernel computes more. A scorer of your own counts as nothing.
+The cost is counted by `speed/flops.py`, whose parts it names: stem, score, packed, connector, llm. Questions are left
+out. Attention counts only pairs of tokens that may see each other: in packed rows those of one frame; in the LLM all
+pairs of vision tokens, and for a time stamp what comes before it. A masked kernel computes more. A scorer of your own
+counts as nothing.
 
 Legend
     T frames · C cells of a frame · N patches of a frame, and the capacity of a row · w×w patches in a cell

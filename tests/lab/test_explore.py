@@ -183,7 +183,7 @@ def test_a_scorer_of_one_s_own_is_one_more_choice(place, monkeypatch, capsys):
     main(["clip.mp4", "--checkpoint", "model.pt", "--scorer", "mine.py:Late", "--json", "mine.json"])
     own = json.loads((place / "mine.json").read_text())["scorers"]["mine.py:Late"]
     assert own["levels"][5]["keep"] == ["1" * 9] + ["0" * 9] * 6 + ["1" * 9] * 5 and own["scores"][2][1] == 19
-    assert "mine.py:Late" in capsys.readouterr().out
+    assert "mine.py:Late" in capsys.readouterr().out and own["levels"][5]["cost"]["score"] == 0
 
 
 def test_a_film_dims_what_goes(place, data):
