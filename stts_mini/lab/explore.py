@@ -30,7 +30,7 @@ counts as nothing.
 
 Legend
     T frames · C cells of a frame · N patches of a frame, and the capacity of a row · w×w patches in a cell
-    k share of the cells that is removed · T′ rows after packing · D ViT width · W LLM width
+    k share of the cells that is removed · T′ rows after packing
 
 What this file does not do: decide anything (`packing.select`, `scorer.py` do), measure time, or train.
 """
