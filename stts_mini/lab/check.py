@@ -3,8 +3,8 @@
     python -m stts_mini.lab.check mine.jsonl             reads and decodes everything
     python -m stts_mini.lab.check mine.jsonl --quick     does not decode: the lines, and whether the files are there
 
-Exits 1 if any line is bad. A file that can be decoded in part is no bad line: what is broken in it is told, and
-training goes on without it.
+Exits 1 if any line is bad. A file that can be decoded in part is no bad line: a note says how much of it is broken,
+and training goes on without that.
 
 What this file does not do: say what a line may hold (`data/clips.py`), decode (`data/video.py`).
 """
@@ -13,42 +13,38 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from stts_mini.data.batches import try_read
-from stts_mini.data.clips import Clip, lines_of, on_all_cores, parse_clip
-from stts_mini.data.video import Video, VideoError, check_file
+from stts_mini.data.clips import lines_of, on_all_cores, parse_clip
+from stts_mini.data.video import VideoError, check_file
+from stts_mini.lab.ask import one_line_errors
 
 decode = partial(try_read, max_frames=2, fps=2.0, size=32)
 
 
-def parsed(index: Path) -> Iterator[tuple[int, Clip | ValueError]]:
-    """Every line that is not empty: its number, and its clip or what is wrong with it."""
+def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
+    """How many lines there are; what is wrong with the bad ones; what else is worth knowing."""
+    clips, bad, notes = {}, {}, []  # by the line's number
     for number, line in enumerate(lines_of(index), start=1):
-        if line.strip():
-            try:
+        try:
+            if line.strip():
                 clip = parse_clip(line, number, index.parent)
                 for path in clip.images or (clip.video,):
                     check_file(path)
-                yield number, clip
-            except ValueError as error:
-                yield number, error
-
-
-def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
-    """How many lines there are; what is wrong with the bad ones; what else is worth knowing."""
-    lines = dict(parsed(index))
-    bad = {number: str(line) for number, line in lines.items() if isinstance(line, ValueError)}
-    good = [number for number in lines if number not in bad]
-    notes, read = [], [] if quick else on_all_cores(decode, [lines[number] for number in good])
-    for number, video in zip(good, read, strict=not quick):
+                clips[number] = clip
+        except ValueError as error:
+            bad[number] = error
+    count = len(clips) + len(bad)
+    read = [] if quick else on_all_cores(decode, list(clips.values()))
+    for number, video in zip(clips, read, strict=not quick):
         if isinstance(video, VideoError):
-            bad[number] = str(video)
-        elif isinstance(video, Video) and video.skipped:
-            notes.append(f"line {number}: {video.skipped} broken packets or frames in {lines[number].video}")
-    return len(lines), [f"line {number}: {bad[number]}" for number in sorted(bad)], notes
+            bad[number] = video
+        elif video.skipped:
+            notes.append(f"line {number}: {video.skipped} broken packets or frames in {clips[number].video}")
+    return count, [f"line {number}: {bad[number]}" for number in sorted(bad)], notes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,10 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("index", type=Path, help="a file of JSON lines")
     parser.add_argument("--quick", action="store_true", help="do not decode the videos")
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors(f"{parser.prog} {args.index}"):
         count, bad, notes = check(args.index, args.quick)
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:
-        sys.exit(f"{parser.prog}: error: {args.index}: {error}")
     last = f"{count} lines, {len(bad)} bad" if count else f"{args.index} has no line: give one for each clip"
     print("\n".join([*bad, *notes, last]))
     if bad or not count:

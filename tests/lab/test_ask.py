@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stts_mini.data.batches import TOKENIZER, Reader, collate
-from stts_mini.data.clips import Clip, load_clips, prepare
+from stts_mini.data.clips import load_clips, prepare
 from stts_mini.eval import option_likelihoods
 from stts_mini.lab import ask
 from stts_mini.lab.ask import Conversation
@@ -83,4 +83,8 @@ def test_errors_are_one_line(trained, tmp_path):
         ask.main([str(clips[0].video), "who ?", "--checkpoint", str(tmp_path / "none.pt")])
     with pytest.raises(SystemExit, match=r"no such file: .*none.mp4"):
         ask.main([str(tmp_path / "none.mp4"), "who ?", *flags])
-    assert isinstance(clips[0], Clip)
+    with pytest.raises(SystemExit, match=r"max_frames = 0"):
+        ask.main([str(clips[0].video), "who ?", "--frames", "0", *flags])
+    no_package = pytest.raises(SystemExit, match=r"lab.x: error: No module named 'no_such': pip install no_such")
+    with no_package, ask.one_line_errors("lab.x"):
+        import no_such  # noqa: F401
