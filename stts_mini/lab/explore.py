@@ -2,7 +2,7 @@
 
     python -m stts_mini.lab.explore VIDEO -o out.html
     python -m stts_mini.lab.explore VIDEO --checkpoint runs/cpu/checkpoint.pt --ask "what colour is the circle ?"
-    python -m stts_mini.lab.explore VIDEO --k 0.7 --json out.json
+    python -m stts_mini.lab.explore VIDEO --k 0.7 --mp4 out.mp4 --json out.json
 
 The page (`explore.html` beside this file, filled in) shows the frames with pruned cells dimmed, the score map, the
 bins cell by cell, the block mask, and tokens, bins and counted cost at every k of a ladder, for each scorer. All of it
@@ -54,13 +54,13 @@ from torch import Tensor
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, collate, pick_questions
 from stts_mini.data.clips import load_clips
-from stts_mini.data.video import Video, read_video
+from stts_mini.data.video import Video, read_video, write_video
 from stts_mini.eval import parse_k
 from stts_mini.lab.ask import load, one_line_errors
 from stts_mini.lab.speed import flops
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import first_fit_descending, select
-from stts_mini.report.picture import HEAT
+from stts_mini.report.picture import HEAT, clip_views, write_text
 from stts_mini.scorer import find_scorer, spread
 from stts_mini.training.config import TrainConfig
 
@@ -198,6 +198,28 @@ def page(data: dict, frames: np.ndarray) -> str:
     return Path(__file__).with_suffix(".html").read_text(encoding="utf-8").replace("__DATA__", safe)
 
 
+def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
+    """The clip as it is pruned at one k of the ladder: beside the frames (T, S, S, 3), a column for each scorer with
+    the pruned cells dimmed above the score map (coloured by rank: dark goes first)."""
+    S, at = frames.shape[1], data["ladder"].index(k)
+    room = ((0, 0), (20, 20), (0, 4), (0, 0))  # for a line of text above and one below, and between the columns
+    columns = [np.pad(np.concatenate([frames, np.zeros_like(frames)], axis=1), room)]
+    for t, stamp in enumerate(data["stamps"]):
+        write_text(columns[0][t], f"{stamp} s", 4, 5)
+        write_text(columns[0][t], f"k={k:g}", 4, S + 26)
+    for name, own in data["scorers"].items():
+        keep = np.array([[c == "1" for c in frame] for frame in own["levels"][at]["keep"]])  # (T, C)
+        rank = np.ones(keep.shape)
+        if own["scores"] is not None:
+            order = np.argsort(own["scores"][1:], axis=None, kind="stable")
+            rank[1:].flat[order] = np.arange(order.size) / order.size
+        columns.append(np.pad(np.concatenate(clip_views(frames, keep, rank)[1:], axis=1), room))
+        for page, kept in zip(columns[-1], keep, strict=True):
+            write_text(page, name, 4, 5)
+            write_text(page, f"kept {kept.sum()}/{kept.size}", 4, 2 * S + 25)
+    return np.concatenate(columns, axis=2)
+
+
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     """Raise ValueError if an output is a folder, an input, or another output."""
     for i, out in enumerate(outputs):
@@ -217,7 +239,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("video", type=Path, help="any video file")
     parser.add_argument("--checkpoint", type=Path, help=f"trained model (default: {DEFAULT}, or random weights)")
-    parser.add_argument("-o", "--out", type=Path, help="the page (default: VIDEO's name.html, if no --json)")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="the page (default: VIDEO's name.html, if no --mp4 and no --json)"
+    )
+    parser.add_argument("--mp4", type=Path, help="also a video: what is kept at --k, for each scorer")
     parser.add_argument("--json", type=Path, help="also the data: keep masks, scores, bins")
     parser.add_argument("--k", type=parse_k, help="what to open with (default: as trained, or 0.5)")
     parser.add_argument("--frames", type=int, default=32, help="frames, at most (default: 32)")
@@ -231,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Look at the video as the command line says; writes the files, prints what they show."""
-    page_file = args.out or (None if args.json else Path(f"{args.video.stem}.html"))
-    outputs = [path for path in (page_file, args.json) if path]
+    page_file = args.out or (None if args.mp4 or args.json else Path(f"{args.video.stem}.html"))
+    outputs = [path for path in (page_file, args.mp4, args.json) if path]
     check_outputs(outputs, [args.video, args.checkpoint or DEFAULT])
     for scorer in args.scorer:
         find_scorer(scorer)  # before the checkpoint, which may be trained with it
@@ -251,10 +276,13 @@ def run(args: argparse.Namespace) -> None:
     cells = f"{len(video.frames)} frames of {video.duration:.1f} s, {model.config.cells} cells each"
     print(f"{args.video}: {cells}; {name}", *(f"note: {note}" for note in notes), table(data, start), sep="\n")
     side = 2 * data["grid"] * max(round(SHOWN / 2 / data["grid"]), 1)  # even, and every cell as large as the others
-    shown = read_video(args.video, args.frames, args.fps, side).frames if page_file else None
+    shown = read_video(args.video, args.frames, args.fps, side).frames if page_file or args.mp4 else None
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(data, shown) if path == page_file else json.dumps(data) + "\n", encoding="utf-8")
+        if path == args.mp4:
+            write_video(path, film(data, shown, start), fps=4.0)
+        else:
+            path.write_text(json.dumps(data) + "\n" if path == args.json else page(data, shown), encoding="utf-8")
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

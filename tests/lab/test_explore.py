@@ -15,7 +15,7 @@ from stts_mini.data.batches import TOKENIZER, collate
 from stts_mini.data.clips import WORLD_ID, load_clips, prepare
 from stts_mini.data.video import Video, read_video, write_video
 from stts_mini.lab import explore
-from stts_mini.lab.explore import LADDER, jpeg, known_questions, main, page, pick_scorers
+from stts_mini.lab.explore import LADDER, film, jpeg, known_questions, main, page, pick_scorers
 from stts_mini.model import VLM
 from stts_mini.packing import select
 from stts_mini.sequence import Layout, prefix_ids
@@ -55,7 +55,7 @@ def place(tmp_path_factory):
     arguments = ["clip.mp4", "--checkpoint", "model.pt", "--ask", "what moves ?"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        main([*arguments, "-o", "pages/out.html", "--json", "out.json", "--k", "0.35"])
+        main([*arguments, "-o", "pages/out.html", "--mp4", "out.mp4", "--json", "out.json", "--k", "0.35"])
     return folder
 
 
@@ -142,7 +142,7 @@ LADDER_35 = sorted([*LADDER, 0.35])
 def test_one_frame_is_never_pruned(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     write_video("image.mp4", moving(1), fps=2)
-    main(["image.mp4", "--checkpoint", "model.pt", "--json", "image.json", "-o", "i.html"])
+    main(["image.mp4", "--checkpoint", "model.pt", "--json", "image.json", "--mp4", "image-out.mp4", "-o", "i.html"])
     assert "never pruned" in capsys.readouterr().out
     found = json.loads((place / "image.json").read_text())
     assert any("never pruned" in note for note in found["notes"])
@@ -184,6 +184,18 @@ def test_a_scorer_of_one_s_own_is_one_more_choice(place, monkeypatch, capsys):
     own = json.loads((place / "mine.json").read_text())["scorers"]["mine.py:Late"]
     assert own["levels"][5]["keep"] == ["1" * 9] + ["0" * 9] * 6 + ["1" * 9] * 5 and own["scores"][2][1] == 19
     assert "mine.py:Late" in capsys.readouterr().out and own["levels"][5]["cost"]["score"] == 0
+
+
+def test_a_film_dims_what_goes(place, data):
+    white = np.full((12, 48, 48, 3), 200, np.uint8)
+    pages = film(data, white, 0.35)
+    assert pages.shape == (12, 136, 4 * 52, 3)
+    for column, own in enumerate(data["scorers"].values(), start=1):
+        dim = (pages[:, 20:68, 52 * column : 52 * column + 48] == 40).all(3)
+        gone = [frame.count("0") for frame in own["levels"][data["ladder"].index(0.35)]["keep"]]
+        assert dim.sum((1, 2)).tolist() == [n * 16 * 16 for n in gone]
+    with av.open(str(place / "out.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 12
 
 
 def test_a_jpeg_is_the_picture():
