@@ -6,9 +6,9 @@
 `VLM.encode_video` is that line up to the LLM, step by step. `VLM.forward` gives the losses of a batch, and
 `VLM.generate` answers its questions.
 
-Why the speed-up grows with the number of frames: the ViT's cost grows in proportion to it, so pruning saves the same
-share for any T. In the LLM's attention every token meets every other: with half the tokens, a quarter of the pairs
-is left, and the pairs' share of the whole cost grows with T.
+Why the speed-up grows with the number of frames: of the ViT's work, pruning saves the same share for any T. But in
+the LLM every token attends to every other. Half the tokens leave a quarter of these pairs, and the pairs' share of
+all work grows with T.
 
 Legend
     B videos · T frames of the longest, num_frames (B,) of each · g×g = N patches · w×w patches in a
@@ -16,7 +16,7 @@ Legend
     L length of a sequence · A answer tokens · R questions of a batch
 
 Where we differ from the paper
-    - Only kept cells go through the connector, and it has norms of its own.
+    - Only kept cells go through the connector, which has norms of its own.
     - Padding frames are never computed.
     - A video with nothing to remove runs exactly as in the unpruned model: no bias, no L_sim.
     - The connector reads blocks −3 and −1 of a small ViT (`taps`). The public code reads −3 and −9 of 27.
@@ -128,7 +128,7 @@ class Encoded:
     keep     (B, T, C) bool, or None for an encoder that does not select cells
     scores   (B, T, C), or None if nothing was scored
     packed   the rows and their source frames, or None
-    sim_loss L_sim, 0 if nothing was pruned, or by a scorer that has no part in training (`injects_bias`)
+    sim_loss L_sim; 0 if nothing was pruned, or if the scorer does not learn from it (`injects_bias`)
     """
 
     tokens: Tensor
@@ -169,8 +169,8 @@ class Connector(nn.Module):
 
     x (K, w², taps·D) → (K, W). The norms are ours: without them the tokens of a model trained from scratch
     grow to hundreds of times the size of word embeddings, and the LLM cannot write time into them.
-    Init: normal with std 1/√fan_in; biases zero, but 1 in up_proj, so that the SwiGLU starts near a linear
-    map and not as a pure product.
+    Init: normal with std 1/√fan_in. Biases start at zero, but at 1 in up_proj, so that the SwiGLU begins near a
+    linear map instead of a pure product.
     """
 
     def __init__(self, config: VLMConfig):
@@ -228,26 +228,27 @@ class VLM(nn.Module):
         score_all   score even what loses nothing
         Raises ValueError for a k or shapes that cannot be.
         """
-        cfg, l, scorer = self.config, self.config.score_after, self.scorer if scorer is None else scorer
+        cfg, l = self.config, self.config.score_after
+        scorer = self.scorer if scorer is None else scorer
         counts, real, prunable = ragged(frames, num_frames, k, cfg.cells, still)  # (B,), (B, T), (B,), on the CPU
         own_frame = real.nonzero().to(frames.device).unbind(1)  # (F,) videos, (F,) times: the real frames in order
-        keep = (real & ~prunable[:, None])[..., None].expand(-1, -1, cfg.cells).to(frames.device)  # (B, T, C)
-        scores, key_bias, sim_loss, teaches = None, None, 0.0, getattr(scorer, "injects_bias", False)
+        scores, key_bias, sim_loss = None, None, 0.0
+        keep = (real & ~prunable[:, None]).to(frames.device)[..., None].expand(-1, -1, cfg.cells)  # (B, T, C)
 
         x = self.stem(frames[own_frame])  # blocks 0..l: (F, N, D)
 
         if prunable.any() or score_all:
             grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
-            scores = check_scores(scorer(grid, counts), keep.shape)  # (B, T, C)
-            check_values(scores[own_frame], teaches)
-            keep = keep | select(spread(scores, cfg.spread), k, counts)  # all others go after block l+1
+            teaches = getattr(scorer, "injects_bias", False)
+            scores = check_scores(scorer(grid, counts), keep.shape, own_frame, teaches)  # (B, T, C)
+            keep = keep | select(spread(scores, cfg.spread), k, counts)  # the other cells go after block l+1
             if prunable.any() and teaches:
                 key_bias, sim_loss = self.teach(scores, grid, torch.where(prunable, counts, 1), own_frame)
 
         x = self.vit.blocks[l + 1](x, key_bias=key_bias)
 
         kept = keep.sum(2).cpu()  # here, where packing waits for the device anyway
-        tokens, packed = self.encode_kept(x, keep[own_frame], l + 2, bool(prunable.any()))
+        tokens, packed = self.encode_kept(x, keep[own_frame], l + 2, bool(prunable.any()))  # pack … connect
         return Encoded(tokens, kept, real, keep.nonzero(), keep, scores, packed, sim_loss)
 
     def encode_kept(self, x: Tensor, keep: Tensor, first: int, pruned: bool = True) -> tuple[Tensor, Packed]:
@@ -259,11 +260,9 @@ class VLM(nn.Module):
         w = self.config.w
         packed = pack(x, keep.repeat_interleave(w * w, dim=1))
         mask = self.within_frames(packed) if pruned else None
-
         outputs = [packed.x]
         for block in self.vit.blocks[first:]:
             outputs.append(block(outputs[-1], mask=mask))  # (F', N, D)
-
         tapped = packed.unpack(torch.cat([outputs[tap] for tap in self.config.taps], dim=-1))  # (K·w², taps·D)
         return self.connector(tapped.unflatten(0, (-1, w * w))), packed  # (K, W)
 
@@ -275,20 +274,19 @@ class VLM(nn.Module):
             x = block(x)
         return x
 
-    def teach(
-        self, scores: Tensor, grid: Tensor, counts: Tensor, own_frame: tuple[Tensor, ...]
-    ) -> tuple[Tensor | None, Tensor]:
+    def teach(self, scores: Tensor, grid: Tensor, counts: Tensor, real: tuple) -> tuple[Tensor | None, Tensor]:
         """STTS's two teachers: the key bias of block l+1, (F, N) or None, and L_sim.
 
-        scores (B, T, C) of the tokens grid (B, T, N, D) after block l. counts (B,) says how many frames a video has,
-        and 1 for a video that loses nothing: like an image, it gets no bias, and L_sim leaves it out.
+        scores (B, T, C) of the tokens grid (B, T, N, D) after block l; real: the indices of its real frames. counts
+        (B,) says how many frames a video has, and 1 for a video that loses nothing: like an image, it gets no bias,
+        and L_sim leaves it out.
         """
         cfg = self.config
         sim_loss = similarity_loss(scores, temporal_target(grid, cfg.w), counts, cfg.detach_target)
         if cfg.bias == "none":
             return None, sim_loss
         bias = attention_bias(scores, cfg.w, counts, rescale=cfg.bias == "rescaled")  # (B, T, N)
-        return bias[own_frame], sim_loss
+        return bias[real], sim_loss
 
     def within_frames(self, packed: Packed) -> Tensor | Segments:
         """The block mask of packed rows, made once for all blocks, or with `varlen` a kernel that needs none."""
@@ -322,8 +320,8 @@ class VLM(nn.Module):
         num_branches = sum(map(len, batch.branches))
         lengths = torch.bincount(branch, minlength=num_branches)
         task_loss = (losses / lengths[branch]).sum() / num_branches
-        length, tokens = layout.ids.shape[1], layout.tokens
-        return Output(task_loss, encoded.sim_loss, logits, targets, branch, length, tokens, encoded)
+        L, tokens = layout.ids.shape[1], layout.tokens
+        return Output(task_loss, encoded.sim_loss, logits, targets, branch, L, tokens, encoded)
 
     def read(
         self, batch: Batch, branches: Branches, k: float, encode: Encoder | None, cache: KVCache | None = None
@@ -362,12 +360,12 @@ class VLM(nn.Module):
         return [[next(answers) for _ in video] for video in batch.branches]
 
 
-def ragged(
-    frames: Tensor, num_frames: Tensor | None, k: float, cells: int, still: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a batch of videos of different length, on the CPU: counts (B,), how many frames each has; real (B, T), which
-    frames those are; prunable (B,), which videos lose any cell. An image loses none, nor do the pictures of `still`.
-    Raises ValueError for a k or shapes that cannot be."""
+def ragged(frames: Tensor, num_frames: Tensor | None, k: float, cells: int, still: Tensor | None) -> tuple[Tensor, ...]:
+    """What is in a ragged batch, on the CPU. Raises ValueError for a k or shapes that cannot be.
+
+    Returns counts (B,), how many frames each video has; real (B, T), which frames those are; and prunable (B,), which
+    videos lose any cell: not an image, not the pictures of `still`, and no video where floor(k·C·T) is 0.
+    """
     if frames.ndim != 5:
         raise ValueError(f"frames are {tuple(frames.shape)}: give (B, T, 3, H, W)")
     B, T = frames.shape[:2]
@@ -378,10 +376,11 @@ def ragged(
     return counts, torch.arange(T) < counts[:, None], prunable
 
 
-def check_scores(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The scores, if they are (B, T, C). Raises ValueError."""
+def check_scores(scores: Tensor, shape: tuple[int, ...], real=..., injected: bool = False) -> Tensor:
+    """The scores, if they are (B, T, C) and pass `check_values` at the indices `real`. Raises ValueError."""
     if scores.shape != shape:
         raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {tuple(shape)}")
+    check_values(scores[real], injected)
     return scores
 
 

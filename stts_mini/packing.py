@@ -115,7 +115,7 @@ def select(scores: Tensor, k: float, num_frames: Tensor | None = None) -> Tensor
 
 
 def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Tensor, Tensor, int]:
-    """Put segments into rows: longest first, each into the first row with room for it.
+    """Put segments into rows: the longest first, each into the first row with room for it.
 
     lengths   F whole numbers from 0 to capacity (a list or a 1-D tensor)
     returns   row (F,) int, offset (F,) int, both on the CPU, and the number of rows;
@@ -129,7 +129,7 @@ def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Te
     >>> row.tolist(), offset.tolist(), num_rows      # 5 first; 3 needs a new row; 2 joins 3
     ([1, -1, 0, 1], [3, 0, 0, 0], 2)
     """
-    lengths = lengths.tolist() if isinstance(lengths, Tensor) else [int(n) for n in lengths]
+    lengths = torch.as_tensor(lengths, dtype=torch.long).tolist()
     if capacity < 1:
         raise ValueError(f"capacity = {capacity}: a row must hold at least 1 token")
     for i, n in enumerate(lengths):
@@ -238,15 +238,13 @@ class Segments:
 
     @classmethod
     def of(cls, frame: Tensor) -> Segments:
-        """Those of rows with these source frames, (F', N) int, F' ≥ 1. Waits for the device once.
+        """The runs of rows with these source frames, (F', N) int, F' ≥ 1. Waits for the device once.
 
         >>> Segments.of(torch.tensor([[7, 7, 4, -1], [5, 5, 5, -1]])).ends.tolist()
         [0, 2, 3, 4, 7, 8]
         """
-        flat = frame.flatten()
-        changes = (flat[1:] != flat[:-1]).nonzero().squeeze(1) + 1
-        ends = torch.cat([changes.new_zeros(1), changes, changes.new_full((1,), len(flat))])
-        return cls(ends.to(torch.int32))
+        _, lengths = frame.flatten().unique_consecutive(return_counts=True)
+        return cls(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(QKᵀ/√d) V within each run, over (F', heads, N, d). Spare room attends to itself; nobody reads it."""

@@ -142,8 +142,8 @@ class Block(nn.Module):
 
 
 def sines(g: int, D: int) -> Tensor:
-    """Positions of a g×g grid, (g², D): sines and cosines of the row, then of the column, with wavelengths
-    from 4 to 32 patches."""
+    """Positions of a g×g grid, (g², D): sines and cosines of the row, then of the column. Wavelengths go from 4 to 32
+    patches."""
     count = -(-D // 4)
     frequency = 2 * math.pi / torch.logspace(2, 5, count, base=2)
     angle = torch.arange(g)[:, None] * frequency
@@ -155,7 +155,7 @@ def sines(g: int, D: int) -> Tensor:
 class ViT(nn.Module):
     """frames (F, 3, H, W), scaled to [−1, 1] → (F, N, D), row-major, after the final LayerNorm.
 
-    `embed` and `blocks` are public: whoever needs hidden states on the way runs them himself.
+    `embed` and `blocks` are public, for callers that need hidden states on the way.
     Raises ValueError for frames of another size.
     """
 
@@ -163,23 +163,21 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.width)
-        self.position_embedding = nn.Parameter(torch.empty(config.num_patches, config.width))
+        self.position_embedding = nn.Parameter(sines(config.grid, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.post_layernorm = nn.LayerNorm(config.width, eps=config.eps)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linear weights normal with std 1/√fan_in, but a hundredth of that where they write to the residual
-        stream (out_proj, fc2), so that every block starts as almost the identity, and three times that in
-        the patch embedding, because the pixels of a patch differ little; biases zero; positions (learned
-        from there on) 2-D sines, so that a cell's mean still tells where it lies; LayerNorms 1 and 0."""
+        """Linear weights normal with std 1/√fan_in, biases zero, LayerNorms 1 and 0. Two gains differ: a hundredth
+        where weights write to the residual stream (out_proj, fc2), so that every block starts as almost the identity;
+        and three in the patch embedding, because the pixels of a patch differ little. Positions start as 2-D sines
+        and are learned from there, so that a cell's mean still shows where it lies."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 gain = 0.01 if name.endswith(("out_proj", "fc2")) else 3.0 if name == "patch_embedding" else 1.0
                 nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            self.position_embedding.copy_(sines(self.config.grid, self.config.width))
 
     def embed(self, frames: Tensor) -> Tensor:
         """(F, 3, H, W) → (F, N, D): a linear map of each flattened patch, plus its position."""

@@ -105,7 +105,7 @@ def test_attention_of_packed_rows_and_of_biased_keys(name, dtype, d):
 
 
 def test_runs_of_any_length_are_the_packed_rows(monkeypatch):
-    """The model's part of --varlen, with the equation in the place of CUDA's kernel: where runs begin and end, and what
+    """The model's part of --varlen, with the equation instead of CUDA's kernel: where runs begin and end, and what
     becomes of the result. In every packed block, and nowhere else."""
     varlen, called = pytest.importorskip("torch.nn.attention.varlen"), []
     kernel = lambda *words: called.append(len(words[3])) or kernel_of_the_equation(*words)
