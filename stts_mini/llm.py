@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 @dataclass(frozen=True)
 class LLMConfig:
     """Sizes of the LLM. Qwen3-0.6B is vocab_size 151936, width 1024, depth 28, heads 16, kv_heads 8,
-    head_dim 128, mlp 3072. Raises ValueError for numbers that do not divide."""
+    head_dim 128, mlp 3072. Raises ValueError for heads that cannot be."""
 
     vocab_size: int = 512
     width: int = 128
@@ -44,18 +44,16 @@ class LLMConfig:
     tied: bool = True
 
     def __post_init__(self):
-        for name in ("vocab_size", "width", "depth", "heads", "kv_heads", "mlp"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LLM {name} = {getattr(self, name)}: give at least 1")
         if self.heads % self.kv_heads:
             raise ValueError(f"LLM heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.head_dim < 2 or self.head_dim % 2:
+        if self.head_dim % 2:
             raise ValueError(f"LLM head_dim {self.head_dim} is not even: rotary positions turn pairs of channels")
 
 
 def added(allowed: Tensor, x: Tensor) -> Tensor:
-    """A mask, True = may attend, as what is added to the logits of attention: 0 or −∞, in the type that attention over
-    x is computed in (autocast's, where it is on: of another type, every layer would make a copy of its own).
+    """A mask, True = may attend, as what attention adds to its logits: 0 or −∞.
+
+    In the type that attention over x is computed in, autocast's included. Of another type, every layer would copy it.
 
     >>> added(torch.tensor([True, False]), torch.ones(1)).tolist()
     [0.0, -inf]
@@ -66,15 +64,15 @@ def added(allowed: Tensor, x: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of every layer, (R, kv_heads, P, d) each, growing along P: in buffers with room to spare, so that
-    a new token is written behind the old ones, and moves none of them."""
+    """Keys and values of every layer, (R, kv_heads, P, d) each, growing along P. The buffers have room to spare: a new
+    token is written behind the old ones, and moves none of them."""
 
     def __init__(self):
         self.layers: list[tuple[Tensor, Tensor]] = []  # the buffers
         self.lengths: list[int] = []  # P of each layer
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new keys and values to a layer and return all of its."""
+        """Add new keys and values to a layer, and return all that it has."""
         if layer == len(self.layers):
             self.layers.append((k, v))
             self.lengths.append(k.shape[2])
@@ -89,15 +87,13 @@ class KVCache:
         return tuple(buffer[:, :, :end] for buffer in self.layers[layer])
 
     def rows(self, index: Tensor, columns: Tensor, room: int = 0) -> KVCache:
-        """A copy of some tokens of some rows: of row index[r], those in columns[r]; a row may be taken several times.
-        index (R,), columns (R, P), `room` for so many tokens more."""
-        taken, R, P = KVCache(), *columns.shape
+        """A copy of some tokens of some rows: of row index[r], those in columns[r]. A row may be taken several times.
+        index (R,), columns (R, P); with `room` for so many more tokens."""
+        taken = KVCache()
         for layer in self.layers:
-            buffers = [x.new_empty(R, x.shape[1], P + room, x.shape[3]) for x in layer]
-            for buffer, x in zip(buffers, layer, strict=True):
-                buffer[:, :, :P] = x[index[:, None], :, columns].transpose(1, 2)  # from (R, P, kv_heads, d)
-            taken.layers.append((buffers[0], buffers[1]))
-        taken.lengths = [P] * len(self.layers)
+            copies = (x[index[:, None], :, columns].transpose(1, 2) for x in layer)  # from (R, P, kv_heads, d)
+            taken.layers.append(tuple(F.pad(x, (0, 0, 0, room)) for x in copies))
+            taken.lengths.append(columns.shape[1])
         return taken
 
 
@@ -197,7 +193,7 @@ class LLM(nn.Module):
     def init_weights(self) -> None:
         """Embeddings (and an untied head) normal with std 0.02; other linear weights 1/√fan_in, but a
         hundredth of that where they write to the residual stream (o_proj, down_proj), so that every layer
-        starts as almost the identity; norms 1."""
+        starts as almost the identity. Norms 1."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding) or name == "lm_head":
                 nn.init.normal_(module.weight, std=0.02)
@@ -221,7 +217,7 @@ class LLM(nn.Module):
 
         positions  (R, L) int; None: 0, 1, 2, … (not with a cache)
         mask       (R, 1, L, P + L) bool, True = may attend; None: causal (not with a filled cache)
-        cache      is read and added to
+        cache      is read, and added to
         """
         if cache is not None and cache.layers and (positions is None or mask is None):
             raise ValueError("a filled cache needs positions and a mask: the new tokens do not start at 0")
@@ -250,18 +246,16 @@ class LLM(nn.Module):
         hidden     (R, W), the hidden state of every prompt's last token
         positions  (R,) int, its position; the new tokens' are those after it
         cache      what was read; row (R,) int: where in it each prompt stands (several may share a row)
-        seen       (R, P) bool, which of the P tokens there its last one sees, itself included: so will the new ones
+        seen       (R, P) bool, which of the P tokens there the prompt's last one sees, itself included; the new
+                   tokens see the same, and each other
         Returns the new ids of each prompt, without `stop`.
         """
         new: list[list[int]] = [[] for _ in hidden]
-        alive = [True] * len(hidden)
         for step in range(1, max_new_tokens + 1):
             next_id = self.logits(hidden).argmax(-1)  # (R,)
-            for r, token in enumerate(next_id.tolist()):
-                alive[r] = alive[r] and token != stop
-                if alive[r]:
-                    new[r].append(token)
-            if not any(alive) or step == max_new_tokens:
+            for ids, token in zip(new, next_id.tolist(), strict=True):
+                ids.append(token)
+            if step == max_new_tokens or all(stop in ids for ids in new):
                 break
             if step == 1:  # each goes on by itself, on a copy of what it sees
                 columns = (~seen).int().argsort(stable=True)[:, : seen.sum(1).max()]  # (R, P')
@@ -269,15 +263,12 @@ class LLM(nn.Module):
             seen = F.pad(seen, (0, 1), value=True)  # (R, P' + step)
             x, mask = self.embed(next_id[:, None]), seen[:, None, None]
             hidden = self(x, positions[:, None] + step, mask, cache)[:, -1]  # (R, W)
-        return new
+        return [ids[: ids.index(stop)] if stop in ids else ids for ids in new]
 
 
 def from_qwen3(state: dict[str, Tensor], tied: bool = True) -> dict[str, Tensor]:
     """Rename the state dict of Hugging Face's `Qwen3ForCausalLM` to that of `LLM`.
 
-    A tied model has its embeddings under `lm_head.weight` once more; that copy is left out.
+    A tied model has its embeddings under `lm_head.weight` once more. That copy is left out.
     """
-    renamed = {key.removeprefix("model."): value for key, value in state.items()}
-    if tied:
-        renamed.pop("lm_head.weight", None)
-    return renamed
+    return {key.removeprefix("model."): x for key, x in state.items() if not (tied and key == "lm_head.weight")}

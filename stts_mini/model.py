@@ -3,18 +3,24 @@
     frames → ViT blocks 0..l → score → select → block l+1 with the key bias → pack
            → ViT blocks l+2.. under the block mask → unpack → connect → LLM → answer
 
-`VLM.encode_video` is that line, step by step; `VLM.forward` takes the losses of what is then asked, over the
-LLM's sequence (`sequence.py`); `VLM.generate` answers.
+`VLM.encode_video` is that line up to the LLM, step by step. `VLM.forward` gives the losses of a batch, and
+`VLM.generate` answers its questions.
+
+Why the speed-up grows with the number of frames: of the ViT's work, pruning saves the same share for any T. But in
+the LLM every token attends to every other. Half the tokens leave a quarter of these pairs, and the pairs' share of
+all work grows with T.
 
 Legend
     B videos · T frames of the longest, num_frames (B,) of each · g×g = N patches · w×w patches in a
     cell, C cells · D ViT width · W LLM width · F real frames of the batch · K kept cells of the batch
     L length of a sequence · A answer tokens · R questions of a batch
 
-Where we differ from the paper: only kept cells go through the connector, which has norms of its own;
-padding frames are never computed; a video with nothing to remove is exactly the unpruned model (no bias,
-no L_sim); the connector reads blocks −3 and −1 of a small ViT (`taps`; the public code −3 and −9 of 27). Cells are
-selected before block l+1 runs and removed after it, which gives the same.
+Where we differ from the paper
+    - Only kept cells go through the connector, which has norms of its own.
+    - Padding frames are never computed.
+    - A video with nothing to remove runs exactly as in the unpruned model: no bias, no L_sim.
+    - The connector reads blocks −3 and −1 of a small ViT (`taps`). The public code reads −3 and −9 of 27.
+    - Cells are selected before block l+1 runs, and removed after it. The result is the same.
 
 What this file does not do: lay out sequences (`sequence.py`), read files (`data/`), optimise (`train.py`), judge
 (`eval.py`).
@@ -31,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stts_mini.llm import LLM, KVCache, LLMConfig, RMSNorm, added
-from stts_mini.packing import Packed, Segments, block_mask, check_k, frame_counts, num_removed, pack, select
+from stts_mini.packing import Packed, Segments, block_mask, frame_counts, num_removed, pack, select
 from stts_mini.scorer import (
     SCORERS,
     CellPooler,
@@ -43,7 +49,7 @@ from stts_mini.scorer import (
     spread,
     temporal_target,
 )
-from stts_mini.sequence import CELL, MARKS, Batch, Layout, Marks, check_prompts, prefix_ids
+from stts_mini.sequence import CELL, MARKS, Batch, Branches, Layout, Marks, check_prompts, prefix_ids
 from stts_mini.vit import ViT, ViTConfig
 
 AT_ONCE = 32  # questions that are answered side by side: each holds a copy of the keys and values that it sees
@@ -80,22 +86,15 @@ class VLMConfig:
 
     def __post_init__(self):
         cell_side(self.vit.num_patches, self.w)
-        if self.vit.depth < 3:
-            raise ValueError(f"vit depth {self.vit.depth}: give 3 blocks or more, to score, to bias and to run packed")
         if not 0 <= self.score_after <= self.vit.depth - 3:
             raise ValueError(
                 f"score_after {self.score_after} leaves no packed block in a ViT of depth {self.vit.depth}:"
-                f" give 0 to {self.vit.depth - 3}"
+                " give 0 or more, and a depth of score_after + 3 or more"
             )
-        for tap in self.taps:
-            if not self.score_after + 2 <= tap % self.vit.depth or not -self.vit.depth <= tap < 0:
-                raise ValueError(f"tap {tap} is not among the packed blocks −{self.num_packed}..−1")
-        if not self.taps:
-            raise ValueError("taps (): give at least one of the packed blocks, −1 for the last")
+        if not self.taps or not all(-self.num_packed <= tap < 0 for tap in self.taps):
+            raise ValueError(f"taps {self.taps}: give one or more of the packed blocks −{self.num_packed}..−1")
         if self.bias not in ("log", "rescaled", "none"):
             raise ValueError(f"bias {self.bias!r}: give log, rescaled or none")
-        if not 0 <= self.spread < math.inf:
-            raise ValueError(f"spread = {self.spread}: give 0 or more")
         if self.scored_by not in SCORERS:
             raise ValueError(
                 f"scored_by {self.scored_by!r}: know {', '.join(SCORERS)}; one in a file of yours must be found first:"
@@ -129,7 +128,7 @@ class Encoded:
     keep     (B, T, C) bool, or None for an encoder that does not select cells
     scores   (B, T, C), or None if nothing was scored
     packed   the rows and their source frames, or None
-    sim_loss L_sim, 0 if nothing was pruned, or by a scorer that has no part in training (`injects_bias`)
+    sim_loss L_sim; 0 if nothing was pruned, or if the scorer does not learn from it (`injects_bias`)
     """
 
     tokens: Tensor
@@ -140,6 +139,9 @@ class Encoded:
     scores: Tensor | None = None
     packed: Packed | None = None
     sim_loss: Tensor | float = 0.0
+
+
+Encoder = Callable[..., Encoded]
 
 
 @dataclass
@@ -167,8 +169,8 @@ class Connector(nn.Module):
 
     x (K, w², taps·D) → (K, W). The norms are ours: without them the tokens of a model trained from scratch
     grow to hundreds of times the size of word embeddings, and the LLM cannot write time into them.
-    Init: normal with std 1/√fan_in; biases zero, but 1 in up_proj, so that the SwiGLU starts near a linear
-    map and not as a pure product.
+    Init: normal with std 1/√fan_in. Biases start at zero, but at 1 in up_proj, so that the SwiGLU begins near a
+    linear map instead of a pure product.
     """
 
     def __init__(self, config: VLMConfig):
@@ -192,7 +194,7 @@ class Connector(nn.Module):
 
 
 class VLM(nn.Module):
-    """Video in, answers out. See the module's docstring for the line of data."""
+    """Video in, answers out. The module's docstring shows the way of the data."""
 
     def __init__(self, config: VLMConfig):
         super().__init__()
@@ -202,7 +204,7 @@ class VLM(nn.Module):
         self.scorer: nn.Module = SCORERS[config.scored_by](config.scorer)
         self.connector = Connector(config)
         self.llm = LLM(config.llm)
-        self.varlen = False  # in half precision, attend within packed rows by a kernel of CUDA's, and not by a mask
+        self.varlen = False  # True: in half precision, packed rows attend by a kernel of CUDA's, without a mask
 
     # ---------------------------------------------------------------------------------- the method
 
@@ -220,48 +222,49 @@ class VLM(nn.Module):
         frames      (B, T, 3, H, W) uint8, or floats in [−1, 1]
         num_frames  (B,) int; None: all T frames are real
         k           share of the cells to remove, 0 ≤ k < 1; 0 is the unpruned model
-        scorer      instead of the model's own: (x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C); without
-                    an attribute `injects_bias` it gets neither of the two teachers
+        scorer      instead of the model's own: (x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C). The
+                    two teachers reach it only if it has a true attribute `injects_bias`.
         still       (B,) bool: these are several pictures, not a video, and lose nothing; None: all are videos
         score_all   score even what loses nothing
         Raises ValueError for a k or shapes that cannot be.
         """
-        if frames.ndim != 5:
-            raise ValueError(f"frames are {tuple(frames.shape)}: give (B, T, 3, H, W)")
-        check_k(k)
-        cfg, w, l = self.config, self.config.w, self.config.score_after
-        B, T = frames.shape[:2]
-        counts = torch.tensor(frame_counts(num_frames, B, T))  # (B,), on the CPU
-        real = torch.arange(T) < counts[:, None]  # (B, T)
-        prunable = torch.tensor([num_removed(k, cfg.cells, n) > 0 for n in counts.tolist()])  # (B,)
-        if still is not None:
-            prunable &= ~still.cpu()
+        cfg, l = self.config, self.config.score_after
+        scorer = self.scorer if scorer is None else scorer
+        counts, real, prunable = ragged(frames, num_frames, k, cfg.cells, still)  # (B,), (B, T), (B,), on the CPU
         own_frame = real.nonzero().to(frames.device).unbind(1)  # (F,) videos, (F,) times: the real frames in order
+        scores, key_bias, sim_loss = None, None, 0.0
+        keep = (real & ~prunable[:, None]).to(frames.device)[..., None].expand(-1, -1, cfg.cells)  # (B, T, C)
 
-        x = self.stem(frames[own_frame])  # (F, N, D): padding is never computed
+        x = self.stem(frames[own_frame])  # blocks 0..l: (F, N, D)
 
-        every = real[..., None].expand(B, T, cfg.cells)
-        scores, keep, sim_loss, key_bias = None, every, 0.0, None
         if prunable.any() or score_all:
-            scorer = self.scorer if scorer is None else scorer
-            grid = x.new_zeros(B, T, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
-            scores = check_scores(scorer(grid, counts), (B, T, cfg.cells))
-            check_values(scores[own_frame], getattr(scorer, "injects_bias", False))
-            keep = select(spread(scores, cfg.spread), k, counts)  # who goes; they go after block l+1
-            keep = torch.where(prunable[:, None, None].to(x.device), keep, every.to(x.device))
-            if getattr(scorer, "injects_bias", False) and prunable.any():
-                some = prunable.nonzero().squeeze(1).to(x.device)
-                target = temporal_target(grid[some], w)
-                sim_loss = similarity_loss(scores[some], target, counts[prunable], cfg.detach_target)
-                if cfg.bias != "none":
-                    bias = attention_bias(scores, w, counts, rescale=cfg.bias == "rescaled")  # (B, T, N)
-                    key_bias = (bias * prunable[:, None, None].to(bias))[own_frame]  # (F, N)
+            grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
+            teaches = getattr(scorer, "injects_bias", False)
+            scores = check_scores(scorer(grid, counts), keep.shape, own_frame, teaches)  # (B, T, C)
+            keep = keep | select(spread(scores, cfg.spread), k, counts)  # the other cells go after block l+1
+            if prunable.any() and teaches:
+                key_bias, sim_loss = self.teach(scores, grid, torch.where(prunable, counts, 1), own_frame)
+
         x = self.vit.blocks[l + 1](x, key_bias=key_bias)
 
-        keep = keep.to(x.device)
         kept = keep.sum(2).cpu()  # here, where packing waits for the device anyway
-        tokens, packed = self.encode_kept(x, keep[own_frame], l + 2, bool(prunable.any()))
+        tokens, packed = self.encode_kept(x, keep[own_frame], l + 2, bool(prunable.any()))  # pack … connect
         return Encoded(tokens, kept, real, keep.nonzero(), keep, scores, packed, sim_loss)
+
+    def encode_kept(self, x: Tensor, keep: Tensor, first: int, pruned: bool = True) -> tuple[Tensor, Packed]:
+        """The second half of Figure 3: pack the kept cells, run the blocks from `first` on, unpack, connect.
+
+        x (F, N, D) after the block before, keep (F, C) bool → LLM tokens (K, W), by frame and cell, and the rows.
+        `pruned` False: all cells are kept, so every row is one frame and needs no mask.
+        """
+        w = self.config.w
+        packed = pack(x, keep.repeat_interleave(w * w, dim=1))
+        mask = self.within_frames(packed) if pruned else None
+        outputs = [packed.x]
+        for block in self.vit.blocks[first:]:
+            outputs.append(block(outputs[-1], mask=mask))  # (F', N, D)
+        tapped = packed.unpack(torch.cat([outputs[tap] for tap in self.config.taps], dim=-1))  # (K·w², taps·D)
+        return self.connector(tapped.unflatten(0, (-1, w * w))), packed  # (K, W)
 
     def stem(self, frames: Tensor) -> Tensor:
         """Blocks 0..l: frames (F, 3, H, W) → (F, N, D), cell-major; each frame on its own."""
@@ -271,51 +274,45 @@ class VLM(nn.Module):
             x = block(x)
         return x
 
-    def encode_kept(self, x: Tensor, keep: Tensor, first: int, pruned: bool = True) -> tuple[Tensor, Packed]:
-        """Pack the kept cells, run the blocks from `first` on, unpack, connect.
+    def teach(self, scores: Tensor, grid: Tensor, counts: Tensor, real: tuple) -> tuple[Tensor | None, Tensor]:
+        """STTS's two teachers: the key bias of block l+1, (F, N) or None, and L_sim.
 
-        x (F, N, D) after the block before, keep (F, C) bool → LLM tokens (K, W), by frame and cell, and the rows.
-        `pruned` False: all cells are kept, so that every row is one frame, and needs no mask.
+        scores (B, T, C) of the tokens grid (B, T, N, D) after block l; real: the indices of its real frames. counts
+        (B,) says how many frames a video has, and 1 for a video that loses nothing: like an image, it gets no bias,
+        and L_sim leaves it out.
         """
-        cfg, w = self.config, self.config.w
-        packed = pack(x, keep.repeat_interleave(w * w, dim=1))
-        mask = None
-        if pruned and self.varlen and in_half_precision(packed.x):
-            mask = Segments.of(packed.frame)
-        elif pruned:
-            mask = added(block_mask(packed.frame), packed.x)  # (F', 1, N, N), made once: each block would make it anew
-        y, features = packed.x, {}
-        for i, block in enumerate(self.vit.blocks[first:], start=first):
-            y = block(y, mask=mask)
-            features[i - cfg.vit.depth] = y  # (F', N, D), by its place from the end
-        tapped = packed.unpack(torch.cat([features[tap] for tap in cfg.taps], dim=-1))  # (K·w², taps·D)
-        return self.connector(tapped.unflatten(0, (-1, w * w))), packed  # (K, W)
+        cfg = self.config
+        sim_loss = similarity_loss(scores, temporal_target(grid, cfg.w), counts, cfg.detach_target)
+        if cfg.bias == "none":
+            return None, sim_loss
+        bias = attention_bias(scores, cfg.w, counts, rescale=cfg.bias == "rescaled")  # (B, T, N)
+        return bias[real], sim_loss
+
+    def within_frames(self, packed: Packed) -> Tensor | Segments:
+        """The block mask of packed rows, made once for all blocks, or with `varlen` a kernel that needs none."""
+        if self.varlen and in_half_precision(packed.x):
+            return Segments.of(packed.frame)
+        return added(block_mask(packed.frame), packed.x)  # (F', 1, N, N)
 
     def encode_blind(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.0) -> Encoded:
         """The blind control (k = 100 in the paper's tables): no vision tokens, no stamps, no markers."""
-        B, T = frames.shape[:2]
-        nothing = torch.zeros(B, T, dtype=torch.long)
+        nothing = torch.zeros(frames.shape[:2], dtype=torch.long)
         tokens = torch.zeros(0, self.config.llm.width, device=frames.device)
         return Encoded(tokens, nothing, nothing.bool(), torch.zeros(0, 3, dtype=torch.long))
 
-    def encode(self, batch: Batch, k: float, encode: Callable[..., Encoded] | None = None) -> Encoded:
+    def encode(self, batch: Batch, k: float, encode: Encoder | None = None) -> Encoded:
         """The batch's videos, by `encode` if given, else by `encode_video`, with the batch's own scores if it has
-        any."""
+        any. `encode` does not learn which are several pictures: to it, they are a video."""
         if encode is not None:
-            return encode(batch.frames, batch.num_frames, k)  # not told of pictures: to it, they are a video
+            return encode(batch.frames, batch.num_frames, k)
         given = None if batch.scores is None else lambda *_: batch.scores.to(batch.frames.device)
         return self.encode_video(batch.frames, batch.num_frames, k, given, batch.still)
 
     # ------------------------------------------------------------------------------------- the LLM
 
-    def forward(self, batch: Batch, k: float = 0.5, encode: Callable[..., Encoded] | None = None) -> Output:
+    def forward(self, batch: Batch, k: float = 0.5, encode: Encoder | None = None) -> Output:
         """Losses and logits of a batch; `encode` instead of `encode_video` for another encoder."""
-        check_prompts(batch.branches)
-        encoded = self.encode(batch, k, encode)
-        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown, self.config.marks)
-        layout = Layout.build(prefixes, batch.branches, encoded.tokens.device, self.config.marks)
-        hidden = self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask)
-
+        encoded, layout, hidden = self.read(batch, batch.branches, k, encode)
         row, column, targets, branch = layout.answers
         logits = self.llm.logits(hidden[row, column])  # (A, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -323,9 +320,19 @@ class VLM(nn.Module):
         num_branches = sum(map(len, batch.branches))
         lengths = torch.bincount(branch, minlength=num_branches)
         task_loss = (losses / lengths[branch]).sum() / num_branches
-        return Output(
-            task_loss, encoded.sim_loss, logits, targets, branch, layout.ids.shape[1], layout.tokens, encoded
-        )  # fmt: skip
+        L, tokens = layout.ids.shape[1], layout.tokens
+        return Output(task_loss, encoded.sim_loss, logits, targets, branch, L, tokens, encoded)
+
+    def read(
+        self, batch: Batch, branches: Branches, k: float, encode: Encoder | None, cache: KVCache | None = None
+    ) -> tuple[Encoded, Layout, Tensor]:
+        """Encode the videos, lay out their sequences with these branches, and run the LLM: hidden states (B, L, W)."""
+        check_prompts(branches)
+        encoded, marks = self.encode(batch, k, encode), self.config.marks
+        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown, marks)
+        layout = Layout.build(prefixes, branches, encoded.tokens.device, marks)
+        x = self.fill_cells(layout.ids, encoded.tokens)  # (B, L, W)
+        return encoded, layout, self.llm(x, layout.positions, layout.mask, cache)
 
     def fill_cells(self, ids: Tensor, cells: Tensor) -> Tensor:
         """ids (B, L), CELL where the next row of cells (K, W) goes → embeddings (B, L, W)."""
@@ -334,20 +341,16 @@ class VLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, batch: Batch, k: float = 0.5, max_new_tokens: int = 16, encode: Callable[..., Encoded] | None = None
+        self, batch: Batch, k: float = 0.5, max_new_tokens: int = 16, encode: Encoder | None = None
     ) -> list[list[list[int]]]:
         """Greedy answers to every branch's prompt (its answer is not looked at): ids, video by video.
 
-        Prompts are read as in training, all of a video's behind its prefix in one pass; then each is continued, on a
-        copy of the keys and values that it sees.
+        Prompts are read as in training: all prompts of a video behind its prefix, in one pass. Then each is continued
+        on a copy of the keys and values that it sees.
         """
-        check_prompts(batch.branches)
-        encoded = self.encode(batch, k, encode)
-        prefixes = prefix_ids(batch.stamps, encoded.kept, encoded.shown, self.config.marks)
         prompts = [[(prompt, []) for prompt, _ in video] for video in batch.branches]
-        layout = Layout.build(prefixes, prompts, encoded.tokens.device, self.config.marks)
         cache = KVCache()
-        hidden = self.llm(self.fill_cells(layout.ids, encoded.tokens), layout.positions, layout.mask, cache)
+        _, layout, hidden = self.read(batch, prompts, k, encode, cache)
         row, column, _, _ = layout.answers  # (R,) each: where every prompt ends
         flat: list[list[int]] = []
         for r, c in zip(row.split(AT_ONCE), column.split(AT_ONCE), strict=True):
@@ -357,16 +360,33 @@ class VLM(nn.Module):
         return [[next(answers) for _ in video] for video in batch.branches]
 
 
-def check_scores(scores: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The scores, if they are (B, T, C). Raises ValueError."""
+def ragged(frames: Tensor, num_frames: Tensor | None, k: float, cells: int, still: Tensor | None) -> tuple[Tensor, ...]:
+    """What is in a ragged batch, on the CPU. Raises ValueError for a k or shapes that cannot be.
+
+    Returns counts (B,), how many frames each video has; real (B, T), which frames those are; and prunable (B,), which
+    videos lose any cell: not an image, not the pictures of `still`, and no video where floor(k·C·T) is 0.
+    """
+    if frames.ndim != 5:
+        raise ValueError(f"frames are {tuple(frames.shape)}: give (B, T, 3, H, W)")
+    B, T = frames.shape[:2]
+    counts = torch.tensor(frame_counts(num_frames, B, T))
+    prunable = torch.tensor([num_removed(k, cells, n) > 0 for n in counts.tolist()])
+    if still is not None:
+        prunable &= ~still.cpu()
+    return counts, torch.arange(T) < counts[:, None], prunable
+
+
+def check_scores(scores: Tensor, shape: tuple[int, ...], real=..., injected: bool = False) -> Tensor:
+    """The scores, if they are (B, T, C) and pass `check_values` at the indices `real`. Raises ValueError."""
     if scores.shape != shape:
-        raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {shape}")
+        raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {tuple(shape)}")
+    check_values(scores[real], injected)
     return scores
 
 
 def check_values(scores: Tensor, injected: bool) -> None:
     """Raise ValueError unless scores are numbers, and in [0, 1] if the scorer has a bias and a loss made of them."""
-    low, high = (-math.inf, math.inf) if not injected else (0.0, 1.0)
+    low, high = (0.0, 1.0) if injected else (-math.inf, math.inf)
     if not bool(((scores >= low) & (scores <= high)).all()):
         worst = f"from {float(scores.min()):.3g} to {float(scores.max()):.3g}"
         raise ValueError(f"scores {worst}: give {'scores in (0, 1), by a sigmoid' if injected else 'no NaN'}")

@@ -1,7 +1,7 @@
 """Hard pruning and sequence packing (paper §3.3, Algorithm 1).
 
-`select` decides which cells stay, `pack` moves what stays into as few rows as it can, and
-`Packed.unpack` brings it back. Deciding is apart from applying, and nothing here has weights.
+`select` decides which cells stay. `pack` moves what stays into few rows, and `Packed.unpack` brings it back.
+Nothing here has weights.
 
     floor(k·C·T) cells with the lowest scores go, jointly over a video's T frames,
     and never one of frame 0; first-fit descending then fills rows of N patches
@@ -11,9 +11,10 @@ Legend
     N patches of a frame, and the capacity of a row ("bin") · F' rows after packing (the paper's T')
     w² patches of a cell · k share of the cells that is *removed*
 
-Where we differ from the paper: a video of one frame loses nothing (the paper's rule for frame 0,
-taken to its limit), ties are broken by place so that the result is deterministic, and a row holds
-nothing but kept tokens: spare room stays empty, so a video's features cannot depend on its batch.
+Where we differ from the paper
+    - A video of one frame loses nothing: the paper's rule for frame 0, taken to its limit.
+    - Ties are broken by place, so that the result is deterministic.
+    - Spare room in a row stays empty, so that a video's features cannot depend on its batch.
 
 What this file does not do: score (`scorer.py`), attend (`vit.py`; for CUDA's kernel for packed rows, `Segments`).
 """
@@ -98,26 +99,23 @@ def select(scores: Tensor, k: float, num_frames: Tensor | None = None) -> Tensor
     >>> select(scores, k=0.5).int().tolist()                        # 3 of 6 go, frame 0 is safe
     [[[1, 1], [1, 0], [0, 0]]]
     """
-    check_k(k)
     if scores.ndim != 3 or not scores.is_floating_point():
         raise ValueError(f"scores are {scores.dtype} {tuple(scores.shape)}: give floats of (B, T, C)")
     B, T, C = scores.shape
     counts = frame_counts(num_frames, B, T)
-    time = torch.arange(T, device=scores.device)
-    real = time < torch.tensor(counts, device=scores.device)[:, None]  # (B, T)
-    safe = ((time == 0) | ~real).repeat_interleave(C, dim=1)  # (B, T·C)
-
-    flat = scores.detach().to(torch.promote_types(scores.dtype, torch.float32)).flatten(1)
-    order = flat.argsort(stable=True)  # lowest first, ties by place
-    order = order.gather(1, safe.gather(1, order).long().argsort(stable=True))  # the safe cells last
     budget = torch.tensor([num_removed(k, C, n) for n in counts], device=scores.device)
-    goes = torch.arange(T * C, device=scores.device) < budget[:, None]
-    removed = torch.zeros_like(safe).scatter(1, order, goes)
-    return ~removed.view(B, T, C) & real[:, :, None]
+    real = torch.arange(T, device=scores.device) < torch.tensor(counts, device=scores.device)[:, None]  # (B, T)
+
+    ranked = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
+    ranked = ranked.masked_fill(~real[..., None], torch.nan)[:, 1:].flatten(1)  # without frame 0; padding comes last
+    order = ranked.argsort(stable=True)  # lowest first, ties by place
+    goes = torch.arange(order.shape[1], device=scores.device) < budget[:, None]
+    removed = real.new_zeros(B, T * C).scatter(1, C + order, goes)  # frame 0's C cells stand before all others
+    return real[..., None] & ~removed.view(B, T, C)
 
 
 def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Tensor, Tensor, int]:
-    """Put segments into rows: longest first, each into the first row with room for it.
+    """Put segments into rows: the longest first, each into the first row with room for it.
 
     lengths   F whole numbers from 0 to capacity (a list or a 1-D tensor)
     returns   row (F,) int, offset (F,) int, both on the CPU, and the number of rows;
@@ -131,7 +129,7 @@ def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Te
     >>> row.tolist(), offset.tolist(), num_rows      # 5 first; 3 needs a new row; 2 joins 3
     ([1, -1, 0, 1], [3, 0, 0, 0], 2)
     """
-    lengths = lengths.tolist() if isinstance(lengths, Tensor) else [int(n) for n in lengths]
+    lengths = torch.as_tensor(lengths, dtype=torch.long).tolist()
     if capacity < 1:
         raise ValueError(f"capacity = {capacity}: a row must hold at least 1 token")
     for i, n in enumerate(lengths):
@@ -228,31 +226,28 @@ def block_mask(frame: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Segments:
-    """Attention within packed rows by a kernel that takes sequences of any length one after another, in the place of
-    a mask: no mask is made, and next to no product is computed that a mask would hide. PyTorch has it (FlashAttention,
-    `torch.nn.attention.varlen`) for CUDA, in half precision, without a bias.
+    """Attention within packed rows by a kernel, instead of a mask: it takes sequences of any length one after another,
+    and skips what a mask would hide. PyTorch has it (FlashAttention, `torch.nn.attention.varlen`) for CUDA, in half
+    precision, without a bias.
 
-    ends   (runs + 1,) int32, from 0 to F'·N: where each run of one frame's tokens, or of spare room, ends in the
-           flattened rows, after a first 0 (`cu_seqlens`)
+    ends   (runs + 1,) int32, from 0 to F'·N: a 0, then where each run ends in the flattened rows (`cu_seqlens`).
+           A run is one frame's tokens, or spare room.
     """
 
     ends: Tensor
 
     @classmethod
     def of(cls, frame: Tensor) -> Segments:
-        """Those of rows with these source frames, (F', N) int, F' ≥ 1. Waits for the device once.
+        """The runs of rows with these source frames, (F', N) int, F' ≥ 1. Waits for the device once.
 
         >>> Segments.of(torch.tensor([[7, 7, 4, -1], [5, 5, 5, -1]])).ends.tolist()
         [0, 2, 3, 4, 7, 8]
         """
-        flat = frame.flatten()
-        changes = (flat[1:] != flat[:-1]).nonzero().squeeze(1) + 1
-        ends = torch.cat([changes.new_zeros(1), changes, changes.new_full((1,), len(flat))])
-        return cls(ends.to(torch.int32))
+        _, lengths = frame.flatten().unique_consecutive(return_counts=True)
+        return cls(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(QKᵀ/√d) V within each run, over (F', heads, N, d). Slots of spare room attend to each other, and
-        nobody reads them."""
+        """softmax(QKᵀ/√d) V within each run, over (F', heads, N, d). Spare room attends to itself; nobody reads it."""
         from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
 
         rows, N = q.shape[0], q.shape[2]
@@ -262,15 +257,13 @@ class Segments:
 
 
 def check_varlen(device: torch.device, head_dim: int) -> None:
-    """Raises ValueError where `Segments` cannot attend: without CUDA, on a GPU older than Ampere, before torch 2.10,
-    in heads that FlashAttention does not take."""
+    """Raise ValueError where `Segments` cannot attend, and say why."""
     if device.type != "cuda":
         raise ValueError(f"--varlen is for CUDA, and the device is {device}: leave it out")
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         raise ValueError(f"--varlen needs torch 2.10 or later, and this is {torch.__version__}: leave it out")
     if torch.cuda.get_device_capability(device) < (8, 0):
-        raise ValueError(
-            f"--varlen needs an Ampere GPU or newer, not {torch.cuda.get_device_name(device)}: leave it out"
-        )
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"--varlen needs an Ampere GPU or newer, not {name}: leave it out")
     if head_dim % 8 or head_dim > 256:
         raise ValueError(f"--varlen takes heads of 8, 16, … 256, and the ViT's are {head_dim} wide: leave it out")

@@ -13,9 +13,11 @@ Legend
     tokens are *cell-major*: token = cell · w² + place in the cell, cells row-major, so that a cell
     is a run of w² tokens and everything per cell is a reshape
 
-Where we differ from the paper: `1 − cos` compares the cell's own tokens, not the pooled features,
-which a learned pooler could collapse (the public code does the same); "previous frame" starts anew in every
-video; log s is clamped below at 1e-4 (the paper names no range).
+Where we differ from the paper
+    - `1 − cos` compares the cell's own tokens. The paper compares pooled features, and a learned pooler could make
+      them all alike. (The public code does as we do.)
+    - "Previous frame" starts anew in every video.
+    - log s is clamped below at 1e-4. The paper names no range.
 
 What this file does not do: select or pack (`packing.py`). A scorer of your own is any callable
 (x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C); see `CosineScorer` for a short one. As a class in a
@@ -71,8 +73,8 @@ class ScorerConfig:
 class CellPooler(nn.Module):
     """Attention pooling inside each cell: the mean token asks, the cell's tokens answer.
 
-    Multi-head cross-attention with its own Q/K/V/O; no LayerNorm, no residual. (The paper, §3.2, says "a self-attention
-    layer for pooling"; the rest is the public code's.)
+    Multi-head cross-attention with its own Q/K/V/O, without LayerNorm and residual. (The paper, §3.2, says "a
+    self-attention layer for pooling". The rest is the public code's.)
     (..., w², in_width) → (..., width). Raises ValueError if width is not a multiple of heads.
     """
 
@@ -100,9 +102,7 @@ class Scorer(nn.Module):
     x           (B, T, N, D) cell-major tokens after ViT block l
     num_frames  (B,) int or None; the scores of padding frames are 0
     returns     (B, T, C) in (0, 1), float32 or better, also under autocast
-    Raises ValueError for a grid that w does not divide. Paper §3.2.
-
-    Init: the MLP normal with std 1/√fan_in, truncated at two of them, biases zero; the pooler likewise.
+    Paper §3.2. All weights start normal with std 1/√fan_in, truncated at two of them, and biases at zero.
     """
 
     injects_bias = True  # STTS alone: its log-scores enter the attention of block l+1
@@ -120,8 +120,6 @@ class Scorer(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
-        B, T, N, D = x.shape
-        cell_side(N, self.config.w)
         pooled = self.pooler(x.unflatten(2, (-1, self.config.w**2)))  # (B, T, C, D)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 has too few distinct scores
             pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
@@ -130,15 +128,14 @@ class Scorer(nn.Module):
             for i, layer in enumerate(self.mlp):
                 h = F.linear(F.silu(h) if i else h, layer.weight.to(h.dtype), layer.bias.to(h.dtype))
             scores = h.squeeze(-1).sigmoid()  # (B, T, C)
-        return torch.where(real_frames(num_frames, T, scores) > 0, scores, 0)
+        return torch.where(real_frames(scores, num_frames), scores, 0)
 
 
-def real_frames(num_frames: Tensor | None, T: int, like: Tensor) -> Tensor:
-    """1 for a real frame, 0 for padding, in the dtype of `like`: (B or 1, T, 1)."""
-    if num_frames is None:
-        return like.new_ones(1, T, 1)
-    num_frames = torch.as_tensor(num_frames, device=like.device)
-    return (torch.arange(T, device=like.device) < num_frames[:, None])[..., None].to(like.dtype)
+def real_frames(scores: Tensor, num_frames: Tensor | None) -> Tensor:
+    """Which frames of scores (B, T, C) are no padding: bool (B, T, 1). None: all are real."""
+    B, T = scores.shape[:2]
+    counts = torch.as_tensor([T] * B if num_frames is None else num_frames, device=scores.device)
+    return (torch.arange(T, device=scores.device) < counts[:, None])[..., None]
 
 
 def temporal_target(x: Tensor, w: int) -> Tensor:
@@ -162,9 +159,11 @@ def similarity_loss(
 ) -> Tensor:
     """L_sim: the mean over videos of 1/(T·C) · Σ_{t≥1} (s − target)² (paper §3.2).
 
-    scores (B, T, C), target (B, T−1, C) from `temporal_target`; T is each video's own number of
-    frames, padding does not count. Videos of one frame are left out of the mean; with no other
-    video the loss is 0. Only the target is detached, unless `detach_target` is False.
+    scores (B, T, C), target (B, T−1, C) from `temporal_target`. T is each video's own number of frames: padding does
+    not count. Videos of one frame are left out of the mean. With no other video the loss is 0.
+
+    Why the target is detached (unless `detach_target` is False): the scores are to follow the features. With a
+    gradient through the target, the ViT could lower the loss by changing its features until they fit the scores.
 
     >>> float(similarity_loss(torch.full((1, 2, 1), 0.5), torch.zeros(1, 1, 1)))     # 0.25 / (2·1)
     0.125
@@ -173,9 +172,9 @@ def similarity_loss(
     if target.shape != (B, T - 1, C):
         raise ValueError(f"target is {tuple(target.shape)}; scores {tuple(scores.shape)} need {(B, T - 1, C)}")
     target = target.detach() if detach_target else target
-    real = real_frames(num_frames, T, scores).expand(B, T, 1)
+    real = real_frames(scores, num_frames)  # (B, T, 1)
     # where, not ×: whatever padding holds, even inf, is nobody's loss and nobody's gradient
-    error = torch.where(real[:, 1:].bool(), scores[:, 1:] - target, 0).square()  # (B, T−1, C)
+    error = torch.where(real[:, 1:], scores[:, 1:] - target, 0).square()  # (B, T−1, C)
     frames = real.sum((1, 2))  # (B,)
     per_video = error.sum((1, 2)) / (frames * C)
     return per_video.sum() / (frames > 1).sum().clamp(min=1)
@@ -186,9 +185,12 @@ def attention_bias(
 ) -> Tensor:
     """S, the bias that a cell's score gives to each of its patches as keys (paper §3.2).
 
-    scores (B, T, C) in (0, 1) → (B, T, N), cell-major. S = log max(s, eps); frame 0 (so every image)
-    and padding get 0. With `rescale`, as in the public code but per frame: min–max to [e⁻², 1] before
-    the log, the range floored at 0.01, so that a flat frame does not blow up the gradient.
+    scores (B, T, C) in (0, 1) → (B, T, N), cell-major. S = log max(s, eps). Frame 0, so every image, and padding
+    get 0. With `rescale`, as in the public code but per frame: min–max to [e⁻², 1] before the log. The range is
+    floored at 0.01, so that a flat frame does not blow up the gradient.
+
+    Why per key and not per query: what is added to all logits of a query cancels in its softmax. Added to a key, it
+    decides how much all queries take from that key: a cell of low score is hardly seen.
 
     >>> attention_bias(torch.tensor([[[.5, .5], [1., .0]]]), w=1)[0].int().tolist()    # log 1e-4 = −9.2
     [[0, 0], [0, -9]]
@@ -199,20 +201,19 @@ def attention_bias(
         bias = (low_end + (1 - low_end) * (scores - low) / (high - low).clamp(min=0.01)).log()
     else:
         bias = scores.clamp(min=eps).log()
-    time = torch.arange(scores.shape[1], device=scores.device)[:, None]
-    biased = (real_frames(num_frames, scores.shape[1], scores) > 0) & (time > 0)
+    biased = real_frames(scores, num_frames) & (torch.arange(scores.shape[1], device=scores.device) > 0)[:, None]
     return torch.where(biased, bias, 0).repeat_interleave(w * w, dim=-1)
 
 
 def spread(scores: Tensor, amount: float, start: int = 0) -> Tensor:
-    """Scores to rank cells by, so that what looks the same in every frame is kept in some frames, not in all or in none
-    (ours, not the paper's): log-odds of the scores + amount · a fixed pattern.
+    """Scores to rank cells by: log-odds of the scores + amount · a fixed pattern (ours, not the paper's). With it,
+    what looks the same in every frame is kept in some frames, instead of in all or in none.
 
     scores  (B, T, C) of frames start, start + 1, …; higher = more worth keeping; in [0, 1], what lies beyond is clamped
     returns (B, T, C), for `select`; with amount = 0 the scores themselves, as in the paper
 
-    The pattern is that of logistic noise without the chance: log u/(1 − u) with u = frac(t/φ + c/ρ), φ the golden
-    ratio, ρ the plastic number. In any run of frames a cell's u are spread evenly, and neighbours are out of step.
+    The pattern is logistic noise without chance: log u/(1 − u) with u = frac(t/φ + c/ρ), φ the golden ratio, ρ the
+    plastic number. In any run of frames a cell's u are spread evenly, and neighbouring cells are out of step.
 
     >>> select_by = spread(torch.full((1, 4, 2), 0.5), amount=1.0)
     >>> (select_by[0] > 0).int().tolist()                         # of equal scores, now one and now the other
@@ -227,29 +228,27 @@ def spread(scores: Tensor, amount: float, start: int = 0) -> Tensor:
     return torch.logit(scores.detach().float(), eps=1e-4).to(scores) + amount * pattern
 
 
-class RandomScorer(nn.Module):
-    """Baseline: uniform random scores, from torch's CPU generator: the same on every device, and resumed
-    with everything else."""
+class Baseline(nn.Module):
+    """A scorer without weights. It only scores: no bias, no L_sim."""
 
     injects_bias = False
 
     def __init__(self, config: ScorerConfig):
         super().__init__()
         self.config = config
+
+
+class RandomScorer(Baseline):
+    """Uniform random scores. They come from torch's CPU generator, so they are the same on every device, and a resumed
+    run goes on with them."""
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         B, T, N, _ = x.shape
         return torch.rand(B, T, N // self.config.w**2).to(x.device)
 
 
-class CosineScorer(nn.Module):
-    """Baseline: the paper's heuristic, a cell's score is how much it changed since the frame before."""
-
-    injects_bias = False
-
-    def __init__(self, config: ScorerConfig):
-        super().__init__()
-        self.config = config
+class CosineScorer(Baseline):
+    """The paper's heuristic: a cell's score is how much it changed since the frame before."""
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         change = temporal_target(x, self.config.w)  # (B, T−1, C)
@@ -261,10 +260,11 @@ SCORERS: dict[str, type[nn.Module]] = {"stts": Scorer, "cosine": CosineScorer, "
 
 def find_scorer(name: str) -> type[nn.Module]:
     """The class of that name: one of `SCORERS`, or "my_file.py:MyScorer", an `nn.Module` of yours that is made
-    from a `ScorerConfig`. It is imported once and then stands in `SCORERS` under that very name, so that models and
-    checkpoints can be made of it; no checkpoint imports a file by itself. A class attribute `injects_bias = True`
-    gives it STTS's two teachers (then its scores must lie in (0, 1)); without one it only scores.
-    Raises ValueError for a name that leads to no such class.
+    from a `ScorerConfig`. Raises ValueError for a name that leads to no such class.
+
+    A file is imported once. Its class then stands in `SCORERS` under that very name, so that models and checkpoints
+    can be made of it; no checkpoint imports a file by itself. With a class attribute `injects_bias = True` it gets
+    STTS's two teachers, and its scores must lie in (0, 1). Without one it only scores.
 
     >>> find_scorer("cosine").__name__
     'CosineScorer'

@@ -4,14 +4,14 @@
     <question> what … <answer> red <end>                                  a branch, for every question
 
 Stamps and markers of every frame survive pruning (paper Table 6 counts it so). Every branch starts at the
-position after the prefix, and sees the prefix and itself. Attention is causal, except that cells and frame
-markers of one video see each other in both directions.
+position after the prefix, and sees the prefix and itself. Attention is causal, with one exception: cells and frame
+markers of a video see each other in both directions.
 
 Legend: B videos · L length of a row · A answer tokens to predict · CELL stands in a row of ids where a kept
 cell's token goes.
 
-Several pictures are laid out like frames, with their numbers in the place of time stamps. `Marks` are the tokens
-that stand around frames, fill rows and end answers: the world's by default, a real LLM's own if it has one.
+Several pictures are laid out like frames, with their numbers instead of time stamps. `Marks` are the tokens that
+stand around frames, fill rows and end answers: the toy world's by default, a real LLM's own if it has one.
 
 What this file does not do: encode (`model.py`), make questions (`data/batches.py`).
 """
@@ -49,7 +49,7 @@ class Batch:
     num_frames  (B,) int, on the CPU
     stamps      for each video, for each frame, the token ids of its time stamp
     branches    for each video, for each question, (prompt ids, answer ids); the end token is added
-    scores      (B, T, C), in the place of what the model's scorer says (an oracle's, say), or None
+    scores      (B, T, C), instead of what the model's scorer says (an oracle's, for example), or None
     still       (B,) bool, on the CPU: several pictures, not a video, so nothing of it is pruned; None: all are videos
     """
 
@@ -79,12 +79,12 @@ def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks
     """
     prefixes = []
     for b, (video, counts, seen) in enumerate(zip(stamps, kept.tolist(), shown.tolist(), strict=True)):
-        if any(seen) and len(video) != sum(seen):
-            raise ValueError(f"video {b} has {len(video)} time stamps and {sum(seen)} frames: give one a frame")
+        counts = [count for count, there in zip(counts, seen, strict=True) if there]
+        if counts and len(video) != len(counts):
+            raise ValueError(f"video {b} has {len(video)} time stamps and {len(counts)} frames: give one a frame")
         ids: list[int] = []
-        for stamp, count, there in zip(video, counts, seen, strict=False):
-            if there:
-                ids += [*stamp, marks.frame_start, *[CELL] * count, marks.frame_end]
+        for stamp, count in zip(video, counts, strict=False):  # no counts: blind
+            ids += [*stamp, marks.frame_start, *[CELL] * count, marks.frame_end]
         prefixes.append(ids)
     return prefixes
 
@@ -93,17 +93,14 @@ def check_prompts(branches: Branches) -> None:
     """Raise ValueError for a batch without a question, or a question without a prompt."""
     if not any(branches):
         raise ValueError("a batch without any question: give each video at least one (prompt ids, answer ids)")
-    for b, video in enumerate(branches):
-        for q, (prompt, _) in enumerate(video):
-            if not prompt:
-                raise ValueError(
-                    f"video {b}, question {q} has an empty prompt: give at least one token to answer after"
-                )
+    empty = [f"video {b}, question {q}" for b, video in enumerate(branches) for q, (p, _) in enumerate(video) if not p]
+    if empty:
+        raise ValueError(f"{empty[0]} has an empty prompt: give at least one token to answer after")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows of a batch, padded on the right, who sees whom, and where each answer token is predicted.
+    """Rows of a batch, padded on the right; who sees whom; and where each answer token is predicted.
 
     ids        (B, L), CELL for a kept cell's place, `marks.pad` for padding
     positions  (B, L): contiguous in the prefix; every branch goes on from the prefix's end

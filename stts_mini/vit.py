@@ -11,13 +11,14 @@ Legend
     F frames (of any video) · N patches of a frame · D width · d width of a head
     H, W pixels · p side of a patch in pixels · g = H/p patches to a side, row-major, N = g²
 
-What this file does not do: score, prune or pack. A block takes a bias per key and a mask, or a function in the
-place of `attend`, and does not ask what they are for.
+What this file does not do: score, prune or pack. A block takes a bias per key, and a mask or a function that
+replaces `attend`, and does not ask what they are for.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -70,9 +71,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask
     head and query, and/or a mask (F, 1, N, N): booleans, True = may attend, or floats that are added to the
     logits, without a gradient. Returns (F, heads, N, d).
 
-    A float mask that needs a gradient would drop PyTorch to its slow path, so S rides in extra channels
-    instead: [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. (On a CPU, in more than 16 bits and with no
-    other mask, an S without a gradient, as in inference, is a mask.) A query that may attend to nothing gets zeros.
+    A float mask that needs a gradient would drop PyTorch to its slow path. So S rides in extra channels instead:
+    [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. Without a gradient, as in inference, S is a mask where that is exact and
+    fast: on a CPU, in more than 16 bits, with no other mask. A query that may attend to nothing gets zeros.
     """
     d = q.shape[-1]
     full_precision_on_cpu = q.is_cpu and q.dtype.itemsize > 2
@@ -87,11 +88,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask
 
 
 def add_bias_channels(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, pad_to: int = 1) -> tuple[Tensor, ...]:
-    """q, k, v (F, heads, N, d) with channels more, such that q·k grows by √d · key_bias (F, N).
+    """q, k, v (F, heads, N, d) with more channels, so that q·k grows by √d · key_bias (F, N).
 
-    The query's constant c is a power of two near √d. In half precision S comes as a sum, what the type can
-    hold and what was lost, which keeps its error below 2e-4. `pad_to`: the width becomes a multiple
-    (CUDA's fast kernels want 8).
+    The query's constant c is a power of two near √d. In half precision S is split in two: what the type can hold,
+    and the rest. That keeps its error below 2e-4. `pad_to`: the width becomes a multiple of it (CUDA's fast kernels
+    want 8).
     """
     d = q.shape[-1]
     c = 2.0 ** round(math.log2(d) / 2)
@@ -119,22 +120,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | Attend | None = None) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)  # (F, heads, N, d)
-        if callable(mask) and key_bias is not None:
-            raise ValueError("a function in the place of attention knows no bias per key: give a mask, or no key_bias")
+        assert key_bias is None or not callable(mask), "a function that replaces `attend` takes no bias per key"
         y = mask(q, k, v) if callable(mask) else attend(q, k, v, key_bias, mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (F, N, D)
-
-
-class MLP(nn.Module):
-    """Two linear layers around a tanh-GELU."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp)
-        self.fc2 = nn.Linear(config.mlp, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -145,7 +133,8 @@ class Block(nn.Module):
         self.layer_norm1 = nn.LayerNorm(config.width, eps=config.eps)
         self.attention = Attention(config)
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
-        self.mlp = MLP(config)
+        fc1, fc2 = nn.Linear(config.width, config.mlp), nn.Linear(config.mlp, config.width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU(approximate="tanh"), fc2=fc2))
 
     def forward(self, x: Tensor, key_bias: Tensor | None = None, mask: Tensor | Attend | None = None) -> Tensor:
         x = x + self.attention(self.layer_norm1(x), key_bias, mask)
@@ -153,8 +142,8 @@ class Block(nn.Module):
 
 
 def sines(g: int, D: int) -> Tensor:
-    """Positions of a g×g grid, (g², D): sines and cosines of the row, then of the column, with wavelengths
-    from 4 to 32 patches."""
+    """Positions of a g×g grid, (g², D): sines and cosines of the row, then of the column. Wavelengths go from 4 to 32
+    patches."""
     count = -(-D // 4)
     frequency = 2 * math.pi / torch.logspace(2, 5, count, base=2)
     angle = torch.arange(g)[:, None] * frequency
@@ -166,7 +155,7 @@ def sines(g: int, D: int) -> Tensor:
 class ViT(nn.Module):
     """frames (F, 3, H, W), scaled to [−1, 1] → (F, N, D), row-major, after the final LayerNorm.
 
-    `embed` and `blocks` are public: whoever needs hidden states on the way runs them himself.
+    `embed` and `blocks` are public, for callers that need hidden states on the way.
     Raises ValueError for frames of another size.
     """
 
@@ -174,23 +163,21 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.width)
-        self.position_embedding = nn.Parameter(torch.empty(config.num_patches, config.width))
+        self.position_embedding = nn.Parameter(sines(config.grid, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.post_layernorm = nn.LayerNorm(config.width, eps=config.eps)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linear weights normal with std 1/√fan_in, but a hundredth of that where they write to the residual
-        stream (out_proj, fc2), so that every block starts as almost the identity, and three times that in
-        the patch embedding, because the pixels of a patch differ little; biases zero; positions (learned
-        from there on) 2-D sines, so that a cell's mean still tells where it lies; LayerNorms 1 and 0."""
+        """Linear weights normal with std 1/√fan_in, biases zero, LayerNorms 1 and 0. Two gains differ: a hundredth
+        where weights write to the residual stream (out_proj, fc2), so that every block starts as almost the identity;
+        and three in the patch embedding, because the pixels of a patch differ little. Positions start as 2-D sines
+        and are learned from there, so that a cell's mean still shows where it lies."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 gain = 0.01 if name.endswith(("out_proj", "fc2")) else 3.0 if name == "patch_embedding" else 1.0
                 nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            self.position_embedding.copy_(sines(self.config.grid, self.config.width))
 
     def embed(self, frames: Tensor) -> Tensor:
         """(F, 3, H, W) → (F, N, D): a linear map of each flattened patch, plus its position."""
@@ -220,6 +207,16 @@ def resized_positions(positions: Tensor, num_patches: int) -> Tensor:
     return grid[0].flatten(1).T.to(positions.dtype)
 
 
+FROM_SIGLIP = {
+    "vision_model.": "",
+    "embeddings.": "",
+    "encoder.": "",
+    "layers.": "blocks.",
+    "self_attn.": "attention.",
+    "position_embedding.weight": "position_embedding",
+}
+
+
 def from_siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the state dict of Hugging Face's `SiglipVisionModel` to that of `ViT`.
 
@@ -227,12 +224,8 @@ def from_siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     renamed = {}
     for key, value in state.items():
-        key = key.removeprefix("vision_model.").removeprefix("embeddings.").removeprefix("encoder.")
-        if key.startswith("head."):
-            continue
-        if key == "patch_embedding.weight":
-            value = value.flatten(1)  # (D, 3, p, p) → (D, 3·p²)
-        key = key.replace("position_embedding.weight", "position_embedding")
-        key = key.replace("layers.", "blocks.").replace("self_attn.", "attention.")
-        renamed[key] = value
+        for theirs, ours in FROM_SIGLIP.items():
+            key = key.replace(theirs, ours)
+        if not key.startswith("head."):
+            renamed[key] = value.flatten(1) if key == "patch_embedding.weight" else value  # (D, 3, p, p) → (D, 3·p²)
     return renamed

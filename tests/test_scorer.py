@@ -241,11 +241,10 @@ def test_the_target_is_detached_unless_it_is_asked_for():
     assert target.grad is None and scores.grad is not None
 
 
-def test_real_frames_are_ones_in_the_type_asked_for():
-    like = torch.zeros(2, 3, 4, dtype=torch.float64)
-    assert real_frames(None, 3, like).tolist() == [[[1.0], [1.0], [1.0]]]
-    two = real_frames(torch.tensor([3, 1]), 3, like)
-    assert two.tolist() == [[[1.0], [1.0], [1.0]], [[1.0], [0.0], [0.0]]] and two.dtype == torch.float64
+def test_real_frames_are_those_before_the_padding():
+    scores = torch.zeros(2, 3, 4)
+    assert real_frames(scores, None).tolist() == [[[True]] * 3] * 2
+    assert real_frames(scores, torch.tensor([3, 1])).tolist() == [[[True]] * 3, [[True], [False], [False]]]
 
 
 def test_spread_is_logistic_noise_without_chance():

@@ -263,7 +263,7 @@ def test_positions_resized_keep_what_is_smooth():
     assert resized_positions(impulse, 16).view(4, 4)[0, 0] > 0.05
 
 
-def test_a_function_may_stand_in_the_place_of_attention():
+def test_a_function_may_replace_attention():
     attention, x, F, heads = Attention(SMALL), torch.randn(3, SMALL.num_patches, SMALL.width), 3, SMALL.heads
     taken = []
 
@@ -274,5 +274,5 @@ def test_a_function_may_stand_in_the_place_of_attention():
     expected = attention.out_proj(attention.q_proj(x) + 2 * attention.k_proj(x) + 3 * attention.v_proj(x))
     torch.testing.assert_close(attention(x, mask=weigh), expected)
     assert taken == [(F, heads, SMALL.num_patches, SMALL.head_dim)]
-    with pytest.raises(ValueError, match="knows no bias per key"):
+    with pytest.raises(AssertionError, match="takes no bias per key"):
         attention(x, torch.zeros(3, SMALL.num_patches), weigh)
