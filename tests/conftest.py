@@ -2,6 +2,7 @@
 seeds, and more examples with HYPOTHESIS_PROFILE=thorough. And the grader's options: see tests/README.md."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,23 +23,20 @@ torch.manual_seed(0)
 
 def pytest_addoption(parser):
     for module in GRADED:
-        parser.addoption(f"--{module}", metavar="FILE", help=f"grade this file in the place of stts_mini.{module}")
+        parser.addoption(f"--{module}", metavar="FILE", help=f"grade this file instead of stts_mini.{module}")
 
 
 def pytest_configure(config):
-    config.graded = []
-    for module, names in GRADED.items():
-        path = config.getoption(f"--{module}")
-        if path and ":" in path:  # my_file.py:MyScorer, for test_any_scorer.py
-            config.graded.append(path)
-        elif path:
-            try:
-                found = put_in_place(module, path)
-            except ValueError as error:
-                raise pytest.UsageError(str(error)) from error
-            ours = [name for name in names if name not in found]
-            config.graded.append(f"{path}: {', '.join(found)}" + (f" (ours: {', '.join(ours)})" if ours else ""))
+    files = {Path(arg.split("::")[0]).name for arg in config.args}
+    paths = {module: config.getoption(f"--{module}") for module in GRADED}
+    try:
+        config.graded = [put_in_place(module, path, files) for module, path in paths.items() if path]
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
-def pytest_report_header(config):
-    return [f"grading {line}" for line in config.graded]
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session):
+    """The report's first lines say what is graded. (A header would not be shown with -q.)"""
+    for line in session.config.graded:
+        session.config.pluginmanager.get_plugin("terminalreporter").write_line(line)

@@ -1,15 +1,24 @@
-"""The grader: modules that are wrong on purpose fail, by the property that they break, with a small example."""
+"""The grader: modules that are wrong on purpose fail, by the property that they break, with a small example.
 
+It runs from a folder outside the checkout, which has tests and settings of its own.
+"""
+
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.grading import GRADED, put_in_place
+import stts_mini
+from stts_mini import model, packing, scorer
+from stts_mini.lab import grade as command
+from tests.grading import GRADED, put_in_place, replace
 
-WRONG = Path(__file__).parent / "wrong"
+ROOT = Path(__file__).parent.parent
+WRONG = ROOT / "tests" / "wrong"
 CAUGHT_BY = {  # the first property that each breaks
     "one_row_per_frame": ("packing", "test_first_fit_is_the_oracle"),
     "frames_mixed": ("packing", "test_block_mask_is_the_oracle"),
@@ -23,9 +32,43 @@ CAUGHT_BY = {  # the first property that each breaks
 }
 
 
-def grade(module, path, *options):
-    command = [sys.executable, "-m", "pytest", f"tests/test_{module}.py", f"--{module}", str(path), "-x", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=WRONG.parents[1])
+MINE = """
+from stts_mini.packing import pack as right_pack, select
+from torch import nn
+
+def pack(x, keep):
+    return right_pack(x, keep)
+
+class MyScorer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.w2 = config.w**2
+
+    def forward(self, x, num_frames=None):
+        return x.unflatten(2, (-1, self.w2)).mean((3, 4))
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Somebody's project: a package `tests`, a conftest.py that imports it, and settings of its own."""
+    (tmp_path / "tests").mkdir()
+    for empty in ("tests/__init__.py", "tests/grading.py", "empty.py"):
+        (tmp_path / empty).touch()
+    (tmp_path / "conftest.py").write_text("import tests.grading\nraise RuntimeError('not ours')\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    return tmp_path
+
+
+def run(folder, *command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def grade(folder, *options):
+    return run(folder, "stts_mini.lab.grade", *options, "-x")
 
 
 def test_every_wrong_module_is_listed():
@@ -36,28 +79,84 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CAUGHT_BY if name
 
 
 @pytest.mark.parametrize("name", ["token_lost", *SLOW])
-def test_a_wrong_module_is_caught_with_a_small_counter_example(name):
+def test_a_wrong_module_is_caught_with_a_small_counter_example(name, elsewhere):
     module, test = CAUGHT_BY[name]
-    done = grade(module, WRONG / f"{name}.py", "-p", "no:cacheprovider")
+    shutil.copy(WRONG / f"{name}.py", elsewhere / "wrong.py")
+    done = grade(elsewhere, f"--{module}", "wrong.py")
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(rf"FAILED \S+::{test}\b", done.stdout), done.stdout[-2000:]
     example = re.split(r"(?:Falsifying|Failing) (?:explicit )?(?:example|test case)", done.stdout)[1]
     assert len(example.split("Explanation:")[0].split("short test summary")[0]) < 1500, example
 
 
-def test_ours_passes_in_its_own_place(tmp_path):
-    (tmp_path / "mine.py").write_text("from stts_mini.packing import pack, select\n")
-    done = grade("packing", tmp_path / "mine.py", "-v", "-k", "test_select_is_the_oracle or round_trip")
-    assert done.returncode == 0, done.stdout
-    assert "mine.py: select, pack (ours: num_removed, first_fit_descending, block_mask)" in done.stdout
+def test_a_right_module_passes_and_nothing_is_written_beside_it(elsewhere):
+    """What the file only imports from us is not graded."""
+    before = {path for path in elsewhere.rglob("*") if "__pycache__" not in path.parts}
+    done = grade(elsewhere, "--packing", "mine.py", "-k", "test_select_is_the_oracle or round_trip")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = "grading mine.py: pack (ours: num_removed, select, first_fit_descending, block_mask)"
+    assert done.stdout.splitlines()[0] == first and "2 passed" in done.stdout
+    assert {path for path in elsewhere.rglob("*") if "__pycache__" not in path.parts} == before
 
 
-def test_what_cannot_be_graded_is_refused(tmp_path):
-    (tmp_path / "empty.py").write_text("")
+def test_a_scorer_class_is_graded(elsewhere):
+    done = grade(elsewhere, "--scorer", "mine.py:MyScorer", "-k", "finite or trains")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0] == "grading mine.py:MyScorer" and "2 passed" in done.stdout
+
+
+def test_the_encoder_is_tested_with_the_part_inside(elsewhere):
+    """One subprocess, for `model.py` had imported ours before."""
+    done = grade(elsewhere, "--packing", str(WRONG / "frames_mixed.py"), "--encoder", "-k", "any_batch")
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_part_is_replaced_wherever_the_package_holds_it():
+    def new_mask(frame): ...
+
+    class NewScorer(scorer.Scorer): ...
+
+    for old, new in ((packing.block_mask, new_mask), (scorer.Scorer, NewScorer)):
+        replace(old, new)
+        try:
+            held = (packing.block_mask, model.block_mask, stts_mini.block_mask)
+            held += (scorer.Scorer, stts_mini.Scorer, scorer.SCORERS["stts"])
+            assert sum(part is new for part in held) == 3 and not any(part is old for part in held)
+        finally:
+            replace(new, old)
+
+
+def test_what_cannot_be_graded_is_refused(elsewhere):
     for module in GRADED:
-        with pytest.raises(ValueError, match="no such file"):
-            put_in_place(module, str(tmp_path / "missing.py"))
-        with pytest.raises(ValueError, match="defines none of"):
-            put_in_place(module, str(tmp_path / "empty.py"))
-    done = grade("packing", tmp_path / "missing.py")
-    assert done.returncode == 4 and "no such file" in done.stderr and "Traceback" not in done.stderr
+        for name, message in (
+            ("missing.py", "no such file"),
+            ("empty.py", "defines none of"),
+            ("broken.py", "cannot be imported"),
+            ("pytest.ini", r"must end in \.py"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                put_in_place(module, str(elsewhere / name), {f"test_{module}.py"})
+
+
+def test_a_class_is_named_and_graded_by_its_own_tests(elsewhere):
+    """Not by others, which would pass without looking at it."""
+    mine, own = str(elsewhere / "mine.py"), {"test_any_scorer.py"}
+    refused = [
+        ("scorer", mine, own, rf"name it, as --scorer {mine}:MyScorer"),
+        ("scorer", mine, {"test_scorer.py"}, rf"defines none of .*--scorer {mine}:MyScorer"),
+        ("scorer", f"{mine}:MyScorer", {"test_scorer.py", "test_model.py"}, "only test_any_scorer.py grades a class"),
+        ("scorer", f"{mine}:Nobody", own, "no nn.Module class 'Nobody'"),
+        ("packing", f"{mine}:pack", {"test_packing.py"}, "give a file alone"),
+    ]
+    for module, path, files, message in refused:
+        with pytest.raises(ValueError, match=message):
+            put_in_place(module, path, files)
+    done = run(ROOT, "pytest", "tests/test_any_scorer.py", f"--scorer={mine}")
+    assert done.returncode == 4 and f"--scorer {mine}:MyScorer" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_installation_without_the_tests_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    with pytest.raises(SystemExit):
+        command.main(["--packing", "mine.py"])
+    assert "clone the repository" in capsys.readouterr().err

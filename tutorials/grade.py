@@ -1,10 +1,10 @@
 """The package's property tests as a grader for what you write in a notebook.
 
-    grade("packing", first_fit_descending, only="first_fit")      your function in the place of ours, then the tests
+    grade("packing", first_fit_descending, only="first_fit")      your function instead of ours, then the tests
     grade_scorer("my_scorer.py:MyScorer")                         what every scorer must do, asked of yours
 
 What you hand in is written to a file of its own, which starts with HEADER; `ours` there is the package's own module, so
-that `ours.select` stays what it was when yours has taken its place. The same as a command: see tests/README.md.
+that `ours.select` stays what it was when yours has taken its place. The same as a command: `stts_mini.lab.grade`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from types import SimpleNamespace
 
 from stts_mini import packing, scorer
 
-ROOT = Path(__file__).parent.parent
 OURS = {"packing": SimpleNamespace(**vars(packing)), "scorer": SimpleNamespace(**vars(scorer))}
 HEADER = """
 import math
@@ -38,7 +37,7 @@ ours = SimpleNamespace(**vars(stts_mini.{module}))
 
 
 def grade(module: str, *parts, only: str = "") -> bool:
-    """Run tests/test_<module>.py with these functions or classes (or their text) in the place of ours.
+    """Run tests/test_<module>.py with these functions or classes (or their text) instead of ours.
 
     `only`: tests whose names match, as pytest's -k. Prints what was run, or the first failing example.
     """
@@ -51,16 +50,15 @@ def grade(module: str, *parts, only: str = "") -> bool:
 
 def grade_scorer(name: str) -> bool:
     """Run tests/test_any_scorer.py on a class of yours, "my_file.py:MyScorer"."""
-    path, _, class_name = name.rpartition(":")
-    return _run("tests/test_any_scorer.py", "--scorer", f"{Path(path).resolve()}:{class_name}")
+    return _run("tests/test_any_scorer.py", "--scorer", name)
 
 
-def _run(*arguments: str) -> bool:
-    """pytest with these arguments; prints what passed, or the end of what it said."""
-    command = [sys.executable, "-m", "pytest", *arguments, "-x", "-p", "no:cacheprovider", "--color=no"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def _run(tests: str, *options: str) -> bool:
+    """The grader with these options; prints what passed, or the end of what it said."""
+    command = [sys.executable, "-m", "stts_mini.lab.grade", *options, "-x", "--color=no"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print("\n".join((done.stdout + done.stderr).splitlines()[-30:]))
     else:
-        print(", ".join(re.findall(r"\d+ passed", done.stdout)), "tests of", arguments[0])
+        print(", ".join(re.findall(r"\d+ passed", done.stdout)), "tests of", tests)
     return done.returncode == 0

@@ -1,0 +1,52 @@
+"""Grade a packing or a scorer of your own by the package's tests, from any folder.
+
+    python -m stts_mini.lab.grade --packing mine.py             your functions with our names, instead of ours
+    python -m stts_mini.lab.grade --scorer mine.py              the same for the parts of the scorer
+    python -m stts_mini.lab.grade --scorer mine.py:MyScorer     what every scorer must do, asked of your class
+    python -m stts_mini.lab.grade --packing mine.py -x -k round_trip        the rest is pytest's
+
+It runs pytest with this project's settings, so your own pytest settings, conftest.py and tests/ have no say. Nothing is
+written to your folder. The exit status is pytest's. Which names can be replaced: tests/README.md.
+
+What this file does not do: put your part in place (`tests/conftest.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: see the module's docstring."""
+    parser = argparse.ArgumentParser("python -m stts_mini.lab.grade", description=__doc__.split("\n")[0])
+    part = parser.add_mutually_exclusive_group(required=True)
+    part.add_argument("--packing", metavar="FILE", help="a file that defines select, pack, …")
+    part.add_argument("--scorer", metavar="FILE[:CLASS]", help="a file that defines CellPooler, …, or a scorer class")
+    parser.add_argument("--encoder", action="store_true", help="test the whole video encoder with your part inside")
+    args, for_pytest = parser.parse_known_args(argv)
+    if not (ROOT / "tests" / "grading.py").is_file():
+        parser.error(
+            f"there are no tests in {ROOT}: clone the repository, and run pip install -e '.[test]' in the clone"
+        )
+    if not (find_spec("pytest") and find_spec("hypothesis")):
+        parser.error(f"pytest and hypothesis are needed: run pip install -e '.[test]' in {ROOT}")
+    import pytest
+
+    module, path = ("packing", args.packing) if args.packing else ("scorer", args.scorer)
+    tests = "model" if args.encoder else "any_scorer" if ":" in path else module
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "stts_mini_grade"))
+    settings = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "-W", "default"]
+    graded = f"--{module}={path}"  # one word: of a path alone, pytest would load the conftest.py that lies beside it
+    sys.exit(pytest.main([*settings, str(ROOT / "tests" / f"test_{tests}.py"), graded, *for_pytest]))
+
+
+if __name__ == "__main__":
+    main()
