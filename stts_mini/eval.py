@@ -18,7 +18,6 @@ import argparse
 import functools
 import itertools
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, collate, pick_questions, tokenizer_of
+from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, collate, pick_questions
 from stts_mini.data.clips import (
     OWN,
     QA,
@@ -43,10 +42,10 @@ from stts_mini.data.video import Video, VideoError
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
 from stts_mini.report.result import GENERATED, Result, broken_clips, merged, summarise, table
-from stts_mini.scorer import find_scorer
 from stts_mini.toy import world
 from stts_mini.toy.drawing import evidence
 from stts_mini.training import checkpoint, distributed
+from stts_mini.training.logging import one_line_errors
 
 
 @torch.no_grad()
@@ -231,13 +230,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
     parser.add_argument("--json", default=None, help="also write the scores to this file")
     args = parser.parse_args(argv)
-    try:
-        with distributed.processes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) as device:
-            run(args, device)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"{parser.prog}: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    cuda = torch.cuda.is_available()
+    with one_line_errors(parser.prog), distributed.processes(torch.device("cuda" if cuda else "cpu")) as device:
+        run(args, device)
 
 
 def run(args: argparse.Namespace, device: torch.device) -> dict:
@@ -245,9 +240,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     torch.manual_seed(args.seed)
     if args.json:
         writable(args.json)  # better known now than after the work
-    own = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
-    model, state = checkpoint.load_model(args.checkpoint, device)
-    checkpoint.check_world(state, args.checkpoint)
+    model, state, tokenizer = checkpoint.load_trained(args.checkpoint, device, args.scorer)
     train = state["train_config"]
     frames = train["max_frames"] if args.max_frames is None else args.max_frames
     k = train["k"] if args.k is None else args.k
@@ -258,8 +251,6 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train))
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
     trained, scorer = model.config.scored_by, args.scorer or model.config.scored_by
-    if scorer != trained:
-        model.scorer = own(model.config.scorer).to(device)
     trained = trained if train["k"] else "unpruned, no scorer"
     pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # it belongs to the model, whoever scores
     name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"
@@ -268,7 +259,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     which = args.data if is_own(args.data) else f"{args.split} set"
     print(f"{which} {fingerprint(clips)}: {count}, seed of this evaluation {args.seed}")
     learned_from = load_clips(asked) if asked.exists() else ()
-    numbers = judge(model, clips, reader, k, learned_from, train["blind"], tokenizer_of(state))
+    numbers = judge(model, clips, reader, k, learned_from, train["blind"], tokenizer)
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
         split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__, train_config=train,

@@ -377,19 +377,16 @@ def ragged(frames: Tensor, num_frames: Tensor | None, k: float, cells: int, stil
 
 
 def check_scores(scores: Tensor, shape: tuple[int, ...], real=..., injected: bool = False) -> Tensor:
-    """The scores, if they are (B, T, C) and pass `check_values` at the indices `real`. Raises ValueError."""
+    """The scores, unless they are not (B, T, C), or not all numbers at the indices `real`; or, if a bias and a loss are
+    made of them (`injected`), not in [0, 1]: then ValueError."""
     if scores.shape != shape:
         raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {tuple(shape)}")
-    check_values(scores[real], injected)
-    return scores
-
-
-def check_values(scores: Tensor, injected: bool) -> None:
-    """Raise ValueError unless scores are numbers, and in [0, 1] if the scorer has a bias and a loss made of them."""
     low, high = (0.0, 1.0) if injected else (-math.inf, math.inf)
-    if not bool(((scores >= low) & (scores <= high)).all()):
-        worst = f"from {float(scores.min()):.3g} to {float(scores.max()):.3g}"
+    values = scores[real]
+    if not bool(((values >= low) & (values <= high)).all()):
+        worst = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
         raise ValueError(f"scores {worst}: give {'scores in (0, 1), by a sigmoid' if injected else 'no NaN'}")
+    return scores
 
 
 def in_half_precision(x: Tensor) -> bool:

@@ -15,7 +15,8 @@ def writable(path: str | os.PathLike) -> Path:
     folder, a pipe, a device; a folder around it that is not there, or without permission. Ask before the work."""
     file = Path(os.path.realpath(path))
     if file.exists() and not file.is_file():
-        raise ValueError(f"{path} is no regular file: give the name of a file to write")
+        what = "a folder" if file.is_dir() else "no regular file"
+        raise ValueError(f"{path} is {what}: give the name of a file to write")
     if not file.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {file.parent}: make it first")
     if not os.access(file.parent, os.W_OK):

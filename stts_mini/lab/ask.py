@@ -7,8 +7,6 @@ The video is decoded, encoded and read by the LLM once: its keys and values serv
 is decoded greedily, token by token as it comes; with options, each one's log-likelihood stands below, the best
 first.
 
-Two things that the other tools use stand here, too: `load` and `one_line_errors`.
-
 What this file does not do: know how the model works (`model.py`, whose parts it calls one by one, to time them).
 """
 
@@ -16,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,40 +21,15 @@ from pathlib import Path
 
 import torch
 
-from stts_mini.data.batches import AnyTokenizer, Reader, collate, tokenizer_of
+from stts_mini.data.batches import AnyTokenizer, Reader, collate
 from stts_mini.data.clips import OWN, Clip
 from stts_mini.eval import parse_k
 from stts_mini.llm import KVCache
 from stts_mini.model import VLM
-from stts_mini.scorer import find_scorer
 from stts_mini.sequence import Layout, prefix_ids
 from stts_mini.train import pick_device
 from stts_mini.training import checkpoint
-
-
-@contextmanager
-def one_line_errors(command: str) -> Iterator[None]:
-    """An error inside ends the process with one line, Ctrl-C without any."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"{command}: error: {error}")
-    except ImportError as error:
-        sys.exit(f"{command}: error: {error}: pip install {error.name}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def load(path: str | Path, scorer: str | None = None) -> tuple[VLM, dict, AnyTokenizer]:
-    """The model of a checkpoint on the best device, everything else that the file holds, and the model's tokenizer.
-    `scorer`: the name of another scorer than in training. Raises ValueError for a model of another world."""
-    other = find_scorer(scorer) if scorer else None  # before the checkpoint, which may name it
-    device = pick_device("auto")
-    model, state = checkpoint.load_model(path, device)
-    checkpoint.check_world(state, path)
-    if other and scorer != model.config.scored_by:
-        model.scorer = other(model.config.scorer).to(device)
-    return model, state, tokenizer_of(state)
+from stts_mini.training.logging import one_line_errors
 
 
 class Conversation:
@@ -168,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """What the command line says."""
-    model, state, tokenizer = load(args.checkpoint, args.scorer)
+    model, state, tokenizer = checkpoint.load_trained(args.checkpoint, pick_device("auto"), args.scorer)
     train = state["train_config"]
     if train["blind"]:
         raise ValueError(f"{args.checkpoint} was trained blind: it has learned nothing of videos")

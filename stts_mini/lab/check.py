@@ -20,7 +20,7 @@ from pathlib import Path
 from stts_mini.data.batches import try_read
 from stts_mini.data.clips import lines_of, on_all_cores, parse_clip
 from stts_mini.data.video import VideoError, check_file
-from stts_mini.lab.ask import one_line_errors
+from stts_mini.training.logging import one_line_errors
 
 decode = partial(try_read, max_frames=2, fps=2.0, size=32)
 

@@ -52,17 +52,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stts_mini.data import files
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, collate, pick_questions
 from stts_mini.data.clips import load_clips
 from stts_mini.data.video import Video, read_video, write_video
 from stts_mini.eval import parse_k
-from stts_mini.lab.ask import load, one_line_errors
 from stts_mini.lab.speed import flops
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import first_fit_descending, select
 from stts_mini.report.picture import HEAT, clip_views, write_text
 from stts_mini.scorer import find_scorer, spread
+from stts_mini.train import pick_device
+from stts_mini.training import checkpoint
 from stts_mini.training.config import TrainConfig
+from stts_mini.training.logging import one_line_errors
 
 FORMAT = "stts_mini explore 2"
 LADDER = tuple(i / 10 for i in range(10))
@@ -135,7 +138,7 @@ def pick_model(path: Path | None) -> tuple[VLM, dict, AnyTokenizer, str]:
     if path is None and not DEFAULT.is_file():
         torch.manual_seed(0)
         return VLM(TrainConfig().model).eval(), {}, TOKENIZER, "random weights, seed 0"
-    model, state, tokenizer = load(path or DEFAULT)
+    model, state, tokenizer = checkpoint.load_trained(path or DEFAULT, pick_device("auto"))
     return model, state, tokenizer, f"{path or DEFAULT}, step {state['step']}"
 
 
@@ -221,10 +224,10 @@ def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Raise ValueError if an output is a folder, an input, or another output."""
+    """Raise ValueError if an output is no file, an input, or another output; folders around it are made."""
     for i, out in enumerate(outputs):
-        if out.is_dir():
-            raise ValueError(f"{out} is a folder: give the name of a file")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.writable(out)
         if out.resolve() in {other.resolve() for other in (*inputs, *outputs[:i])}:
             raise ValueError(f"{out} is what is read, or is given twice: give the output a name of its own")
 
@@ -278,11 +281,10 @@ def run(args: argparse.Namespace) -> None:
     side = 2 * data["grid"] * max(round(SHOWN / 2 / data["grid"]), 1)  # even, and every cell as large as the others
     shown = read_video(args.video, args.frames, args.fps, side).frames if page_file or args.mp4 else None
     for path in outputs:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path == args.mp4:
             write_video(path, film(data, shown, start), fps=4.0)
         else:
-            path.write_text(json.dumps(data) + "\n" if path == args.json else page(data, shown), encoding="utf-8")
+            files.write_text(path, json.dumps(data) + "\n" if path == args.json else page(data, shown))
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -30,16 +30,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stts_mini.data.files import write_json
+from stts_mini.data.files import writable, write_json
 from stts_mini.data.video import read_chunks
 from stts_mini.eval import parse_k
 from stts_mini.lab.speed.bench import SHAPES, build
 from stts_mini.lab.speed.machine import MACHINE, in_own_process, machine, process_memory
-from stts_mini.model import VLM, Encoded, check_scores, check_values
+from stts_mini.model import VLM, Encoded, check_scores
 from stts_mini.packing import check_k, num_removed, select
 from stts_mini.report.markdown import markdown
-from stts_mini.scorer import attention_bias, find_scorer, spread
+from stts_mini.scorer import attention_bias, spread
 from stts_mini.training import checkpoint
+from stts_mini.training.logging import one_line_errors
 
 Chunks = Callable[[], Iterable[Tensor]]  # each call gives the frames from the first on, (n, 3, H, W) at a time
 
@@ -110,9 +111,8 @@ def scored(model: VLM, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tenso
         x = model.stem(frames.to(model.vit.position_embedding.device))
         seen = x if before is None else torch.cat([before, x])
         own = model.scorer(seen[None], torch.tensor([len(seen)]))
-        check_values(
-            check_scores(own, (1, len(seen), model.config.cells)), getattr(model.scorer, "injects_bias", False)
-        )
+        teaches = getattr(model.scorer, "injects_bias", False)
+        check_scores(own, (1, len(seen), model.config.cells), injected=teaches)
         yield x, own[0, -len(x) :]
         before = x[-1:]
 
@@ -201,11 +201,8 @@ def page(report: dict) -> str:
 
 def encode_file(args: argparse.Namespace) -> str:
     """What it takes to encode a file of the user's."""
-    own = find_scorer(args.scorer) if args.scorer else None  # before the checkpoint, which may name it
-    model, state = checkpoint.load_model(args.checkpoint)
+    model, state, _ = checkpoint.load_trained(args.checkpoint, scorer=args.scorer)
     k = state["train_config"]["k"] if args.k is None else args.k
-    if own and args.scorer != model.config.scored_by:
-        model.scorer = own(model.config.scorer)
     chunks = partial(file_chunks, args.video, args.chunk, args.fps, model.config.vit.image_size)
     took = taken(model.float(), chunks, k, WAYS[args.one_pass])
     return (
@@ -235,21 +232,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=numbers, default=FRAMES, metavar="T,T", help="with --curve")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors(parser.prog):
         torch.set_num_threads(args.threads)
         for name, least in (("--chunk", args.chunk), ("--frames", min(args.frames))):
             if least < 1:
                 raise ValueError(f"{name} {least}: give at least 1 frame")
         if args.curve:
+            writable(args.curve)  # better known now than after the work
             report = curve(args.frames, 0.5 if args.k is None else args.k, args.chunk)
-            print(page(report))
             write_json(args.curve, report)
+            print(page(report))
         elif args.video:
             print(encode_file(args))
         else:
             raise ValueError("give a video, or --curve out.json")
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        sys.exit(f"{parser.prog}: error: {error}")
 
 
 if __name__ == "__main__":

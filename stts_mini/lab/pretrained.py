@@ -29,18 +29,18 @@ from torch import Tensor
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer
 from stts_mini.data.tokenizer import PretrainedTokenizer
-from stts_mini.lab.ask import load, one_line_errors
 from stts_mini.llm import LLMConfig, from_qwen3
 from stts_mini.model import VLM
 from stts_mini.train import job
 from stts_mini.training import checkpoint
 from stts_mini.training.config import TrainConfig, parse_flags
+from stts_mini.training.logging import one_line_errors
 from stts_mini.vit import ViTConfig, from_siglip, resized_positions
 
 # the paper's rates (§4): LLM 1e-5, ViT and connector half of it, scorer ten times it; all by AdamW
 RECIPE = dict(
     out="runs/pretrained", lr=1e-5, muon_lr=0.0, vision_lr_ratio=0.5, scorer_lr_ratio=10.0, warmup=200, steps=2000,
-    batch_size=4, score_after=3, max_frames=64, image_steps=0, brief_steps=0, save_every=500,
+    batch_size=4, score_after=3, max_frames=64, stages={}, save_every=500,
     recompute=True,  # without it, activations alone take some 180 GB
 )  # fmt: skip
 
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --vit and --llm, or --export")
     with one_line_errors(parser.prog):
         if args.export:
-            model, _, tokenizer = load(args.export[0])
+            model, _, tokenizer = checkpoint.load_trained(args.export[0])
             return save_folder(Path(args.export[1]), model, tokenizer)
         vit_folder, llm_folder = folder_of(args.vit), folder_of(args.llm)
         sizes = settings_of(vit_config(vit_folder, args.image_size, args.vit_depth), llm_config(llm_folder))

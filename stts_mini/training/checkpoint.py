@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from stts_mini.data.batches import TOKENIZER, AnyTokenizer
+from stts_mini.data.batches import TOKENIZER, AnyTokenizer, tokenizer_of
 from stts_mini.data.clips import WORLD_ID
 from stts_mini.data.files import replacing
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
+from stts_mini.scorer import find_scorer
 from stts_mini.sequence import Marks
 from stts_mini.training.config import TrainConfig, upgraded
 from stts_mini.vit import ViTConfig, resized_positions
@@ -107,6 +108,19 @@ def load_model(path: str | os.PathLike, device: torch.device | str = "cpu") -> t
     model = VLM(model_config(state)).to(device)
     load_weights(model, state, path)
     return model.eval(), state
+
+
+def load_trained(
+    path: str | os.PathLike, device: torch.device | str = "cpu", scorer: str | None = None
+) -> tuple[VLM, dict[str, Any], AnyTokenizer]:
+    """The model of a checkpoint, everything else that the file holds, and the model's tokenizer. `scorer`: the name of
+    another scorer than in training. Raises ValueError for a model of another world."""
+    other = find_scorer(scorer) if scorer else None  # before the checkpoint, which may name it
+    model, state = load_model(path, device)
+    check_world(state, path)
+    if other and scorer != model.config.scored_by:
+        model.scorer = other(model.config.scorer).to(device)
+    return model, state, tokenizer_of(state)
 
 
 def keep_old_run(out: Path) -> None:

@@ -1,9 +1,12 @@
-"""What a run of training leaves and hears: a log of its steps as a table in a file, and what Ctrl-C asks of it."""
+"""What a command says and hears: a log of training steps as a table in a file, errors in one line, Ctrl-C."""
 
 from __future__ import annotations
 
 import csv
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -55,3 +58,16 @@ class Interrupt:
 
     def __exit__(self, *_) -> None:
         signal.signal(signal.SIGINT, self.before)
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """An error inside ends the process with one line, Ctrl-C without any."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{command}: error: {error}")
+    except ImportError as error:
+        sys.exit(f"{command}: error: {error}: pip install {error.name}")
+    except KeyboardInterrupt:
+        sys.exit(130)

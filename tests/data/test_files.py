@@ -27,7 +27,7 @@ def test_links_are_followed(tmp_path):
 
 def test_pipes_and_folders_are_refused_before_anything_is_written(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, message in (("pipe", "no regular file"), (".", "no regular file"), ("new/a", "there is no folder")):
+    for name, message in (("pipe", "no regular file"), (".", "is a folder"), ("new/a", "there is no folder")):
         with pytest.raises(ValueError, match=message):
             write_text(tmp_path / name, "x")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and os.listdir(tmp_path) == ["pipe"]

@@ -11,6 +11,7 @@ from stts_mini.eval import option_likelihoods
 from stts_mini.lab import ask
 from stts_mini.lab.ask import Conversation
 from stts_mini.train import train
+from stts_mini.training.logging import one_line_errors
 from tests.tiny import tiny
 
 CPU = torch.device("cpu")
@@ -86,5 +87,5 @@ def test_errors_are_one_line(trained, tmp_path):
     with pytest.raises(SystemExit, match=r"max_frames = 0"):
         ask.main([str(clips[0].video), "who ?", "--frames", "0", *flags])
     no_package = pytest.raises(SystemExit, match=r"lab.x: error: No module named 'no_such': pip install no_such")
-    with no_package, ask.one_line_errors("lab.x"):
+    with no_package, one_line_errors("lab.x"):
         import no_such  # noqa: F401

@@ -371,7 +371,7 @@ def test_256_frames_of_81_cells_stay_small_and_smooth(browser, tmp_path):
 
 
 def test_a_model_that_spreads_is_shown_as_it_prunes():
-    config = dataclasses.replace(TrainConfig(spread=0.5).model)
+    config = dataclasses.replace(TrainConfig().model, spread=0.5)
     model, video = VLM(config).eval(), Video(np.zeros((12, 48, 48, 3), np.uint8), [i / 2 for i in range(12)], 5.5)
     shown = explore.explore(model, video, {"stts": model.scorer}, ladder=(0.5,))
     (level,) = shown["scorers"]["stts"]["levels"]
