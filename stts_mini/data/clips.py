@@ -155,25 +155,25 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
         row = json.loads(line)
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from error
-    require(isinstance(row, dict), f"a {type(row).__name__}, where an object in curly brackets is due")
+    require(isinstance(row, dict), "a {}, where an object in curly brackets is due", type(row).__name__)
     unknown = sorted(set(row) - {"video", "image", "images", "qa", "start", "end", "kind", "split", "seed"})
-    require(not unknown, f"unknown: {', '.join(unknown)}; know video, image, images, qa, start, end")
+    require(not unknown, "unknown: {}; know video, image, images, qa, start, end", ", ".join(unknown))
     named = [name for name in ("video", "image", "images") if name in row]
-    require(len(named) == 1, f'{len(named)} of "video", "image" and "images": give one')
+    require(len(named) == 1, '{} of "video", "image" and "images": give one', len(named))
     paths = row["images"] if "images" in row else [row[named[0]]]
     good = isinstance(paths, list) and paths and all(isinstance(p, str) and p for p in paths)
-    require(good, f"{named[0]} = {paths}: give a path" + " or more, in square brackets" * ("images" in row))
+    require(good, "{} = {}: give a path" + " or more, in square brackets" * ("images" in row), named[0], paths)
     times = {name: row[name] for name in ("start", "end") if row.get(name) is not None}
     for name, value in times.items():
         good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
-        require(good, f"{name} = {value!r}: give seconds, 0 or more")
+        require(good, "{} = {!r}: give seconds, 0 or more", name, value)
         times[name] = float(value)
     require(not times or "video" in row, "start and end are for videos")
     start, end = times.get("start", 0.0), times.get("end", math.inf)
-    require(start <= end, f"start {start} comes after end {end}")
+    require(start <= end, "start {} comes after end {}", start, end)
     kind, split, seed = row.get("kind", OWN), row.get("split", OWN), row.get("seed", number)
     good = kind in (*world.TASKS, OWN) and split in (*world.SPLITS, OWN) and isinstance(seed, int)
-    require(good, f"kind {kind!r}, split {split!r}, seed {seed!r} name no scene of the world: leave them out")
+    require(good, "kind {!r}, split {!r}, seed {!r} name no scene of the world: leave them out", kind, split, seed)
     require(isinstance(row.get("qa"), list) and row["qa"], "no qa: give a list of at least one question and answer")
     qa, paths = tuple(_parse_qa(q, kind) for q in row["qa"]), tuple(folder / p for p in paths)
     return Clip(paths[0], kind, split, seed, qa, **times, images=() if "video" in row else paths)
@@ -181,20 +181,20 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
 
 def _parse_qa(q: dict, kind: str) -> QA:
     """One question of a line. ValueError as in `parse_clip`."""
-    require(isinstance(q, dict), f"a question is {q!r}: give an object with question and answer")
+    require(isinstance(q, dict), "a question is {!r}: give an object with question and answer", q)
     unknown = sorted(set(q) - {"question", "answer", "options", "task"})
-    require(not unknown, f"unknown in a question: {', '.join(unknown)}; know question, answer, options")
+    require(not unknown, "unknown in a question: {}; know question, answer, options", ", ".join(unknown))
     for name in ("question", "answer"):
         text = q.get(name, "")
-        require(isinstance(text, str), f"{name} = {text!r}: give a text, in quotation marks")
+        require(isinstance(text, str), "{} = {!r}: give a text, in quotation marks", name, text)
         if not text.strip():
             raise ValueError(f"a question without {name}: {json.dumps(q)[:100]}")
     options = q.get("options") or []
     good = isinstance(options, list) and all(isinstance(o, str) and o.strip() for o in options)
-    require(good, f"options = {options!r}: give a list of texts")
+    require(good, "options = {!r}: give a list of texts", options)
     question, answer, options = q["question"].strip(), q["answer"].strip(), [o.strip() for o in options]
-    require(not options or answer in options, f"the answer {answer!r} is not among its options {options}")
-    require(len(set(options)) == len(options), f"options = {options}: an option comes twice")
+    require(not options or answer in options, "the answer {!r} is not among its options {}", answer, options)
+    require(len(set(options)) == len(options), "options = {}: an option comes twice", options)
     task = q.get("task", "question")
     return QA(task if kind != OWN or len(options) > 1 else FREE, question, answer, tuple(options))
 

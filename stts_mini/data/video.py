@@ -35,10 +35,10 @@ class VideoError(ValueError):
     """A file that cannot be read as a video; the message names the file and says why."""
 
 
-def require(fine: bool, otherwise: str) -> None:
-    """Raise ValueError(otherwise) unless all is fine."""
+def require(fine: bool, otherwise: str, *values) -> None:
+    """Raise ValueError unless all is fine; `otherwise` says what is wrong, with {} for each of the values."""
     if not fine:
-        raise ValueError(otherwise)
+        raise ValueError(otherwise.format(*values))
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def sample_times(duration: float | Fraction, max_frames: int, fps: float = 2.0) 
     >>> [float(t) for t in sample_times(60, max_frames=4)]
     [0.0, 20.0, 40.0, 60.0]
     """
-    require(max_frames >= 1, f"max_frames = {max_frames}: give at least 1")
-    require(0 < fps < math.inf, f"fps = {fps}: give more than 0")
-    require(0 <= duration < math.inf, f"duration = {duration} s: give 0 or more")
+    require(max_frames >= 1, "max_frames = {}: give at least 1", max_frames)
+    require(0 < fps < math.inf, "fps = {}: give more than 0", fps)
+    require(0 <= duration < math.inf, "duration = {} s: give 0 or more", duration)
     duration, step = Fraction(duration), 1 / Fraction(str(fps))
     count = math.floor(duration / step) + 1
     on_grid = (count - 1) * step == duration
@@ -109,8 +109,8 @@ def read_video(
     """
     path, begin = Path(path), Fraction(str(start or 0.0))
     until = math.inf if end is None else Fraction(str(end))
-    require(0 <= begin <= until, f"start = {start}, end = {end}: give seconds, 0 ≤ start ≤ end")
-    require(size is None or size >= 1, f"size = {size}: give at least 1 pixel, or None to keep the size")
+    require(0 <= begin <= until, "start = {}, end = {}: give seconds, 0 ≤ start ≤ end", start, end)
+    require(size is None or size >= 1, "size = {}: give at least 1 pixel, or None to keep the size", size)
 
     def wanted(length: Fraction) -> list[Fraction]:
         if begin > min(length, until):
@@ -129,7 +129,7 @@ def read_chunks(path: str | os.PathLike, chunk: int, fps: float = 2.0, size: int
     does not hold. Times and duration count from the clip's first frame; `skipped` counts what was broken so far.
     Raises as `read_video` does.
     """
-    require(chunk >= 1, f"chunk = {chunk}: give at least 1 frame")
+    require(chunk >= 1, "chunk = {}: give at least 1 frame", chunk)
     _, ends = _decode(Path(path), lambda length: [Fraction(0), length], size)
     duration = ends.last - ends.first
     times = [ends.first + t for t in sample_times(duration, sys.maxsize, fps)]
@@ -354,10 +354,11 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, c
     """
     frames = np.asarray(frames)
     good = frames.ndim == 4 and frames.shape[3] == 3 and frames.dtype == np.uint8 and 0 not in frames.shape
-    require(good, f"frames are {frames.dtype} {frames.shape}: give uint8 (T, H, W, 3) with T ≥ 1")
-    require(0 < fps < math.inf, f"fps = {fps}: give more than 0")
+    require(good, "frames are {} {}: give uint8 (T, H, W, 3) with T ≥ 1", frames.dtype, frames.shape)
+    require(0 < fps < math.inf, "fps = {}: give more than 0", fps)
     height, width = frames.shape[1:3]
-    require(not (height % 2 or width % 2), f"frames are {height}×{width} pixels: H.264 needs an even height and width")
+    even = height % 2 == width % 2 == 0
+    require(even, "frames are {}×{} pixels: H.264 needs an even height and width", height, width)
     with replacing(Path(path)) as partial, av.open(f"file:{partial}", "w", format="mp4") as container:
         options = {"crf": str(crf), "preset": "veryfast"}
         stream = container.add_stream("libx264", rate=Fraction(str(fps)), options=options)

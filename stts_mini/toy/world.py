@@ -2,7 +2,7 @@
 
 A scene is a pure function of (split, kind, seed). Coloured objects enter, move, blink, grow, spin and
 leave before a textured background that is still or pans slowly; panels flicker, ripple and drift and
-mean nothing (whoever keeps what changes keeps them). Objects enter *after* the first frame, which
+mean nothing (a method that keeps what changes keeps them). Objects enter *after* the first frame, which
 pruning never touches, so that what an answer needs must be chosen, not given.
 
     make_scene("train", "short", 7)          a Scene with its questions; `drawing.py` makes it a picture
@@ -24,7 +24,7 @@ a free slot to go to, so from the slot that it starts in, direction can be guess
 A new task is one more function in `SCENES` (objects with a timeline, and questions that name their
 evidence), its name in `TASKS`, its words in `words`, and a number of clips in `training/config.py`.
 
-What this file does not do: draw (`drawing.py`), write files (`data/batches.py`), know about patches or tokens.
+What this file does not do: draw (`drawing.py`), write files (`data/clips.py`), know about patches or tokens.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ def _place(rng: np.random.Generator, movers: int) -> tuple[list, list]:
             moving.append((slot, direction))
         if len(moving) == movers:
             rng.shuffle(free)
-            still = 4 - movers
-            return moving + [(slot, None) for slot in free[:still]], free[still:]
+            return [*moving, *((slot, None) for slot in free[: 4 - movers])], free[4 - movers :]
 
 
 def _centre(rng: np.random.Generator, slot: int) -> tuple[float, float]:
