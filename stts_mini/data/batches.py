@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from stts_mini.data.clips import OPTION_SEED, OWN, QA, SHOWN_OPTIONS, Clip, on_all_cores
 from stts_mini.data.progress import Progress
@@ -34,18 +35,14 @@ def tokenizer_of(state: dict) -> AnyTokenizer:
     return PretrainedTokenizer(own["json"], own["marks"]) if own else TOKENIZER
 
 
-def read_clip(clip: Clip, max_frames: int, fps: float, size: int) -> Video:
-    """Decode a clip's video, or its pictures, with frames of size × size pixels. Raises VideoError."""
-    if not clip.images:
-        return read_video(clip.video, max_frames, fps, size, clip.start, clip.end)
-    frames = [read_video(path, 1, fps, size).frames[0] for path in clip.images]
-    return Video(np.stack(frames), [0.0] * len(frames), 0.0, still=len(frames) > 1)
-
-
 def try_read(clip: Clip, max_frames: int, fps: float, size: int) -> Video | VideoError:
-    """`read_clip`, with the error as a value: what a worker process brings home."""
+    """Decode a clip's video, or its pictures, with frames of size × size pixels. An error is returned: so a worker
+    process can bring it home."""
     try:
-        return read_clip(clip, max_frames, fps, size)
+        if not clip.images:
+            return read_video(clip.video, max_frames, fps, size, clip.start, clip.end)
+        frames = [read_video(path, 1, fps, size).frames[0] for path in clip.images]
+        return Video(np.stack(frames), [0.0] * len(frames), 0.0, still=len(frames) > 1)
     except VideoError as error:
         return error
 
@@ -64,13 +61,11 @@ class Reader:
         self.broken: dict[tuple, str] = {}
 
     def __call__(self, clip: Clip) -> Video:
+        video = self.cache.get(clip.source)
+        if video is None and clip.source not in self.broken:
+            video = self._keep(clip, try_read(clip, self.max_frames, self.fps, self.size))
         if clip.source in self.broken:
             raise VideoError(self.broken[clip.source])
-        video = self.cache.get(clip.source)
-        if video is None:
-            video = self._keep(clip, try_read(clip, self.max_frames, self.fps, self.size))
-        if isinstance(video, VideoError):
-            raise VideoError(str(video))
         return video
 
     def preload(self, clips: Sequence[Clip]) -> None:
@@ -87,29 +82,31 @@ class Reader:
     def _keep(self, clip: Clip, video: Video | VideoError) -> Video | VideoError:
         if isinstance(video, VideoError):
             self.broken[clip.source] = str(video)
-            return video
-        self.room -= video.frames.nbytes
-        if self.room >= 0:
-            self.cache[clip.source] = video
+        else:
+            self.room -= video.frames.nbytes
+            if self.room >= 0:
+                self.cache[clip.source] = video
         return video
+
+
+def _shuffled(items: Sequence, rng: np.random.Generator) -> list:
+    return [items[i] for i in rng.permutation(len(items))]
 
 
 def shown_options(qa: QA, rng: np.random.Generator) -> list[str]:
     """The answer and up to SHOWN_OPTIONS − 1 others, shuffled."""
     others = [option for option in qa.options if option != qa.answer]
-    chosen = [others[i] for i in rng.permutation(len(others))[: SHOWN_OPTIONS - 1]]
-    shown = [qa.answer, *chosen]
-    return [shown[i] for i in rng.permutation(len(shown))]
+    return _shuffled([qa.answer, *_shuffled(others, rng)[: SHOWN_OPTIONS - 1]], rng)
 
 
 def pick_questions(clip: Clip) -> list[tuple]:
     """One question of each task that the clip's kind is judged by (every question of a clip of your own), each with
     its shown options: the same choice for every model, whatever else is asked."""
-    rng, picked = np.random.default_rng((OPTION_SEED, [*world.TASKS, OWN].index(clip.kind), clip.seed)), {}
+    rng = np.random.default_rng((OPTION_SEED, [*world.TASKS, OWN].index(clip.kind), clip.seed))
     if clip.kind == OWN:
         return [(qa, shown_options(qa, rng)) for qa in clip.qa]
-    for i in rng.permutation(len(clip.qa)):
-        qa = clip.qa[i]
+    picked: dict[str, QA] = {}
+    for qa in _shuffled(clip.qa, rng):
         if qa.task in world.TASKS[clip.kind]:
             picked.setdefault(qa.task, qa)
     return [(qa, shown_options(qa, rng)) for qa in picked.values()]
@@ -126,14 +123,11 @@ def collate(
 ) -> Batch:
     """Decoded clips, their (prompt ids, answer ids) and, if given, a score (T, C) of each one's cells → a Batch,
     padded to the longest clip. The tokenizer writes the time stamps."""
-    T, size = max(len(v.frames) for v in videos), videos[0].frames.shape[1:3]
-    frames = torch.zeros(len(videos), T, 3, *size, dtype=torch.uint8)
-    for b, video in enumerate(videos):
-        frames[b, : len(video.frames)] = torch.from_numpy(video.frames).permute(0, 3, 1, 2)
+    frames = pad_sequence([torch.from_numpy(v.frames).permute(0, 3, 1, 2) for v in videos], batch_first=True)
     num_frames = torch.tensor([len(v.frames) for v in videos])
     stamps = [[tokenizer.encode(stamp) for stamp in video.stamps] for video in videos]
     if scores is not None:
-        scores = torch.from_numpy(np.stack([np.pad(s, ((0, T - len(s)), (0, 0))) for s in scores])).float()
+        scores = pad_sequence([torch.from_numpy(s) for s in scores], batch_first=True).float()
     still = torch.tensor([v.still for v in videos])
     return Batch(frames, num_frames, stamps, branches, scores, still if still.any() else None)
 
@@ -145,7 +139,7 @@ class Sampler:
     but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is padding.
     Every epoch is a new order; what does not fill a batch waits for another.
 
-    A clip brings `questions` of its questions: first one of each task, then others; one in three, by lot, shows its
+    A clip brings `questions` of its questions: first one of each task, then others; one in three, at random, shows its
     options. A brief clip also brings every "when does … enter" beyond that number, for with fewer some seeds never
     learn time. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to
     `thinning` (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any
@@ -195,8 +189,8 @@ class Sampler:
         for pool in pools:
             order = rng.permutation(np.resize(pool, max(len(pool), self.batch_size)))
             full = len(order) // self.batch_size * self.batch_size
-            batches += list(order[:full].reshape(-1, self.batch_size))
-        return batches[rng.permutation(per_epoch)[place]].tolist()
+            batches += order[:full].reshape(-1, self.batch_size).tolist()
+        return batches[rng.permutation(per_epoch)[place]]
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 1, step))
@@ -223,7 +217,7 @@ class Sampler:
         return own
 
     def _readable(self, number: int, step: int, place: int) -> tuple[Clip, Video]:
-        """The clip with this number and its video; if that is broken, another clip of its kind, by lot."""
+        """The clip with this number and its video; if that is broken, another clip of its kind, at random."""
         try:
             return self.clips[number], self.reader(self.clips[number])
         except VideoError as error:
@@ -237,7 +231,7 @@ class Sampler:
         raise VideoError(f"none of the {len(alike)} training clips can be read; the last of them: {last}")
 
     def _choose(self, clip: Clip, rng: np.random.Generator) -> list[QA]:
-        shuffled = [clip.qa[i] for i in rng.permutation(len(clip.qa))]
+        shuffled = _shuffled(clip.qa, rng)
         first = list({q.task: q for q in shuffled}.values())
         rest = [q for q in shuffled if q not in first]
         chosen = (first + rest)[: self.questions]

@@ -15,8 +15,10 @@ What this file does not do: draw (`toy/drawing.py`), decode (`video.py`), make b
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stts_mini.data.progress import Progress
-from stts_mini.data.video import write_video
+from stts_mini.data.video import replacing, require, write_video
 from stts_mini.toy import world
 from stts_mini.toy.drawing import render
 
@@ -53,7 +55,7 @@ class QA:
 class Clip:
     """A video file and what is asked about it. `kind`, `split` and `seed` name its scene in the world; a clip of
     your own has kind "own" and its line's number as seed. `start`, `end`: the part of the video, in seconds; None:
-    from its beginning, to its end. `images`: one or several pictures in the place of a video."""
+    from its beginning, to its end. `images`: one or several pictures instead of a video."""
 
     video: Path
     kind: str
@@ -77,20 +79,14 @@ def _file_name(split: str, kind: str, seed: int) -> str:
     return f"{split}-{kind}-{seed:06d}.mp4"
 
 
-def _make_clip(job: tuple[str, str, str, int, int]) -> dict:
+def _make_clip(job: tuple[str, str, int], folder: Path, size: int) -> dict:
     """Write one clip's MP4 unless it is there, and return its JSON line. Runs in worker processes."""
-    folder, split, kind, seed, size = job
-    scene = world.make_scene(split, kind, seed)
-    name = _file_name(split, kind, seed)
-    path = Path(folder) / name
+    split, kind, seed = job
+    scene, path = world.make_scene(split, kind, seed), folder / _file_name(*job)
     if not path.exists():
         write_video(path, render(scene, scene.times, size), fps=scene.fps)
     qa = [dict(task=q.task, question=q.text, answer=q.answer, options=q.options) for q in scene.questions]
-    return dict(video=name, kind=kind, split=split, seed=seed, qa=qa)
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    return dict(video=path.name, kind=kind, split=split, seed=seed, qa=qa)
 
 
 def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
@@ -101,7 +97,8 @@ def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
         return
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ProcessPoolExecutor(min(cores, 32), mp_context=context, initializer=_ignore_interrupt)
+    ignore_interrupt = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))  # we handle Ctrl-C
+    pool = ProcessPoolExecutor(min(cores, 32), context, **ignore_interrupt)
     try:
         yield from pool.map(function, jobs, chunksize=16)
     except BrokenProcessPool as error:
@@ -128,20 +125,17 @@ def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: i
     """
     index = index_file(root, split, counts, size)
     folder = index.parent
-    if index.exists():
-        there = set(os.listdir(folder))
-        if all(_file_name(split, kind, seed) in there for kind, count in counts.items() for seed in range(count)):
-            return index
+    jobs = [(split, kind, seed) for kind, count in counts.items() for seed in range(count)]
+    if index.exists() and {_file_name(*job) for job in jobs} <= set(os.listdir(folder)):
+        return index
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(str(folder), split, kind, seed, size) for kind, count in counts.items() for seed in range(count)]
     progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []
-    for line in on_all_cores(_make_clip, jobs):
+    for line in on_all_cores(functools.partial(_make_clip, folder=folder, size=size), jobs):
         lines.append(json.dumps(line))
         progress.update(len(lines))
     progress.close()
-    partial = index.with_name(f"{index.name}.{os.getpid()}.partial")
-    partial.write_text("\n".join(lines) + "\n")
-    os.replace(partial, index)
+    with replacing(index) as partial:
+        partial.write_text("\n".join(lines) + "\n")
     return index
 
 
@@ -161,53 +155,46 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
         row = json.loads(line)
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"a {type(row).__name__}, where an object in curly brackets is due")
-    if unknown := set(row) - {"video", "image", "images", "qa", "start", "end", "kind", "split", "seed"}:
-        raise ValueError(f"unknown: {', '.join(sorted(unknown))}; know video, image, images, qa, start, end")
-    if len(named := {"video", "image", "images"} & set(row)) != 1:
-        raise ValueError(f'{len(named)} of "video", "image" and "images": give one')
-    paths = row["images"] if "images" in row else [row.get("video", row.get("image"))]
-    if not isinstance(paths, list) or not paths or not all(isinstance(p, str) and p for p in paths):
-        raise ValueError(f"{named.pop()} = {paths}: give a path" + " or more, in square brackets" * ("images" in row))
+    require(isinstance(row, dict), "a {}, where an object in curly brackets is due", type(row).__name__)
+    unknown = sorted(set(row) - {"video", "image", "images", "qa", "start", "end", "kind", "split", "seed"})
+    require(not unknown, "unknown: {}; know video, image, images, qa, start, end", ", ".join(unknown))
+    named = [name for name in ("video", "image", "images") if name in row]
+    require(len(named) == 1, '{} of "video", "image" and "images": give one', len(named))
+    paths = row["images"] if "images" in row else [row[named[0]]]
+    good = isinstance(paths, list) and paths and all(isinstance(p, str) and p for p in paths)
+    require(good, "{} = {}: give a path" + " or more, in square brackets" * ("images" in row), named[0], paths)
     times = {name: row[name] for name in ("start", "end") if row.get(name) is not None}
     for name, value in times.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
-            raise ValueError(f"{name} = {value!r}: give seconds, 0 or more")
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+        require(good, "{} = {!r}: give seconds, 0 or more", name, value)
         times[name] = float(value)
-    if times and "video" not in row:
-        raise ValueError("start and end are for videos")
-    if times.get("start", 0.0) > times.get("end", float("inf")):
-        raise ValueError(f"start {times['start']} comes after end {times['end']}")
+    require(not times or "video" in row, "start and end are for videos")
+    start, end = times.get("start", 0.0), times.get("end", math.inf)
+    require(start <= end, "start {} comes after end {}", start, end)
     kind, split, seed = row.get("kind", OWN), row.get("split", OWN), row.get("seed", number)
-    if kind not in (*world.TASKS, OWN) or split not in (*world.SPLITS, OWN) or not isinstance(seed, int):
-        raise ValueError(f"kind {kind!r}, split {split!r}, seed {seed!r} name no scene of the world: leave them out")
-    if not isinstance(row.get("qa"), list) or not row["qa"]:
-        raise ValueError("no qa: give a list of at least one question and answer")
-    qa = tuple(_parse_qa(q, row.get("kind", OWN)) for q in row["qa"])
-    paths = tuple(folder / p for p in paths)
+    good = kind in (*world.TASKS, OWN) and split in (*world.SPLITS, OWN) and isinstance(seed, int)
+    require(good, "kind {!r}, split {!r}, seed {!r} name no scene of the world: leave them out", kind, split, seed)
+    require(isinstance(row.get("qa"), list) and row["qa"], "no qa: give a list of at least one question and answer")
+    qa, paths = tuple(_parse_qa(q, kind) for q in row["qa"]), tuple(folder / p for p in paths)
     return Clip(paths[0], kind, split, seed, qa, **times, images=() if "video" in row else paths)
 
 
 def _parse_qa(q: dict, kind: str) -> QA:
     """One question of a line. ValueError as in `parse_clip`."""
-    if not isinstance(q, dict):
-        raise ValueError(f"a question is {q!r}: give an object with question and answer")
-    if unknown := set(q) - {"question", "answer", "options", "task"}:
-        raise ValueError(f"unknown in a question: {', '.join(sorted(unknown))}; know question, answer, options")
+    require(isinstance(q, dict), "a question is {!r}: give an object with question and answer", q)
+    unknown = sorted(set(q) - {"question", "answer", "options", "task"})
+    require(not unknown, "unknown in a question: {}; know question, answer, options", ", ".join(unknown))
     for name in ("question", "answer"):
-        if name in q and not isinstance(q[name], str):
-            raise ValueError(f"{name} = {q[name]!r}: give a text, in quotation marks")
-        if not q.get(name, "").strip():
+        text = q.get(name, "")
+        require(isinstance(text, str), "{} = {!r}: give a text, in quotation marks", name, text)
+        if not text.strip():
             raise ValueError(f"a question without {name}: {json.dumps(q)[:100]}")
     options = q.get("options") or []
-    if not isinstance(options, list) or not all(isinstance(o, str) and o.strip() for o in options):
-        raise ValueError(f"options = {options!r}: give a list of texts")
+    good = isinstance(options, list) and all(isinstance(o, str) and o.strip() for o in options)
+    require(good, "options = {!r}: give a list of texts", options)
     question, answer, options = q["question"].strip(), q["answer"].strip(), [o.strip() for o in options]
-    if options and answer not in options:
-        raise ValueError(f"the answer {answer!r} is not among its options {options}")
-    if len(set(options)) < len(options):
-        raise ValueError(f"options = {options}: an option comes twice")
+    require(not options or answer in options, "the answer {!r} is not among its options {}", answer, options)
+    require(len(set(options)) == len(options), "options = {}: an option comes twice", options)
     task = q.get("task", "question")
     return QA(task if kind != OWN or len(options) > 1 else FREE, question, answer, tuple(options))
 
@@ -236,11 +223,9 @@ def load_clips(index: str | os.PathLike) -> list[Clip]:
 def fingerprint(clips: Sequence[Clip]) -> str:
     """12 hex digits that change with any clip, question or answer; printed beside every result."""
     folders = sorted({c.video.parent.name for c in clips})  # world version and size
-    text = repr([(c.split, c.kind, c.seed, c.qa) for c in clips])
-    text += f" {WORLD_ID} {folders} {OPTION_SEED} {SHOWN_OPTIONS}"
-    if own := [(c.video.name, c.start, c.end, [p.name for p in c.images]) for c in clips if c.kind == OWN]:
-        text += repr(own)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    own = [(c.video.name, c.start, c.end, [p.name for p in c.images]) for c in clips if c.kind == OWN]
+    text = f"{[(c.split, c.kind, c.seed, c.qa) for c in clips]} {WORLD_ID} {folders} {OPTION_SEED} {SHOWN_OPTIONS}"
+    return hashlib.sha256((text + repr(own) * bool(own)).encode()).hexdigest()[:12]
 
 
 def held_out(

@@ -32,20 +32,12 @@ class Progress:
             return
         self.drawn = now
         left = (now - self.began) / max(done - self.start, 1) * (self.total - done)
-        bar = ""
-        if self.live:
-            bar = "█" * (20 * done // self.total)
-            bar = f" {bar:·<20}"
+        bar = f" {'█' * (20 * done // self.total):·<20}" if self.live else ""
         line = f"{self.name}{bar} {done}/{self.total} {text} · {clock(now - self.began)} gone, {clock(left)} to go"
-        if self.live:
-            sys.stderr.write("\r" + line.ljust(self.width))
-            self.width = len(line)
-        else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        print("\r" + line.ljust(self.width) if self.live else line + "\n", end="", file=sys.stderr, flush=True)
+        self.width = len(line)
 
     def close(self) -> None:
         """End the line."""
         if self.live and self.width:
-            sys.stderr.write("\n")
-            sys.stderr.flush()
+            print(file=sys.stderr, flush=True)

@@ -41,11 +41,11 @@ class Tokenizer:
         chunks = [" " + word for word in (*stamps, *words)]
         self.num_stamps, self.marks = len(stamps), MARKS
         self.id_of = {chunk: self.first_stamp + i for i, chunk in enumerate(chunks)}
-        self.chunk_of = {i: chunk for chunk, i in self.id_of.items()}
+        self.bytes_of = [*map(str.encode, SPECIAL), *(bytes([i]) for i in range(256)), *map(str.encode, self.id_of)]
 
     def __len__(self) -> int:
         """V, the size of the vocabulary."""
-        return self.first_stamp + len(self.id_of)
+        return len(self.bytes_of)
 
     def stamp(self, time: float) -> int:
         """The id of a time in seconds, rounded to one decimal; KeyError beyond `last_stamp`."""
@@ -53,32 +53,19 @@ class Tokenizer:
 
     def prompt(self, question: str, options: Sequence[str] = ()) -> list[int]:
         """<question> … <option> … <option> … <answer>; without options, none are shown."""
-        ids = [QUESTION, *self.encode(question)]
-        for option in options:
-            ids += [OPTION, *self.encode(option)]
-        return [*ids, ANSWER]
+        shown = (i for option in options for i in (OPTION, *self.encode(option)))
+        return [QUESTION, *self.encode(question), *shown, ANSWER]
 
     def encode(self, text: str) -> list[int]:
         """Text to ids."""
         ids: list[int] = []
         for chunk in CHUNKS.findall(" " + text):
-            if chunk in self.id_of:
-                ids.append(self.id_of[chunk])
-            else:
-                ids.extend(FIRST_BYTE + byte for byte in chunk.encode())
+            ids += [self.id_of[chunk]] if chunk in self.id_of else [FIRST_BYTE + byte for byte in chunk.encode()]
         return ids
 
     def decode(self, ids: list[int]) -> str:
         """Ids to text. Special tokens appear by name; bytes that are no UTF-8 as �."""
-        raw = b""
-        for i in ids:
-            if i < FIRST_BYTE:
-                raw += SPECIAL[i].encode()
-            elif i < self.first_stamp:
-                raw += bytes([i - FIRST_BYTE])
-            else:
-                raw += self.chunk_of[i].encode()
-        return raw.decode(errors="replace").removeprefix(" ")
+        return b"".join(self.bytes_of[i] for i in ids).decode(errors="replace").removeprefix(" ")
 
 
 class PretrainedTokenizer:

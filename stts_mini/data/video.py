@@ -18,8 +18,8 @@ import math
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +35,12 @@ class VideoError(ValueError):
     """A file that cannot be read as a video; the message names the file and says why."""
 
 
+def require(fine: bool, otherwise: str, *values) -> None:
+    """Raise ValueError unless all is fine; `otherwise` says what is wrong, with {} for each of the values."""
+    if not fine:
+        raise ValueError(otherwise.format(*values))
+
+
 @dataclass(frozen=True)
 class Video:
     """Sampled frames of one clip.
@@ -43,7 +49,7 @@ class Video:
     times     T presentation times of those very frames, in seconds from the clip's first frame
     duration  presentation time of the clip's last frame, in seconds
     skipped   packets and frames that were broken and left out
-    still     these are several pictures, not a clip: they have numbers in the place of times
+    still     these are several pictures, not a clip: they have numbers instead of times
     """
 
     frames: np.ndarray
@@ -70,12 +76,9 @@ def sample_times(duration: float | Fraction, max_frames: int, fps: float = 2.0) 
     >>> [float(t) for t in sample_times(60, max_frames=4)]
     [0.0, 20.0, 40.0, 60.0]
     """
-    if max_frames < 1:
-        raise ValueError(f"max_frames = {max_frames}: give at least 1")
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps = {fps}: give more than 0")
-    if not 0 <= duration < math.inf:
-        raise ValueError(f"duration = {duration} s: give 0 or more")
+    require(max_frames >= 1, "max_frames = {}: give at least 1", max_frames)
+    require(0 < fps < math.inf, "fps = {}: give more than 0", fps)
+    require(0 <= duration < math.inf, "duration = {} s: give 0 or more", duration)
     duration, step = Fraction(duration), 1 / Fraction(str(fps))
     count = math.floor(duration / step) + 1
     on_grid = (count - 1) * step == duration
@@ -104,53 +107,37 @@ def read_video(
     Raises VideoError: no such file, a directory, no permission, not a video, no video stream, no
     frame that can be decoded, nothing there at `start`.
     """
-    path = Path(path)
-    begin = Fraction(str(start or 0.0))
-    if begin < 0 or (end is not None and end < begin):
-        raise ValueError(f"start = {start}, end = {end}: give seconds, 0 ≤ start ≤ end")
-    if size is not None and size < 1:
-        raise ValueError(f"size = {size}: give at least 1 pixel, or None to keep the size")
-    check_file(path)
-    first, last, keys = _packet_times(path)
-    while True:
-        until = last - first if end is None else min(last - first, Fraction(str(end)))
-        if begin > until:
-            raise VideoError(f"{path} ends at {float(last - first):.1f} s: it has nothing at start = {start}")
-        times = sample_times(until - begin, max_frames, fps)
-        decoded = _Pass(path, [first + begin + t for t in times], size, keys)
-        frames, stamps = zip(*decoded, strict=True)
-        span = decoded.first, last if decoded.last is None else decoded.last
-        if span == (first, last):
-            break
-        first, last = span  # the packets promised frames that do not decode: sample what does
-    times = [float(max(t - first - begin, 0)) for t in stamps]  # what is shown at `start` may have begun before
-    return Video(np.stack(frames), times, float(until - begin), decoded.skipped)
+    path, begin = Path(path), Fraction(str(start or 0.0))
+    until = math.inf if end is None else Fraction(str(end))
+    require(0 <= begin <= until, "start = {}, end = {}: give seconds, 0 ≤ start ≤ end", start, end)
+    require(size is None or size >= 1, "size = {}: give at least 1 pixel, or None to keep the size", size)
+
+    def wanted(length: Fraction) -> list[Fraction]:
+        if begin > min(length, until):
+            raise VideoError(f"{path} ends at {float(length):.1f} s: it has nothing at start = {start}")
+        return [begin + t for t in sample_times(min(length, until) - begin, max_frames, fps)]
+
+    shown, decoded = _decode(path, wanted, size)
+    frames, stamps = zip(*shown, strict=True)
+    times = [float(max(t - decoded.first - begin, 0)) for t in stamps]  # what is shown at `start` may have begun before
+    duration = float(min(decoded.last - decoded.first, until) - begin)
+    return Video(np.stack(frames), times, duration, decoded.skipped)
 
 
 def read_chunks(path: str | os.PathLike, chunk: int, fps: float = 2.0, size: int | None = None) -> Iterator[Video]:
     """The frames of `read_video` without a limit to their number, at most `chunk` at a time: for clips that memory
-    does not hold. Times and duration count from the clip's first frame. Raises as `read_video` does.
+    does not hold. Times and duration count from the clip's first frame; `skipped` counts what was broken so far.
+    Raises as `read_video` does.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk = {chunk}: give at least 1 frame")
-    path = Path(path)
-    check_file(path)
-    first, last, keys = _packet_times(path)
-    while True:  # until the first and the last frame decode
-        ends = _Pass(path, [first, last], size, keys)
-        list(ends)
-        span = ends.first, last if ends.last is None else ends.last
-        if span == (first, last):
-            break
-        first, last = span
-    times = sample_times(last - first, sys.maxsize, fps)
-    shown = _Pass(path, [first + t for t in times], size, keys)
-    rest, skipped = iter(shown), 0
-    while part := list(itertools.islice(rest, chunk)):
+    require(chunk >= 1, "chunk = {}: give at least 1 frame", chunk)
+    _, ends = _decode(Path(path), lambda length: [Fraction(0), length], size)
+    duration = ends.last - ends.first
+    times = [ends.first + t for t in sample_times(duration, sys.maxsize, fps)]
+    decoded = _Pass(ends.path, times, size, ends.keys)
+    shown = iter(decoded)
+    while part := list(itertools.islice(shown, chunk)):
         frames, stamps = zip(*part, strict=True)
-        times = [float(t - first) for t in stamps]
-        yield Video(np.stack(frames), times, float(last - first), shown.skipped - skipped)
-        skipped = shown.skipped
+        yield Video(np.stack(frames), [float(t - ends.first) for t in stamps], float(duration), decoded.skipped)
 
 
 def thinned(video: Video, max_frames: int, fps: float) -> Video:
@@ -175,14 +162,14 @@ def check_file(path: Path) -> None:
         raise VideoError(f"no such file: {path}") from None
     except (OSError, ValueError) as error:  # a folder without permission, a name too long, or with a zero in it
         raise VideoError(f"{path} cannot be looked at: {error}") from None
-    if path.is_dir():
-        raise VideoError(f"{path} is a directory: give one video file")
-    if not os.access(path, os.R_OK):
-        raise VideoError(f"no permission to read {path}")
-    if not path.is_file():
-        raise VideoError(f"{path} is not a regular file: copy the video into one")
-    if size == 0:
-        raise VideoError(f"{path} is empty (0 bytes)")
+    for wrong, why in (
+        (path.is_dir(), "is a directory: give one video file"),
+        (not os.access(path, os.R_OK), "cannot be opened: no permission to read it"),
+        (not path.is_file(), "is not a regular file: copy the video into one"),
+        (size == 0, "is empty (0 bytes)"),
+    ):
+        if wrong:
+            raise VideoError(f"{path} {why}")
 
 
 def _open(path: Path):
@@ -210,16 +197,10 @@ def _open(path: Path):
 
 def _packets(container, stream):
     """The stream's packets; a container that breaks off simply ends here. Yields None for each break."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, False)
-        except (av.FFmpegError, ValueError):
-            yield None
-            return
-        if packet is False:
-            return
-        yield packet
+    try:
+        yield from container.demux(stream)
+    except (av.FFmpegError, ValueError):
+        yield None
 
 
 def _packet_times(path: Path) -> tuple[Fraction, Fraction, list[Fraction]]:
@@ -326,6 +307,21 @@ class _Pass:
             yield from stream.codec_context.decode(None)  # a stream that broke off still holds frames
 
 
+def _decode(path: Path, wanted: Callable[[Fraction], list[Fraction]], size: int | None) -> tuple[list, _Pass]:
+    """What is shown at the times wanted(length), counted from the first frame, as pairs (frame, its time), and the
+    pass that found it, with `first` and `last` set. The packets may promise a first or a last frame that does not
+    decode. Then the clip lasts from the first good frame to the last good one, and `wanted` is asked again."""
+    check_file(path)
+    first, last, keys = _packet_times(path)
+    while True:
+        decoded = _Pass(path, [first + t for t in wanted(last - first)], size, keys)
+        shown = list(decoded)
+        decoded.last = last if decoded.last is None else decoded.last
+        if (decoded.first, decoded.last) == (first, last):
+            return shown, decoded
+        first, last = decoded.first, decoded.last
+
+
 def _to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, shape: tuple | None) -> np.ndarray:
     """One decoded frame as (H, W, 3) uint8, upright; `shape`: that of the frames before it."""
     turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise
@@ -338,6 +334,18 @@ def _to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, s
     return np.ascontiguousarray(np.rot90(picture, turns))
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, in the same folder. What is there takes the name `path` once it is whole; if the writing
+    fails, the old file stays."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, crf: int = 18) -> None:
     """Write frames (T, H, W, 3) uint8 as an H.264 MP4, frame i shown at i/fps seconds.
 
@@ -345,24 +353,17 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, c
     height and width (4:2:0 colour needs pairs of pixels).
     """
     frames = np.asarray(frames)
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-        raise ValueError(f"frames are {frames.dtype} {frames.shape}: give uint8 (T, H, W, 3) with T ≥ 1")
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps = {fps}: give more than 0")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise ValueError(f"frames are {frames.shape[1]}×{frames.shape[2]} pixels: H.264 needs an even height and width")
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with av.open(f"file:{partial}", "w", format="mp4") as container:
-            options = {"crf": str(crf), "preset": "veryfast"}
-            stream = container.add_stream("libx264", rate=Fraction(str(fps)), options=options)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.thread_count = 1  # small clips, many processes
-            for picture in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    good = frames.ndim == 4 and frames.shape[3] == 3 and frames.dtype == np.uint8 and 0 not in frames.shape
+    require(good, "frames are {} {}: give uint8 (T, H, W, 3) with T ≥ 1", frames.dtype, frames.shape)
+    require(0 < fps < math.inf, "fps = {}: give more than 0", fps)
+    height, width = frames.shape[1:3]
+    even = height % 2 == width % 2 == 0
+    require(even, "frames are {}×{} pixels: H.264 needs an even height and width", height, width)
+    with replacing(Path(path)) as partial, av.open(f"file:{partial}", "w", format="mp4") as container:
+        options = {"crf": str(crf), "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=Fraction(str(fps)), options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.codec_context.thread_count = 1  # small clips, many processes
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode())

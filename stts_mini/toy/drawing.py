@@ -11,7 +11,7 @@ What this file does not do: decide what happens and what is asked (`world.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,7 +23,16 @@ COLOURS = {
     "purple": (165, 60, 200),
     "white": (245, 245, 245),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+# A shape's signed distance from (u, v) to its outline, in its own axes (v points down) and with radius r.
+DISTANCES = {
+    "circle": lambda u, v, r: np.hypot(u, v) - r,
+    "square": lambda u, v, r: np.maximum(abs(u), abs(v)) - 0.85 * r,
+    "triangle": lambda u, v, r: np.maximum(0.866 * abs(u) - 0.5 * v, v) - 0.55 * r,  # a tip at the top
+    "cross": lambda u, v, r: (  # two bars
+        np.minimum(np.maximum(abs(u), abs(v) - 0.65 * r), np.maximum(abs(v), abs(u) - 0.65 * r)) - 0.3 * r
+    ),
+}
+SHAPES = tuple(DISTANCES)
 SLOT = 1 / 3
 RADIUS = 0.145  # of an object: 7 pixels of 48
 BLINK = 0.5  # seconds dim, seconds bright
@@ -86,7 +95,7 @@ class Scene:
     panels: tuple[Panel, ...]
     pan: tuple[float, float]
     texture_seed: int
-    questions: tuple[Question, ...] = field(default=())
+    questions: tuple[Question, ...] = ()
 
     @property
     def times(self) -> np.ndarray:
@@ -126,16 +135,7 @@ def _silhouette(thing: Object, times: np.ndarray, size: int) -> tuple[tuple[slic
     dx, dy = grid[None, None, columns] - x, grid[None, rows, None] - y  # (T, 1, W), (T, H, 1)
     cos, sin = np.cos(angle), np.sin(angle)
     u, v = cos * dx + sin * dy, cos * dy - sin * dx  # the object's own axes, (T, H, W)
-    r = RADIUS * scale
-    if thing.shape == "circle":
-        distance = np.hypot(u, v) - r
-    elif thing.shape == "square":
-        distance = np.maximum(abs(u), abs(v)) - 0.85 * r
-    elif thing.shape == "triangle":
-        distance = np.maximum(0.866 * abs(u) - 0.5 * v, v) - 0.55 * r  # v points down: a tip at the top
-    else:  # cross: two bars
-        a, b = abs(u), abs(v)
-        distance = np.minimum(np.maximum(a, b - 0.65 * r), np.maximum(b, a - 0.65 * r)) - 0.3 * r
+    distance = DISTANCES[thing.shape](u, v, RADIUS * scale)
     return (slice(None), rows, columns), np.clip(0.5 - distance * size, 0, 1), opacity
 
 

@@ -27,6 +27,15 @@ def moving_square(T=17, height=48, width=48):
     return frames
 
 
+def add_silence(container):
+    """A sound track."""
+    sound = container.add_stream("aac", rate=8000)
+    samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+    samples.rate, samples.pts = 8000, 0
+    container.mux(sound.encode(samples))
+    container.mux(sound.encode())
+
+
 def write(path, frames, pts, time_base=Fraction(1, 1000), codec="libx264", pix_fmt="yuv420p", audio=False, **options):
     """An encoder of our own for odd time stamps: pts in units of time_base."""
     with av.open(str(path), "w") as container:
@@ -34,11 +43,7 @@ def write(path, frames, pts, time_base=Fraction(1, 1000), codec="libx264", pix_f
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         stream.time_base = stream.codec_context.time_base = time_base
         if audio:
-            sound = container.add_stream("aac", rate=8000)
-            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            samples.rate, samples.pts = 8000, 0
-            container.mux(sound.encode(samples))
-            container.mux(sound.encode())
+            add_silence(container)
         for picture, stamp in zip(frames, pts, strict=True):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = int(stamp), time_base
@@ -208,11 +213,7 @@ def test_what_is_no_video_is_refused_clearly(tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "folder.mp4").mkdir()
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
-        sound = container.add_stream("aac", rate=8000)
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        samples.rate, samples.pts = 8000, 0
-        container.mux(sound.encode(samples))
-        container.mux(sound.encode())
+        add_silence(container)
     expected = {
         "text.mp4": "not a video",
         "text.txt": "not a video|no video stream",
