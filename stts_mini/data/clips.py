@@ -28,8 +28,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+from stts_mini.data.files import replacing, require
 from stts_mini.data.progress import Progress
-from stts_mini.data.video import replacing, require, write_video
+from stts_mini.data.video import write_video
 from stts_mini.toy import world
 from stts_mini.toy.drawing import render
 

@@ -1,4 +1,5 @@
-"""Files that are written: all or nothing, through links, and never in place of a pipe or a device."""
+"""Files that are written: all or nothing, through links, and never in place of a pipe or a device. And one way to
+refuse what cannot be."""
 
 from __future__ import annotations
 
@@ -8,6 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def require(fine: object, message: str, *values: object) -> None:
+    """Raise ValueError unless all is fine. The message has a {} for each of the values, if there are any.
+
+    >>> require(1 > 2, "k = {}: give {}", 1, "2 or more")
+    Traceback (most recent call last):
+    ...
+    ValueError: k = 1: give 2 or more
+    """
+    if not fine:
+        raise ValueError(message.format(*values) if values else message)
 
 
 def writable(path: str | os.PathLike) -> Path:

@@ -19,7 +19,7 @@ import os
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,17 +28,13 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from stts_mini.data.files import replacing, require
+
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # FFmpeg's names of MP4 and MOV, of MKV and WebM
 
 
 class VideoError(ValueError):
     """A file that cannot be read as a video; the message names the file and says why."""
-
-
-def require(fine: bool, otherwise: str, *values) -> None:
-    """Raise ValueError unless all is fine; `otherwise` says what is wrong, with {} for each of the values."""
-    if not fine:
-        raise ValueError(otherwise.format(*values))
 
 
 @dataclass(frozen=True)
@@ -334,18 +330,6 @@ def _to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, s
     return np.ascontiguousarray(np.rot90(picture, turns))
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, in the same folder. What is there takes the name `path` once it is whole; if the writing
-    fails, the old file stays."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, crf: int = 18) -> None:
     """Write frames (T, H, W, 3) uint8 as an H.264 MP4, frame i shown at i/fps seconds.
 
@@ -359,7 +343,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, c
     height, width = frames.shape[1:3]
     even = height % 2 == width % 2 == 0
     require(even, "frames are {}×{} pixels: H.264 needs an even height and width", height, width)
-    with replacing(Path(path)) as partial, av.open(f"file:{partial}", "w", format="mp4") as container:
+    with replacing(path) as partial, av.open(f"file:{partial}", "w", format="mp4") as container:
         options = {"crf": str(crf), "preset": "veryfast"}
         stream = container.add_stream("libx264", rate=Fraction(str(fps)), options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"

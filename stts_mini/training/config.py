@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from stts_mini.data.batches import TOKENIZER
+from stts_mini.data.files import require
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import check_k, num_removed
@@ -32,12 +33,6 @@ def setting(default, text: str, may_be_0: bool = False):
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), **kept)
     return field(default=default, **kept)
-
-
-def refuse(wrong: object, message: str) -> None:
-    """Raise ValueError with this message if something is wrong."""
-    if wrong:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -109,32 +104,31 @@ class TrainConfig:
                 raise ValueError(f"{f.name} = {value}: give {'0 or more' if may_be_0 else 'more than 0'}")
         find_scorer(self.scorer)
         batch, parts, early = self.batch_size, self.accumulate, self.unpruned_steps
-        refuse(batch % parts, f"batch_size {batch} is not a multiple of accumulate {parts}: change one of them")
-        refuse(self.varlen and self.compile, "varlen and compile have not been made to work together: give one of them")
+        require(batch % parts == 0, f"batch_size {batch} is not a multiple of accumulate {parts}: change one of them")
+        both = self.varlen and self.compile
+        require(not both, "varlen and compile have not been made to work together: give one of the two")
         fewer = "give more --steps, or fewer in --stages"
-        refuse(self.steps <= early, f"steps = {self.steps} end within the first {early}, unpruned ones: {fewer}")
+        require(self.steps > early, f"steps = {self.steps} end within the first {early}, unpruned ones: {fewer}")
         for name in ("train_clips", "stages"):
             for kind, count in getattr(self, name).items():
-                flag = f"--{name.replace('_', '-')}"
-                wrong = kind not in TASKS or count < 0
-                refuse(wrong, f"{name} has {kind}={count}: give {flag} KIND=COUNT,… of {', '.join(TASKS)}")
+                due = f"give --{name.replace('_', '-')} KIND=COUNT,… of {', '.join(TASKS)}"
+                require(kind in TASKS and count >= 0, f"{name} has {kind}={count}: {due}")
         if not self.own_data:
             self._check_world()
         _ = self.model  # sizes that do not fit each other are refused here, before anything starts
 
     def _check_world(self) -> None:
         """Whether there are clips of the world for all that is trained."""
-        index = Path(self.data)
-        refuse(self.val, f"val = {self.val!r} goes with clips of your own: give --data mine.jsonl")
-        odd = index.suffix == ".json" or index.is_file()
-        refuse(odd, f"data = {self.data!r} is no folder: a list of clips of your own ends in .jsonl")
-        size = self.video_size
-        refuse(size % 2, f"frames of {size} pixels: give an even --image-size, as H.264 needs")
+        index, size = Path(self.data), self.video_size
+        require(not self.val, f"val = {self.val!r} goes with clips of your own: give --data mine.jsonl")
+        folder = index.suffix != ".json" and not index.is_file()
+        require(folder, f"data = {self.data!r} is no folder: a list of clips of your own ends in .jsonl")
+        require(size % 2 == 0, f"frames of {size} pixels: give an even --image-size, as H.264 needs")
         asked = any(count for kind, count in self.train_counts.items() if TASKS[kind])
-        refuse(not asked, "no training clips that anything is asked about: give --train-clips short=2000, say")
+        require(asked, "no training clips that anything is asked about: give --train-clips short=2000, say")
         for kind, steps in self.stages.items():
-            missing = steps and not self.train_counts[kind]
-            refuse(missing, f"stages has {kind}={steps}, and there are no {kind} clips: add to --train-clips")
+            there = not steps or self.train_counts[kind]
+            require(there, f"stages has {kind}={steps}, and there are no {kind} clips: add to --train-clips")
 
     @property
     def model(self) -> VLMConfig:

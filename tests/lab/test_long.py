@@ -10,6 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from stts_mini import scorer
+from stts_mini.data.clips import WORLD_ID
 from stts_mini.data.video import read_chunks, read_video, write_video
 from stts_mini.lab import long
 from stts_mini.lab.long import encode_long, within_budget
@@ -214,7 +215,7 @@ class Mine(torch.nn.Module):
 
 def test_the_command_on_a_file(tmp_path, capsys):
     config = tiny(tmp_path)
-    checkpoint.save(tmp_path / "a.pt", build_model(config, torch.device("cpu")), step=0)
+    checkpoint.save(tmp_path / "a.pt", build_model(config, torch.device("cpu")), step=0, world=WORLD_ID)
     write_video(tmp_path / "a.mp4", np.zeros((9, 48, 48, 3), np.uint8), fps=2)
     words = [str(tmp_path / "a.mp4"), "--checkpoint", str(tmp_path / "a.pt"), "--k", "0.5", "--chunk", "4"]
     long.main(words)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stts_mini.data.files import require
 from stts_mini.train import job
-from stts_mini.training.config import PRESETS, TrainConfig, parse_flags, refuse, setting
+from stts_mini.training.config import PRESETS, TrainConfig, parse_flags, setting
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,12 @@ class PaperConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        steps = self.saliency_steps
-        refuse(self.thinning < 1, f"thinning = {self.thinning}: give 1 for every frame, or more")
-        refuse(steps and not self.k, f"saliency_steps = {steps} teach what to keep, and k = 0 keeps all: give --k")
-        few = "need an LLM of 2 layers or more: give --llm-depth 2"
-        refuse(steps and self.llm_depth < 2, f"saliency_steps = {steps} {few}")
+        steps, named = self.saliency_steps, f"saliency_steps = {self.saliency_steps}"
+        require(self.thinning >= 1, f"thinning = {self.thinning}: give 1 for every frame, or more")
+        require(not steps or self.k, f"{named} teach what to keep, and k = 0 keeps all: give --k")
+        require(not steps or self.llm_depth >= 2, f"{named} need an LLM of 2 layers or more: give --llm-depth 2")
         blind = "blind training has no cells whose saliency could be learned: give --saliency-steps 0"
-        refuse(steps and self.blind, blind)
+        require(not steps or not self.blind, blind)
 
     @property
     def least_k(self) -> float:
