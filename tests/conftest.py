@@ -1,5 +1,5 @@
-"""One Hypothesis profile for all tests: no deadline (shared machines are slow now and then), printed
-seeds, and more examples with HYPOTHESIS_PROFILE=thorough. And the grader's options: see tests/README.md."""
+"""One Hypothesis profile for all tests: no deadline (shared machines are slow now and then), and more examples with
+HYPOTHESIS_PROFILE=thorough. And the grader's options: see tests/README.md."""
 
 import os
 from pathlib import Path

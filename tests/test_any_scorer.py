@@ -1,6 +1,6 @@
 """What every scorer must do, whoever wrote it: ours, and one of yours.
 
-pytest tests/test_any_scorer.py --scorer my_file.py:MyScorer
+python -m stts_mini.lab.grade --scorer my_file.py:MyScorer
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc):
 
 
 def made(name, w=2, width=8):
-    """A scorer with that name; its luck is always the same."""
+    """A scorer with that name, always from the same seed."""
     torch.manual_seed(0)
     return find_scorer(name)(ScorerConfig(width=width, w=w, heads=2, mlp=8))
 
@@ -39,8 +39,8 @@ def scored(scorer, x, num_frames):
         return scorer(x, num_frames)
 
 
-def draws_lots(scorer):
-    """Whether it says something else each time."""
+def is_random(scorer):
+    """Whether it gives other scores each time."""
     x = torch.randn(1, 3, 16, 8)
     with torch.no_grad():
         return not torch.equal(scorer(x, torch.tensor([3])), scorer(x, torch.tensor([3])))
@@ -67,7 +67,7 @@ def test_padding_and_other_videos_do_not_matter(name, shape, seed):
     other = torch.where(real[..., None, None], x, 100 * torch.randn(x.shape, generator=g))
     a, b = scored(scorer, x, num_frames), scored(scorer, other, num_frames)
     assert torch.equal(a[real], b[real])
-    if not draws_lots(made(name)):  # luck is drawn for the whole batch
+    if not is_random(made(name)):  # random scores are drawn for the whole batch
         n = int(num_frames[0])
         alone = scored(scorer, x[:1, :n], num_frames[:1])
         torch.testing.assert_close(alone[0], a[0, :n], rtol=1e-5, atol=1e-6)
@@ -159,7 +159,7 @@ def test_a_class_in_a_file_is_found_by_its_name(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_imports_no_file_by_itself(tmp_path, monkeypatch):
-    """It names a file; only who asks for that file runs it."""
+    """It names a file, which runs only when it is asked for."""
     known = dict(SCORERS)
     monkeypatch.setattr("stts_mini.scorer.SCORERS", known)
     monkeypatch.setattr("stts_mini.model.SCORERS", known)
