@@ -13,12 +13,20 @@ Two commands: `python -m stts_mini.train` and `python -m stts_mini.eval`. The co
 at tutorials/fork_me.md. The names below are what a fork imports.
 """
 
-from stts_mini.model import VLM, Encoded, VLMConfig
-from stts_mini.packing import Packed, block_mask, first_fit_descending, pack, select
-from stts_mini.scorer import Scorer, ScorerConfig, attention_bias, find_scorer, similarity_loss, temporal_target
-from stts_mini.sequence import Batch
+from importlib import import_module
 
-__all__ = [
-    "VLM", "Batch", "Encoded", "Packed", "Scorer", "ScorerConfig", "VLMConfig", "attention_bias", "block_mask",
-    "find_scorer", "first_fit_descending", "pack", "select", "similarity_loss", "temporal_target",
-]  # fmt: skip
+_HOME = {  # public names, and the module of each: imported when asked for, for PyTorch takes a second to load
+    "packing": ("Packed", "block_mask", "first_fit_descending", "pack", "select"),
+    "scorer": ("Scorer", "ScorerConfig", "attention_bias", "find_scorer", "similarity_loss", "temporal_target"),
+    "sequence": ("Batch",),
+    "model": ("VLM", "Encoded", "VLMConfig"),
+}
+__all__ = sorted(name for names in _HOME.values() for name in names)
+
+
+def __getattr__(name: str):
+    """A public name, from its module."""
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"stts_mini.{module}"), name)
+    raise AttributeError(f"stts_mini has no {name!r}; it has {', '.join(__all__)}")

@@ -64,15 +64,13 @@ class Result:
         """95% interval of `mean`: percentile bootstrap over clips, fixed seed."""
         rows = {t: np.array(self.answers(t)) for t in tasks}
         numbers = np.unique(np.concatenate([r[:, 0] for r in rows.values()]))
-        rng, means = np.random.default_rng(0), []
-        for _ in range(draws):
-            weight = np.bincount(rng.integers(len(numbers), size=len(numbers)), minlength=len(numbers))
-            per_task = []
-            for r in rows.values():
-                w = weight[np.searchsorted(numbers, r[:, 0])]
-                per_task.append((w * r[:, 1]).sum() / max(w.sum(), 1))
-            means.append(np.mean(per_task))
-        low, high = np.percentile(means, (2.5, 97.5))
+        picks = np.random.default_rng(0).integers(len(numbers), size=(draws, len(numbers)))
+        weight = np.stack([np.bincount(p, minlength=len(numbers)) for p in picks])  # (draws, clips)
+        per_task = []
+        for r in rows.values():
+            w = weight[:, np.searchsorted(numbers, r[:, 0])]  # (draws, answers)
+            per_task.append((w @ r[:, 1]) / w.sum(1).clip(min=1))
+        low, high = np.percentile(np.stack(per_task, axis=1).mean(1), (2.5, 97.5))
         return float(low), float(high)
 
 
