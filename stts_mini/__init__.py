@@ -10,13 +10,13 @@ The method stands on the top shelf. Read it in this order: `packing`, `scorer`, 
     lab        tools on top of all: speed, the paper's tables, a page to look inside, real backbones
 
 Two commands: `python -m stts_mini.train` and `python -m stts_mini.eval`. The course is in tutorials/, and a fork begins
-at tutorials/fork_me.md. The names below are what a fork imports.
+at tutorials/fork_me.md. The names below can be imported from here.
 """
 
 from importlib import import_module
 
 _HOME = {  # public names, and the module of each: imported when asked for, for PyTorch takes a second to load
-    "packing": ("Packed", "block_mask", "first_fit_descending", "pack", "select"),
+    "packing": ("Packed", "block_mask", "first_fit_descending", "num_removed", "pack", "select"),
     "scorer": ("Scorer", "ScorerConfig", "attention_bias", "find_scorer", "similarity_loss", "temporal_target"),
     "sequence": ("Batch",),
     "model": ("VLM", "Encoded", "VLMConfig"),
@@ -29,4 +29,6 @@ def __getattr__(name: str):
     for module, names in _HOME.items():
         if name in names:
             return getattr(import_module(f"stts_mini.{module}"), name)
+    if name in _HOME:
+        return import_module(f"stts_mini.{name}")
     raise AttributeError(f"stts_mini has no {name!r}; it has {', '.join(__all__)}")

@@ -1,6 +1,8 @@
 """The house: the method alone on the top shelf, and imports that run one way."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,11 @@ def test_the_check_sees_a_wrong_import(tmp_path):
     assert imports(tmp_path / "wrong.py") == {"train", "lab.ask"}
     (tmp_path / "wrong.py").write_text("from stts_mini.data import video\nfrom stts_mini.eval import evaluate\n")
     assert imports(tmp_path / "wrong.py") == {"data.video", "eval"}
+
+
+def test_the_face_loads_nothing_before_it_is_asked():
+    """Whoever only writes clips, in many processes, does not wait for PyTorch."""
+    script = "import sys, stts_mini; assert 'torch' not in sys.modules; stts_mini.packing.select; stts_mini.VLM"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    with pytest.raises(AttributeError, match="stts_mini has no 'nothing'; it has Batch, Encoded"):
+        stts_mini.nothing  # noqa: B018

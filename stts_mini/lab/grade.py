@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"pytest and hypothesis are needed: run pip install -e '.[test]' in {ROOT}")
     import pytest
 
+    sys.dont_write_bytecode = True  # nothing beside the file that is graded
+
     module, path = ("packing", args.packing) if args.packing else ("scorer", args.scorer)
     tests = "model" if args.encoder else "any_scorer" if ":" in path else module
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "stts_mini_grade"))

@@ -133,8 +133,8 @@ def draw_clips(
 
 
 def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, int] = (900, 420)) -> None:
-    """Draw a log.csv (see `progress.Log`): loss (L_task, on a logarithmic scale) and accuracy against steps, smoothed
-    over 2% of them."""
+    """Draw a log.csv (`Log` in training/logging.py): loss (L_task, on a logarithmic scale) and accuracy against steps,
+    smoothed over 2% of them."""
     with open(log, newline="") as file:
         rows = [[float(x) for x in row] for row in list(csv.reader(file))[1:]]
     if not rows:

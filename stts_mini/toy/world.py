@@ -21,8 +21,9 @@ Beside the tasks, every scene has questions about where and when, judged by nobo
 training. Subtitles ("-sub") stand in the question; they say when, never what. A floor to know of: a mover needs
 a free slot to go to, so from the slot that it starts in, direction can be guessed at 44%.
 
-A new task is one more function in `SCENES` (objects with a timeline, and questions that name their
-evidence), its name in `TASKS`, its words in `words`, and a number of clips in `training/config.py`.
+A new kind of clip is one more function in `SCENES` (objects with a timeline, questions that name their evidence), its
+tasks under that kind in `TASKS` (and in `SHORT_TASKS` or `LONG_TASKS`), its words in `words`, and `WORLD_VERSION` + 1.
+Then `--train-clips KIND=COUNT` trains on it.
 
 What this file does not do: draw (`drawing.py`), write files (`data/clips.py`), know about patches or tokens.
 """

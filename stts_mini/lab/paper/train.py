@@ -1,7 +1,7 @@
 """The main command with what the lab's recipes add to it: saliency, spreading, elastic k, any number of frames.
 
     python -m stts_mini.lab.paper.train --saliency-steps 60 --spread 0.3 --sim-weight 0 --k 0.8
-    python -m stts_mini.lab.paper.train --preset base           the unpruned model that the tables' rows start from
+    python -m stts_mini.lab.paper.train --preset base           the first run of the unpruned model that rows start from
 
 All of this is ours, not the paper's. What each brought is in tutorials/results/FINDINGS.md.
 """
@@ -33,9 +33,10 @@ class PaperConfig(TrainConfig):
     )
     spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time; 0: off", may_be_0=True)
     elastic: bool = setting(False, "draw k anew in each step, from 0 to --k: one model for every budget")
-    video_size: int = setting(48, "side of a frame in pixels, in the world's files")
+    video_size: int = setting(0, "side of a frame in pixels, in the world's files; 0: as --image-size", may_be_0=True)
 
     def __post_init__(self):
+        object.__setattr__(self, "video_size", self.video_size or self.image_size)  # frozen, but not yet made
         super().__post_init__()
         steps, named = self.saliency_steps, f"saliency_steps = {self.saliency_steps}"
         require(self.thinning >= 1, f"thinning = {self.thinning}: give 1 for every frame, or more")
@@ -64,7 +65,7 @@ class PaperConfig(TrainConfig):
 BASE = dict(
     out="runs/base", k=0.0, train_clips=dict(short=3000, watch=1500, parade=1500, image=400, brief=1100, glance=2000),
     max_frames=64, fps=10.0, thinning=5.0, coarse_steps=4100, steps=4600, questions=10,
-    stages=dict(image=400, brief=400, glance=700), save_every=50, cache_gb=4.0,
+    stages=dict(image=400, brief=400, glance=700), save_every=50, cache_gb=4.0, video_size=48,
 )  # fmt: skip
 
 
