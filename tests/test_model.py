@@ -468,6 +468,47 @@ def test_configs_that_cannot_be_are_refused(options, message):
             build(**options)
 
 
+def test_a_second_stage_leaves_the_connector_one_block_less(monkeypatch):
+    monkeypatch.setattr(VLMConfig, "stages", 2)
+    assert build(taps=(-1,)).config.num_packed == 1
+    with pytest.raises(ValueError, match=r"give one or more of the packed blocks −1\.\.−1"):
+        build(taps=(-2, -1))
+    with pytest.raises(ValueError, match=r"a depth of score_after \+ 4 or more"):
+        build(depth=3, taps=(-1,))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(kept=torch.ones(2, 2).long()), r"gave kept \(2, 2\), shown \(2, 3\): give \(B, T\) = \(2, 3\)"),
+        (dict(shown=torch.ones(2, 2).bool()), r"gave kept \(2, 3\), shown \(2, 2\): give \(B, T\) = \(2, 3\)"),
+        (dict(shown=torch.ones(2, 3).bool()), "a frame of padding: video 1 has 2 frames"),
+        (dict(tokens=torch.zeros(19, 8)), "gave 19 tokens, and kept counts 20, 20 of them in shown frames"),
+        (dict(tokens=torch.zeros(21, 8)), "gave 21 tokens, and kept counts 20, 20 of them in shown frames"),
+        (dict(shown=torch.tensor([[1, 0, 1], [1, 1, 0]]).bool()), "gave 20 tokens, and kept counts 20, 16 of them"),
+    ],
+)
+def test_what_an_encoder_gives_must_fit_together(wrong, message):
+    """Else tokens would stand in other frames' places, or nowhere."""
+    model = build()
+    batch = batch_of(model, [3, 2])
+    given = replace(model.encode_video(batch.frames, batch.num_frames, 0.0), **wrong)
+    for run in (model, model.generate):
+        with pytest.raises(ValueError, match=message):
+            run(batch, 0.0, encode=lambda *_: given)
+
+
+@pytest.mark.parametrize("stamps", [1, 3])
+def test_a_short_video_has_as_many_stamps_as_frames_too(stamps):
+    """A padded row has room for one more; nobody may fill it."""
+    model = build()
+    batch = batch_of(model, [3, 2])
+    batch.stamps[1] = [[25]] * stamps
+    with pytest.raises(ValueError, match=f"video 1 has {stamps} time stamps and 2 frames"):
+        model(batch, 0.0)
+    model(batch, 0.0, model.encode_blind)  # which shows none
+
+
 @pytest.mark.parametrize("k, message", [(50, "did you mean 0.5"), (1.0, "blind")])
 def test_k_that_cannot_be_is_refused_whatever_the_batch(k, message):
     model = build()
