@@ -281,6 +281,9 @@ def test_sim_loss_is_over_prunable_videos_and_their_block_l_tokens():
     target, scores = temporal_target(tokens, 2), model.scorer(tokens)
     expected = (scores[:, 1:] - target).square().sum() / (3 * 4)
     torch.testing.assert_close(encoded.sim_loss, expected, rtol=1e-10, atol=1e-10)
+    x, num_frames = clips(model, [4, 2])  # each by its own T, whatever stands beside it
+    alone = [model.encode_video(x[b : b + 1, :n], k=0.5).sim_loss for b, n in enumerate((4, 2))]
+    torch.testing.assert_close(model.encode_video(x, num_frames, 0.5).sim_loss, sum(alone) / 2, rtol=1e-10, atol=1e-10)
     assert model.encode_video(x, num_frames, 0.01).sim_loss == 0.0  # floor(0.01·12) = 0: nothing to remove
 
 
