@@ -257,10 +257,12 @@ class VLM(nn.Module):
         """The second half of Figure 3: pack the kept cells, run the blocks from `first` on, unpack, connect.
 
         x (F, N, D) after the block before, keep (F, C) bool → LLM tokens (K, W), by frame and cell, and the rows.
-        `pruned` False: all cells are kept, so every row is one frame and needs no mask.
+        `pruned` False: all cells are kept, so every row is one frame and needs no mask; ValueError if some are not.
         """
         w = self.config.w
         packed = pack(x, keep.repeat_interleave(w * w, dim=1))
+        if not pruned and len(packed.slot) < x.shape[:2].numel():
+            raise ValueError("cells are removed, so frames share rows: leave out pruned=False")
         mask = self.within_frames(packed) if pruned else None
         outputs = [packed.x]
         for block in self.vit.blocks[first:]:
@@ -321,7 +323,7 @@ class VLM(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets, reduction="none")  # (A,)
         num_branches = sum(map(len, batch.branches))
-        lengths = torch.bincount(branch, minlength=num_branches)
+        lengths = torch.bincount(branch)  # (R,): each has its end at least
         task_loss = (losses / lengths[branch]).sum() / num_branches
         L, tokens = layout.ids.shape[1], layout.tokens
         return Output(task_loss, encoded.sim_loss, logits, targets, branch, L, tokens, encoded)
