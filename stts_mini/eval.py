@@ -250,7 +250,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
     clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train))
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
-    trained, scorer = model.config.scored_by, args.scorer or model.config.scored_by
+    trained, scorer = train["scorer"], args.scorer or model.config.scored_by
     trained = trained if train["k"] else "unpruned, no scorer"
     pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # it belongs to the model, whoever scores
     name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"

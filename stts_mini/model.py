@@ -67,6 +67,7 @@ class VLMConfig:
     spread       how far kept cells are spread over time (see `scorer.spread`); 0 as in the paper: not at all
     detach_target  whether L_sim's target is cut off from the gradient
     marks        the token ids that sequences are built with
+    stages       how often `encode_video` prunes: more than once in a fork alone (tutorials/fork_me.md, 5)
     Raises ValueError for blocks that do not exist or are not packed, and a grid that w does not divide.
     """
 
@@ -83,13 +84,14 @@ class VLMConfig:
     spread: float = 0.0
     detach_target: bool = True
     marks: Marks = MARKS
+    stages = 1
 
     def __post_init__(self):
         cell_side(self.vit.num_patches, self.w)
-        if not 0 <= self.score_after <= self.vit.depth - 3:
+        if self.score_after < 0 or self.num_packed < 1:
             raise ValueError(
                 f"score_after {self.score_after} leaves no packed block in a ViT of depth {self.vit.depth}:"
-                " give 0 or more, and a depth of score_after + 3 or more"
+                f" give 0 or more, and a depth of score_after + {2 + self.stages} or more"
             )
         if not self.taps or not all(-self.num_packed <= tap < 0 for tap in self.taps):
             raise ValueError(f"taps {self.taps}: give one or more of the packed blocks −{self.num_packed}..−1")
@@ -103,8 +105,8 @@ class VLMConfig:
 
     @property
     def num_packed(self) -> int:
-        """Blocks that run on packed rows."""
-        return self.vit.depth - self.score_after - 2
+        """Blocks that run on packed rows, with all that is removed gone."""
+        return self.vit.depth - self.score_after - 1 - self.stages
 
     @property
     def cells(self) -> int:
@@ -123,7 +125,7 @@ class Encoded:
 
     tokens   (K, W): the LLM tokens, ordered by video, frame, cell
     kept     (B, T) int on the CPU: how many tokens each frame has
-    shown    (B, T) bool on the CPU: which frames have a stamp and markers in the sequence
+    shown    (B, T) bool on the CPU: which frames have a stamp and markers in the sequence; the others have no tokens
     place    (K, 3) int: video, frame and cell of every token
     keep     (B, T, C) bool, or None for an encoder that does not select cells
     scores   (B, T, C), or None if nothing was scored
@@ -255,10 +257,12 @@ class VLM(nn.Module):
         """The second half of Figure 3: pack the kept cells, run the blocks from `first` on, unpack, connect.
 
         x (F, N, D) after the block before, keep (F, C) bool → LLM tokens (K, W), by frame and cell, and the rows.
-        `pruned` False: all cells are kept, so every row is one frame and needs no mask.
+        `pruned` False: all cells are kept, so every row is one frame and needs no mask; ValueError if some are not.
         """
         w = self.config.w
         packed = pack(x, keep.repeat_interleave(w * w, dim=1))
+        if not pruned and len(packed.slot) < x.shape[:2].numel():
+            raise ValueError("cells are removed, so frames share rows: leave out pruned=False")
         mask = self.within_frames(packed) if pruned else None
         outputs = [packed.x]
         for block in self.vit.blocks[first:]:
@@ -302,11 +306,12 @@ class VLM(nn.Module):
 
     def encode(self, batch: Batch, k: float, encode: Encoder | None = None) -> Encoded:
         """The batch's videos, by `encode` if given, else by `encode_video`, with the batch's own scores if it has
-        any. `encode` does not learn which are several pictures: to it, they are a video."""
+        any. `encode` does not learn which are several pictures: to it, they are a video. Raises ValueError for what
+        cannot be laid out as a sequence."""
         if encode is not None:
-            return encode(batch.frames, batch.num_frames, k)
+            return check_encoded(encode(batch.frames, batch.num_frames, k), batch)
         given = None if batch.scores is None else lambda *_: batch.scores.to(batch.frames.device)
-        return self.encode_video(batch.frames, batch.num_frames, k, given, batch.still)
+        return check_encoded(self.encode_video(batch.frames, batch.num_frames, k, given, batch.still), batch)
 
     # ------------------------------------------------------------------------------------- the LLM
 
@@ -318,7 +323,7 @@ class VLM(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets, reduction="none")  # (A,)
         num_branches = sum(map(len, batch.branches))
-        lengths = torch.bincount(branch, minlength=num_branches)
+        lengths = torch.bincount(branch)  # (R,): each has its end at least
         task_loss = (losses / lengths[branch]).sum() / num_branches
         L, tokens = layout.ids.shape[1], layout.tokens
         return Output(task_loss, encoded.sim_loss, logits, targets, branch, L, tokens, encoded)
@@ -387,6 +392,25 @@ def check_scores(scores: Tensor, shape: tuple[int, ...], real=..., injected: boo
         worst = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
         raise ValueError(f"scores {worst}: give {'scores in (0, 1), by a sigmoid' if injected else 'no NaN'}")
     return scores
+
+
+def check_encoded(encoded: Encoded, batch: Batch) -> Encoded:
+    """What an encoder made of the batch, unless `kept`, `shown`, `tokens` and the time stamps do not fit each other:
+    then ValueError."""
+    kept, shown, (B, T) = encoded.kept.cpu(), encoded.shown.cpu().bool(), batch.frames.shape[:2]
+    if not kept.shape == shown.shape == (B, T):
+        shapes = f"kept {tuple(kept.shape)}, shown {tuple(shown.shape)}"
+        raise ValueError(f"the encoder gave {shapes}: give (B, T) = {(B, T)}, whatever is shown")
+    for b, n in enumerate(frame_counts(batch.num_frames, B, T)):
+        if shown[b].any() and len(batch.stamps[b]) != n:
+            raise ValueError(f"video {b} has {len(batch.stamps[b])} time stamps and {n} frames: give one a frame")
+        if shown[b, n:].any():
+            raise ValueError(f"the encoder shows a frame of padding: video {b} has {n} frames")
+    tokens, every, seen = len(encoded.tokens), int(kept.sum()), int(kept[shown].sum())
+    if not tokens == every == seen:
+        counted = f"{tokens} tokens, and kept counts {every}, {seen} of them in shown frames"
+        raise ValueError(f"the encoder gave {counted}: give as many tokens as kept counts, all of shown frames")
+    return encoded
 
 
 def in_half_precision(x: Tensor) -> bool:

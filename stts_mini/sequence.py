@@ -70,8 +70,8 @@ class Batch:
 def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks: Marks = MARKS) -> list[list[int]]:
     """For each video: stamp, frame start, CELL × kept, frame end, for every shown frame, in time order.
 
-    stamps (B lists, one stamp a frame), kept (B, T) int: cells of each frame, shown (B, T) bool.
-    Raises ValueError for a video with more or fewer stamps than shown frames (none shown: blind, no prefix).
+    stamps (B lists, one stamp a frame, shown or not), kept (B, T) int: cells of each frame, shown (B, T) bool.
+    Raises ValueError for a shown frame without a stamp, or more stamps than frames (none shown: blind, no prefix).
 
     >>> prefix_ids([[[20], [21]]], torch.tensor([[2, 0]]), torch.ones(1, 2).bool()) == [
     ...     [20, MARKS.frame_start, CELL, CELL, MARKS.frame_end, 21, MARKS.frame_start, MARKS.frame_end]]
@@ -79,12 +79,12 @@ def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks
     """
     prefixes = []
     for b, (video, counts, seen) in enumerate(zip(stamps, kept.tolist(), shown.tolist(), strict=True)):
-        counts = [count for count, there in zip(counts, seen, strict=True) if there]
-        if counts and len(video) != len(counts):
-            raise ValueError(f"video {b} has {len(video)} time stamps and {len(counts)} frames: give one a frame")
+        there = [t for t, is_shown in enumerate(seen) if is_shown]
+        if there and not there[-1] < len(video) <= len(seen):
+            raise ValueError(f"video {b} has {len(video)} time stamps and {len(seen)} frames: give one a frame")
         ids: list[int] = []
-        for stamp, count in zip(video, counts, strict=False):  # no counts: blind
-            ids += [*stamp, marks.frame_start, *[CELL] * count, marks.frame_end]
+        for t in there:
+            ids += [*video[t], marks.frame_start, *[CELL] * counts[t], marks.frame_end]
         prefixes.append(ids)
     return prefixes
 

@@ -9,6 +9,7 @@ import torch
 from stts_mini import eval as evaluation
 from stts_mini.data.batches import TOKENIZER, Reader
 from stts_mini.data.clips import QA, Clip, held_out
+from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, look_up, option_likelihoods, pick_questions
 from stts_mini.model import Encoded, Output
 from stts_mini.report.result import Result, table
@@ -145,6 +146,19 @@ def test_kept_cells_and_evidence_are_counted(setup):
     assert blind.kept == blind.cells == 0
     text = table(half, blind, dict.fromkeys(world.SHORT_TASKS, 0.25))
     assert "vision tokens of videos kept: 54 of 108 (50.0%)" in text and "short (mean)" in text
+
+
+def test_pictures_are_no_part_of_the_tokens_of_videos(setup):
+    """Neither a single one nor several: none of them loses any, and they would make every share look larger."""
+    kept = torch.tensor([[9, 0], [9, 9], [9, 4]])
+    keep = torch.arange(9) < kept[..., None]
+    videos = [
+        Video(np.zeros((n, 48, 48, 3), np.uint8), [0.0] * n, 0.0, still=s)
+        for n, s in ((1, False), (2, True), (2, False))
+    ]
+    encoded = Encoded(torch.zeros(40, 8), kept, kept > 0, keep.nonzero(), keep)
+    evaluation._count_kept(result := Result(), encoded, [clip("own")] * 3, videos)
+    assert (result.kept, result.cells, result.evidence) == (13, 18, {})
 
 
 def test_evidence_is_weighed_by_pixels_in_kept_cells(setup):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stts_mini.llm import LLM, KVCache, LLMConfig, from_qwen3, rotary, rotate
+from stts_mini.llm import LLM, KVCache, LLMConfig, RMSNorm, from_qwen3, rotary, rotate
 
 SMALL = LLMConfig(vocab_size=11, width=8, depth=2, heads=4, kv_heads=2, head_dim=6, mlp=10)
 
@@ -92,6 +92,19 @@ def test_rope_knows_only_distances(i, j, shift):
         return (rotate(q, *at(a)) * rotate(k, *at(b))).sum()
 
     torch.testing.assert_close(product(i, j), product(i + shift, j + shift), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_norms_and_rotations_of_half_precision_are_computed_in_float32_and_rounded_once(half):
+    """x² of 300 is beyond float16; bfloat16 has no 1001, so that position would be that of 1000."""
+    x = 300 * torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0)).to(half)
+    norm = RMSNorm(8, eps=1e-6)  # its weights in float32, as under autocast
+    torch.nn.init.normal_(norm.weight)
+    expected = F.rms_norm(x.float(), (8,), norm.weight, 1e-6).to(half)
+    assert expected.isfinite().all() and torch.equal(norm(x), expected)
+    (cos, sin), exact = (rotary(torch.tensor([[7, 1001, 5555]]), 8, 1e4, dtype) for dtype in (half, torch.float32))
+    assert torch.equal(torch.stack([cos, sin]), torch.stack(exact))
+    assert torch.equal(rotate(x, cos, sin), rotate(x.float(), cos, sin).to(half))
 
 
 @given(st.integers(1, 5), st.integers(1, 3))

@@ -15,7 +15,7 @@ from stts_mini.llm import KVCache, LLMConfig
 from stts_mini.model import VLM, VLMConfig, normalise
 from stts_mini.packing import Packed, block_mask, num_removed, pack, select
 from stts_mini.scorer import CosineScorer, RandomScorer, Scorer, attention_bias, cell_major, temporal_target
-from stts_mini.sequence import CELL, Batch
+from stts_mini.sequence import CELL, Batch, Marks
 from stts_mini.vit import ViTConfig, add_bias_channels
 
 LLM_SMALL = LLMConfig(vocab_size=40, width=8, depth=2, heads=2, kv_heads=1, head_dim=4, mlp=12)
@@ -281,6 +281,9 @@ def test_sim_loss_is_over_prunable_videos_and_their_block_l_tokens():
     target, scores = temporal_target(tokens, 2), model.scorer(tokens)
     expected = (scores[:, 1:] - target).square().sum() / (3 * 4)
     torch.testing.assert_close(encoded.sim_loss, expected, rtol=1e-10, atol=1e-10)
+    x, num_frames = clips(model, [4, 2])  # each by its own T, whatever stands beside it
+    alone = [model.encode_video(x[b : b + 1, :n], k=0.5).sim_loss for b, n in enumerate((4, 2))]
+    torch.testing.assert_close(model.encode_video(x, num_frames, 0.5).sim_loss, sum(alone) / 2, rtol=1e-10, atol=1e-10)
     assert model.encode_video(x, num_frames, 0.01).sim_loss == 0.0  # floor(0.01·12) = 0: nothing to remove
 
 
@@ -331,14 +334,17 @@ def test_pixels_come_in_the_models_own_precision(dtype):
     encoded = model.encode_video(frames, k=0.5)
     assert encoded.tokens.dtype == dtype and encoded.tokens.isfinite().all()
     assert encoded.scores.dtype == torch.promote_types(dtype, torch.float32)
+    output = model(replace(batch_of(model, [2]), frames=frames), 0.5)
+    assert output.logits.dtype == output.task_loss.dtype == torch.promote_types(dtype, torch.float32)
 
 
 def test_the_cells_stand_in_their_places():
     model = build()
     cells = torch.randn(2, 8, dtype=torch.float64)
-    ids = torch.tensor([[7, CELL, 8], [CELL, 9, 9]])
+    ids = torch.tensor([[7, CELL, 0], [CELL, 9, 9]])
     x = model.fill_cells(ids, cells)
-    assert torch.equal(x[ids == CELL], cells) and torch.equal(x[0, 0], model.llm.embed_tokens.weight[7])
+    assert torch.equal(x[ids == CELL], cells)
+    assert torch.equal(x[ids != CELL], model.llm.embed_tokens.weight[[7, 0, 9, 9]])
 
 
 def test_an_oracle_can_be_any_function():
@@ -440,6 +446,29 @@ def test_blind_sees_nothing_of_the_video():
     assert one.tokens == 2 * one.length  # no padding: both videos are only their questions
     assert one.length == 2 * (3 + 2)  # two questions of three tokens, two answer tokens each predicted from before
     assert model.generate(batch, 0.0, 3, model.encode_blind)
+    encoded = model.encode_blind(batch.frames.to("meta"))
+    assert encoded.tokens.shape == (0, LLM_SMALL.width) and encoded.tokens.is_meta
+    assert torch.equal(encoded.kept, torch.zeros(2, 3).long()) and torch.equal(encoded.shown, torch.zeros(2, 3).bool())
+    assert encoded.place.shape == (0, 3) and encoded.kept.dtype == encoded.place.dtype == torch.long
+
+
+def test_the_whole_batch_reaches_the_encoder():
+    model, seen = build(), []
+    batch = batch_of(model, [3, 2])
+    model(batch, 0.3, lambda *given: seen.append(given) or model.encode_blind(batch.frames))
+    assert all(a is b for a, b in zip(seen[0], (batch.frames, batch.num_frames, 0.3), strict=True))
+    kept = model(replace(batch, still=torch.tensor([True, False])), 0.5).encoded.kept.sum(1).tolist()
+    assert kept == [12, 4] and torch.equal(model(batch).logits, model(batch, 0.5).logits)
+
+
+def test_the_marks_are_those_of_the_config():
+    """The same rows under other ids: the same hidden states, so the same logits of all that is no mark."""
+    ours, theirs = build(), build(marks=Marks(36, 37, 38, 39))
+    theirs.load_state_dict(ours.state_dict())
+    theirs.llm.embed_tokens.weight.data[36:] = ours.llm.embed_tokens.weight[:4]
+    one, other = (model(batch_of(model, [3, 1]), 0.5) for model in (ours, theirs))
+    torch.testing.assert_close(one.logits[:, 4:36], other.logits[:, 4:36], rtol=1e-12, atol=1e-12)
+    assert other.targets[2].item() == 37 and one.targets[2].item() == END
 
 
 # --------------------------------------------------------------------------------- what is refused
@@ -466,6 +495,58 @@ def test_configs_that_cannot_be_are_refused(options, message):
             VLMConfig(ViTConfig(image_size=8, patch_size=2, width=8, heads=2), LLM_SMALL, w=options["w"])
         else:
             build(**options)
+
+
+def test_a_second_stage_leaves_the_connector_one_block_less(monkeypatch):
+    monkeypatch.setattr(VLMConfig, "stages", 2)
+    assert build(taps=(-1,)).config.num_packed == 1
+    with pytest.raises(ValueError, match=r"give one or more of the packed blocks −1\.\.−1"):
+        build(taps=(-2, -1))
+    with pytest.raises(ValueError, match=r"a depth of score_after \+ 4 or more"):
+        build(depth=3, taps=(-1,))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(kept=torch.ones(2, 2).long()), r"gave kept \(2, 2\), shown \(2, 3\): give \(B, T\) = \(2, 3\)"),
+        (dict(shown=torch.ones(2, 2).bool()), r"gave kept \(2, 3\), shown \(2, 2\): give \(B, T\) = \(2, 3\)"),
+        (dict(shown=torch.ones(2, 3).bool()), "a frame of padding: video 1 has 2 frames"),
+        (dict(tokens=torch.zeros(19, 8)), "gave 19 tokens, and kept counts 20, 20 of them in shown frames"),
+        (dict(tokens=torch.zeros(21, 8)), "gave 21 tokens, and kept counts 20, 20 of them in shown frames"),
+        (dict(shown=torch.tensor([[1, 0, 1], [1, 1, 0]]).bool()), "gave 20 tokens, and kept counts 20, 16 of them"),
+    ],
+)
+def test_what_an_encoder_gives_must_fit_together(wrong, message):
+    """Else tokens would stand in other frames' places, or nowhere."""
+    model = build()
+    batch = batch_of(model, [3, 2])
+    given = replace(model.encode_video(batch.frames, batch.num_frames, 0.0), **wrong)
+    for run in (model, model.generate):
+        with pytest.raises(ValueError, match=message):
+            run(batch, 0.0, encode=lambda *_: given)
+
+
+def test_rows_that_frames_share_are_never_without_a_mask():
+    model = build()
+    x, keep = torch.randn(2, 16, 8, dtype=torch.float64), torch.tensor([[True, True, False, False]] * 2)
+    with pytest.raises(ValueError, match="frames share rows: leave out pruned=False"):
+        model.encode_kept(x, keep, 2, pruned=False)  # one full row, of two frames
+    tokens, packed = model.encode_kept(x, keep, 2)
+    alone, _ = model.encode_kept(x[1:], keep[1:], 2)
+    torch.testing.assert_close(tokens[2:], alone, rtol=1e-10, atol=1e-10)
+    assert packed.frame.tolist() == [[0] * 8 + [1] * 8]
+
+
+@pytest.mark.parametrize("stamps", [1, 3])
+def test_a_short_video_has_as_many_stamps_as_frames_too(stamps):
+    """A padded row has room for one more; nobody may fill it."""
+    model = build()
+    batch = batch_of(model, [3, 2])
+    batch.stamps[1] = [[25]] * stamps
+    with pytest.raises(ValueError, match=f"video 1 has {stamps} time stamps and 2 frames"):
+        model(batch, 0.0)
+    model(batch, 0.0, model.encode_blind)  # which shows none
 
 
 @pytest.mark.parametrize("k, message", [(50, "did you mean 0.5"), (1.0, "blind")])

@@ -23,6 +23,24 @@ def test_a_frame_without_a_stamp_or_a_stamp_without_a_frame_is_refused(stamps):
         prefix_ids([stamps], torch.ones(1, 2).long(), torch.ones(1, 2).bool())
 
 
+def test_stamps_stay_with_their_frames_when_some_are_not_shown():
+    shown, kept = torch.tensor([[False, True, False, True, False]]), torch.tensor([[0, 1, 0, 0, 0]])
+    stamps = [[20], [21], [22], [23]]  # the fifth is padding
+    assert prefix_ids([stamps], kept, shown) == [[21, S, CELL, E, 23, S, E]]
+    with pytest.raises(ValueError, match="video 0 has 3 time stamps"):
+        prefix_ids([stamps[:3]], kept, shown)
+
+
+def test_a_mark_in_a_question_is_text():
+    """It sees nothing later, and no frame sees it; a real tokenizer may well write one."""
+    prefix = [20, S, CELL, E]
+    marked, plain = (
+        Layout.build([prefix], [[(prompt, [9]), (prompt, [])]], torch.device("cpu")).mask
+        for prompt in ([7, S, 8, E], [7, 7, 8, 8])
+    )
+    assert torch.equal(marked, plain)
+
+
 def test_questions_without_a_prompt_are_refused():
     check_prompts([[([4], [])], []])
     with pytest.raises(ValueError, match="without any question"):

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stts_mini.data.files import writable, write_json
+from stts_mini.data.files import require, writable, write_json
 from stts_mini.data.video import read_chunks
 from stts_mini.eval import parse_k
 from stts_mini.lab.speed.bench import SHAPES, build
@@ -51,10 +51,12 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
 
     chunks    called twice (once if `one_pass`): the frames, some at a time, (n, 3, H, W), uint8 or floats in [−1, 1]
     one_pass  decide chunk by chunk, each with its share of the budget: an approximation
-    Raises ValueError for a k that cannot be. The scorer must look no further back than one frame.
+    Raises ValueError for a k that cannot be, and a model that prunes more than once. The scorer must look no further
+    back than one frame.
     """
     check_k(k)
     cfg, l = model.config, model.config.score_after
+    require(cfg.stages == 1, f"this model prunes in {cfg.stages} stages: lab.long knows one")
     injects = getattr(model.scorer, "injects_bias", False) and cfg.bias != "none"
     tokens, keeps, scores = [], [], []  # of each chunk
     for x, own, keep, pruned in (in_one_pass if one_pass else in_two_passes)(model, chunks, k):

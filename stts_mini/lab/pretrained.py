@@ -2,7 +2,7 @@
 
     python -m stts_mini.lab.pretrained --vit google/siglip2-so400m-patch14-384 --llm Qwen/Qwen3-0.6B \\
         --data train.jsonl --val val.jsonl                      every flag of stts_mini.train
-    python -m stts_mini.lab.pretrained --export runs/pretrained/checkpoint.pt folder
+    python -m stts_mini.lab.pretrained --export runs/pretrained/checkpoint.pt folder [--scorer my_file.py:MyScorer]
 
 `--vit` and `--llm` are local folders (config.json, *.safetensors, for the LLM tokenizer.json), read without any
 network, or names that huggingface_hub downloads. Weights are renamed, nothing else; positions are resized where
@@ -221,12 +221,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, help="side of a frame in pixels, if not the ViT's own")
     parser.add_argument("--vit-depth", type=int, help="how many of the ViT's blocks to use, if not all")
     parser.add_argument("--export", nargs=2, metavar=("CHECKPOINT", "FOLDER"), help="write a checkpoint as a folder")
+    parser.add_argument("--scorer", help="what scores the cells; with --export, my_file.py:MyScorer of the checkpoint")
     args, rest = parser.parse_known_args(argv)
+    others = [f"--{n.replace('_', '-')}" for n, x in vars(args).items() if x and n not in ("export", "scorer")] + rest
+    if args.export and others:
+        parser.error(f"--export takes no other flag than --scorer: leave out {' '.join(others)}")
+    rest += ["--scorer", args.scorer] if args.scorer else []
     if not args.export and not (args.vit and args.llm):
         parser.error("give --vit and --llm, or --export")
     with one_line_errors(parser.prog):
         if args.export:
-            model, _, tokenizer = checkpoint.load_trained(args.export[0])
+            model, _, tokenizer = checkpoint.load_trained(args.export[0], scorer=args.scorer)
             return save_folder(Path(args.export[1]), model, tokenizer)
         vit_folder, llm_folder = folder_of(args.vit), folder_of(args.llm)
         sizes = settings_of(vit_config(vit_folder, args.image_size, args.vit_depth), llm_config(llm_folder))

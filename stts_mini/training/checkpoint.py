@@ -20,7 +20,7 @@ from stts_mini.data.clips import WORLD_ID
 from stts_mini.data.files import replacing
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
-from stts_mini.scorer import find_scorer
+from stts_mini.scorer import SCORERS, find_scorer
 from stts_mini.sequence import Marks
 from stts_mini.training.config import TrainConfig, upgraded
 from stts_mini.vit import ViTConfig, resized_positions
@@ -102,11 +102,20 @@ def start_from(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> No
     load_weights(model, {"model": {**others, **scorer}}, path)
 
 
-def load_model(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[VLM, dict[str, Any]]:
-    """The model of a checkpoint, ready to use, and everything else that the file holds."""
-    state = load(path)
+def load_model(
+    path: str | os.PathLike, device: torch.device | str = "cpu", scorer: str | None = None
+) -> tuple[VLM, dict[str, Any]]:
+    """The model of a checkpoint, ready to use, and everything else that the file holds. `scorer`: the name of one to
+    take where the model's own is not known, or is this very class (its file may have moved)."""
+    state, put = load(path), load_weights
+    parts = state.get("model_config", {})
+    own = parts.get("scored_by", "stts")
+    if scorer and own.rpartition(":")[2] == scorer.rpartition(":")[2]:
+        parts["scored_by"] = scorer
+    elif scorer and own not in SCORERS:
+        parts["scored_by"], put = scorer, start_from
     model = VLM(model_config(state)).to(device)
-    load_weights(model, state, path)
+    put(model, state, path)
     return model.eval(), state
 
 
@@ -114,12 +123,14 @@ def load_trained(
     path: str | os.PathLike, device: torch.device | str = "cpu", scorer: str | None = None
 ) -> tuple[VLM, dict[str, Any], AnyTokenizer]:
     """The model of a checkpoint, everything else that the file holds, and the model's tokenizer. `scorer`: the name of
-    another scorer than in training. Raises ValueError for a model of another world."""
+    another scorer than in training; the trained one need not be known then. Raises ValueError for a model of another
+    world."""
     other = find_scorer(scorer) if scorer else None  # before the checkpoint, which may name it
-    model, state = load_model(path, device)
+    model, state = load_model(path, device, scorer)
     check_world(state, path)
     if other and scorer != model.config.scored_by:
         model.scorer = other(model.config.scorer).to(device)
+        model.config = dataclasses.replace(model.config, scored_by=scorer)
     return model, state, tokenizer_of(state)
 
 

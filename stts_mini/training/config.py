@@ -140,7 +140,7 @@ class TrainConfig:
             len(TOKENIZER), self.llm_width, self.llm_depth, self.llm_heads, self.llm_kv_heads, self.llm_head_dim,
             self.llm_mlp,
         )  # fmt: skip
-        packed = max(self.vit_depth - self.score_after - 2, 1)
+        packed = max(self.vit_depth - self.score_after - 1 - VLMConfig.stages, 1)
         return VLMConfig(
             vit, llm, w=self.w, score_after=self.score_after, scorer_heads=self.vit_heads, scorer_mlp=self.vit_mlp,
             connector_mlp=self.connector_mlp, scored_by=self.scorer, taps=(-min(3, packed), -1), bias=self.bias,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from stts_mini import scorer
 from stts_mini.data.clips import WORLD_ID
 from stts_mini.data.video import read_chunks, read_video, write_video
-from stts_mini.lab import long
+from stts_mini.lab import explore, long
 from stts_mini.lab.long import encode_long, within_budget
-from stts_mini.model import Encoded
+from stts_mini.model import Encoded, VLMConfig
 from stts_mini.packing import num_removed, select
 from stts_mini.scorer import CosineScorer
 from stts_mini.train import build_model
@@ -187,6 +187,15 @@ def test_chunks_of_a_file_are_the_frames_of_the_file(tmp_path, chunk, fps):
     assert all(len(part.frames) == chunk for part in parts[:-1]) and parts[0].duration == whole.duration
     with pytest.raises(ValueError, match="chunk = 0: give at least 1 frame"):
         next(read_chunks(tmp_path / "a.mp4", 0))
+
+
+def test_a_model_that_prunes_more_than_once_is_refused(monkeypatch):
+    model = build(depth=5)
+    monkeypatch.setattr(VLMConfig, "stages", 2)
+    with pytest.raises(ValueError, match=r"prunes in 2 stages: lab\.long knows one"):
+        encode_long(model, lambda: [torch.zeros(1, 3, 8, 8)], 0.5)
+    with pytest.raises(ValueError, match=r"prunes in 2 stages: lab\.speed and lab\.explore know one"):
+        explore.level(model.config, [[9]], None, 0.5)
 
 
 def test_what_is_encoded_in_chunks_can_be_asked(tmp_path):

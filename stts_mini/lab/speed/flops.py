@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stts_mini.data.files import require
 from stts_mini.llm import LLMConfig
 from stts_mini.model import Output, VLMConfig
 from stts_mini.packing import num_removed
@@ -84,6 +85,7 @@ def needed(config: VLMConfig, kept: Sequence[Sequence[int]], k: float, text: Tex
     kept   for each video, for each of its frames: kept cells
     text   for each video, for each question: tokens of its prompt and of its answer (its end is predicted, not read)
     stamp  tokens of a time stamp
+    Raises ValueError for a model that prunes more than once.
 
     >>> work = needed(VLMConfig(), [[9, 3]], 0.3, text=[[(5, 1)]])      # 12 cells, 2 stamps, 4 markers; 6 tokens
     >>> work.slots, work.pairs, work.tokens, work.logits
@@ -91,6 +93,7 @@ def needed(config: VLMConfig, kept: Sequence[Sequence[int]], k: float, text: Tex
     >>> work.seen == 18 * 19 / 2 + 16 * 15 / 2 + 6 * 18 + 6 * 7 / 2
     True
     """
+    require(config.stages == 1, f"this model prunes in {config.stages} stages: lab.speed and lab.explore know one")
     tokens = seen = logits = 0
     for video, questions in zip(kept, text, strict=True):
         V = sum(video) + 2 * len(video)
