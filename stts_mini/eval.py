@@ -1,6 +1,6 @@
 """How good are the answers? Two scorings, beside what chance, question text and luck alone would give.
 
-    multiple choice   the shown option with the largest log-likelihood, summed over its tokens
+    multiple choice   the shown option with the largest log-likelihood, summed over its tokens and the end token
     generation        greedy decoding, no options shown; right only if the text is exactly the answer
     chance            1 / number of shown options
     look-up           the commonest training answer to that very question text (a leak would show here)
@@ -143,11 +143,11 @@ def task_name(clip: Clip, qa: QA) -> str:
 
 
 def option_likelihoods(output) -> torch.Tensor:
-    """The log-likelihood of each branch's answer, summed over its tokens, the end token left out: (R,)."""
+    """The log-likelihood of each branch's answer, summed over its tokens and the end token: (R,). Without the end,
+    "number 7" would be at least as likely as "number 77", whatever the model says."""
     log_p = output.logits.log_softmax(-1).gather(1, output.targets[:, None]).squeeze(1)
-    last = torch.cat([output.branch[1:] != output.branch[:-1], output.branch.new_ones(1).bool()])
     sums = log_p.new_zeros(int(output.branch[-1]) + 1)
-    return sums.index_add(0, output.branch, log_p.masked_fill(last, 0))
+    return sums.index_add(0, output.branch, log_p)
 
 
 def evidence_per_cell(clip: Clip, video: Video, side: int) -> dict[str, np.ndarray]:
