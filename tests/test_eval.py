@@ -10,6 +10,7 @@ import torch
 from stts_mini import eval as evaluation
 from stts_mini.data.batches import TOKENIZER, Reader
 from stts_mini.data.clips import OWN, QA, Clip, held_out
+from stts_mini.data.tokenizer import normalised
 from stts_mini.eval import evaluate, look_up, option_likelihoods, pick_questions
 from stts_mini.model import Encoded, Output
 from stts_mini.report.result import Result, table
@@ -69,6 +70,21 @@ def test_an_option_that_begins_like_another_can_be_right_and_wrong(setup, monkey
     monkeypatch.setattr(model, "forward", sure)
     result = evaluate(model, [one], Reader(4, 48), 0.5, generate=False)
     assert result.correct["choice"] == {"question": [(0, 1)]}
+
+
+def test_answers_are_compared_as_normalised_texts(setup, monkeypatch):
+    """Composed and decomposed letters, white space, and, if lenient, case and a full stop; never anything more."""
+    model, clips = setup
+    answers = ["le cafe\u0301  noir", "\u1112\u1161\u11ab\u1100\u116e\u11a8", "The Red one.", "red, blue", "12.5"]
+    said = ["le café\u00a0noir ", "한국", "the red one", "red blue", "12.50"]
+    own = [replace(clips[0], kind=OWN, qa=(ask("free", f"{n} ?", a, ()),)) for n, a in enumerate(answers)]
+    learned = [replace(clips[0], kind=OWN, qa=(ask("free", f"{n}  ?", a, ()),)) for n, a in enumerate(said)]
+    monkeypatch.setattr(model, "generate", lambda *_, **__: [[TOKENIZER.encode(text)] for text in said])
+    for lenient, right in ((False, [1, 1, 0, 0, 0]), (True, [1, 1, 1, 0, 0])):
+        result = evaluate(model, own, Reader(4, 48), 0.5, lenient=lenient)
+        assert result.correct["generated"]["free"] == list(enumerate(right))
+        assert look_up(learned, own, lenient) == {"free": sum(right) / 5}
+    assert normalised("À LA CARTE .", lenient=True) == normalised("a\u0300 la\ncarte", lenient=True) == "à la carte"
 
 
 def test_questions_and_options_are_the_same_for_every_model_and_balanced():
