@@ -1,5 +1,6 @@
 """Scores that can be checked by hand: likelihoods, look-up, intervals, counts of what was kept."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from stts_mini import eval as evaluation
 from stts_mini.data.batches import TOKENIZER, Reader
-from stts_mini.data.clips import OWN, QA, Clip, held_out
+from stts_mini.data.clips import OWN, QA, Clip, held_out, parse_clip
 from stts_mini.data.tokenizer import normalised
 from stts_mini.eval import evaluate, look_up, option_likelihoods, pick_questions
 from stts_mini.model import Encoded, Output
@@ -85,6 +86,15 @@ def test_answers_are_compared_as_normalised_texts(setup, monkeypatch):
         assert result.correct["generated"]["free"] == list(enumerate(right))
         assert look_up(learned, own, lenient) == {"free": sum(right) / 5}
     assert normalised("À LA CARTE .", lenient=True) == normalised("a\u0300 la\ncarte", lenient=True) == "à la carte"
+
+
+def test_options_are_texts_that_differ_once_normalised():
+    line = lambda *options: json.dumps(dict(video="a", qa=[dict(question="?", answer="cafe\u0301", options=options)]))
+    qa = parse_clip(line("tea", "café"), 1, Path()).qa[0]
+    assert qa.answer == "café" and qa.options == ("tea", "café")  # the option as it stands
+    for twins in (("café", "cafe\u0301"), ("a  b", "a b", "café")):
+        with pytest.raises(ValueError, match="an option comes twice"):
+            parse_clip(line(*twins), 1, Path())
 
 
 def test_questions_and_options_are_the_same_for_every_model_and_balanced():
