@@ -96,6 +96,8 @@ class PretrainedTokenizer:
         )  # fmt: skip
         self.json_text, self.names = json_text, marks
         self.fast = FastTokenizer.from_str(json_text)
+        self.fast.no_truncation()  # a file may ask for both; Hugging Face, too, does neither unless a call asks for it
+        self.fast.no_padding()
         ids = {name: self.fast.token_to_id(text) for name, text in marks.items()}
         if missing := [marks[name] for name, i in ids.items() if i is None]:
             raise ValueError(f"the tokenizer has no {', '.join(missing)}: say which of its tokens to use as marks")
