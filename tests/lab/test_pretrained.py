@@ -152,6 +152,7 @@ def edited(path, **changes):
         (dict(rope_parameters=dict(rope_type="yarn", factor=4.0)), "rope_parameters = .*yarn"),
         (dict(rope_parameters=dict(rope_theta=1e6, partial_rotary_factor=0.5)), "partial_rotary_factor"),
         (dict(rope_scaling=dict(type="linear", factor=2.0)), "rope_scaling = .*linear"),
+        (dict(rope_parameters=dict(rope_type="proportional", rope_theta=1e4)), "rope_parameters = .*proportional"),
         (dict(rope_theta=5e5), r"more than one rope_theta: \[500000.0, 10000.0\]"),
         (dict(use_sliding_window=True, sliding_window=8), "use_sliding_window = True"),
         (dict(layer_types=["full_attention", "sliding_attention"]), "sliding_attention"),
