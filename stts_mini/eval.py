@@ -1,7 +1,8 @@
 """How good are the answers? Two scorings, beside what chance, question text and luck alone would give.
 
-    multiple choice   the shown option with the largest log-likelihood, summed over its tokens
-    generation        greedy decoding, no options shown; right only if the text is exactly the answer
+    multiple choice   the shown option with the largest log-likelihood, summed over its tokens and the end token
+    generation        greedy decoding, no options shown; right only if the text is the answer, once both are
+                      `normalised` (data/tokenizer.py); --lenient: whatever the case and the final full stop
     chance            1 / number of shown options
     look-up           the commonest training answer to that very question text (a leak would show here)
     blind             the same model without any vision tokens
@@ -38,6 +39,7 @@ from stts_mini.data.clips import (
 )
 from stts_mini.data.files import writable, write_json
 from stts_mini.data.progress import Progress
+from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import Video, VideoError
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
@@ -60,12 +62,13 @@ def evaluate(
     name: str = "test",
     annotate: Annotate | None = None,
     tokenizer: AnyTokenizer = TOKENIZER,
+    lenient: bool = False,
 ) -> Result:
     """Ask the model one question of each task on every clip, at any k and any number of frames (the
     reader's). `encode`: another encoder, such as `model.encode_blind`. `generate`: score greedy answers to
-    all tasks, not only to those that are judged by them. `annotate`: scores in the place of the scorer's. The
-    control's tasks are named "image/task". Clips that cannot be read are left out (the reader lists them). Several
-    processes (`training/distributed.py`) share the clips, and each gets the whole result."""
+    all tasks, not only to those that are judged by them; `lenient`: see `normalised`. `annotate`: scores instead of
+    the scorer's. The control's tasks are named "image/task". Clips that cannot be read are left out (the reader lists
+    them). Several processes (`training/distributed.py`) share the clips, and each gets the whole result."""
     device = next(model.parameters()).device
     result, was_training = Result(), model.training
     model.eval()
@@ -95,7 +98,7 @@ def evaluate(
                 result.correct["choice"][task].append((n, int(right)))
                 result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
             for qa, ids in zip(spoken[b], said[b], strict=True):
-                right = tokenizer.decode(ids).strip() == qa.answer
+                right = normalised(tokenizer.decode(ids), lenient) == normalised(qa.answer, lenient)
                 result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos)
         progress.update(numbers[-1] + 1)
@@ -118,13 +121,15 @@ def judge(
     train_clips: Sequence[Clip] = (),
     blind: bool = False,
     tokenizer: AnyTokenizer = TOKENIZER,
+    lenient: bool = False,
 ) -> dict:
     """Evaluate a model with and without the video (`blind`: without it, both times), beside what question text alone
     is worth after `train_clips`; print the table, and return its numbers."""
     without = model.encode_blind
-    result = evaluate(model, clips, reader, k, without if blind else None, tokenizer=tokenizer)
-    unseeing = evaluate(model, clips, reader, 0.0, without, generate=False, name="blind", tokenizer=tokenizer)
-    lookup = look_up(train_clips, clips) if train_clips else None
+    how = dict(tokenizer=tokenizer, lenient=lenient)
+    result = evaluate(model, clips, reader, k, without if blind else None, **how)
+    unseeing = evaluate(model, clips, reader, 0.0, without, generate=False, name="blind", **how)
+    lookup = look_up(train_clips, clips, lenient) if train_clips else None
     print(table(result, unseeing, lookup))
     print(broken_clips(reader.broken), end="")
     return summarise(result, unseeing, lookup)
@@ -143,11 +148,11 @@ def task_name(clip: Clip, qa: QA) -> str:
 
 
 def option_likelihoods(output) -> torch.Tensor:
-    """The log-likelihood of each branch's answer, summed over its tokens, the end token left out: (R,)."""
+    """The log-likelihood of each branch's answer, summed over its tokens and the end token: (R,). Without the end,
+    "number 7" would be at least as likely as "number 77", whatever the model says."""
     log_p = output.logits.log_softmax(-1).gather(1, output.targets[:, None]).squeeze(1)
-    last = torch.cat([output.branch[1:] != output.branch[:-1], output.branch.new_ones(1).bool()])
     sums = log_p.new_zeros(int(output.branch[-1]) + 1)
-    return sums.index_add(0, output.branch, log_p.masked_fill(last, 0))
+    return sums.index_add(0, output.branch, log_p)
 
 
 def evidence_per_cell(clip: Clip, video: Video, side: int) -> dict[str, np.ndarray]:
@@ -186,22 +191,23 @@ def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos:
             result.evidence[task] = seen + int(pixels[keep[b, :T]].sum()), every + int(pixels.sum())
 
 
-def look_up(train: Sequence[Clip], test: Sequence[Clip]) -> dict[str, float]:
+def look_up(train: Sequence[Clip], test: Sequence[Clip], lenient: bool = False) -> dict[str, float]:
     """Accuracy per task of answering with the shown option that was the commonest training answer to the
     same question text, whatever times it names; ties (and questions never seen) count as the chance to guess
-    right. (For a task that is judged by generation: with the commonest of all answers.)"""
-    plain = lambda question: re.sub(r"\d+\.\d", "#", question)
+    right. (For a task that is judged by generation: with the commonest of all answers.) Texts are compared as
+    `normalised` has them."""
+    plain = lambda question: re.sub(r"\d+\.\d", "#", normalised(question))
     answers: dict[tuple[str, str], Counter] = defaultdict(Counter)
     for clip in train:
         for qa in clip.qa:
-            answers[clip.kind, plain(qa.question)][qa.answer] += 1
+            answers[clip.kind, plain(qa.question)][normalised(qa.answer, lenient)] += 1
     right = defaultdict(list)
     for clip in test:
         for qa, shown in pick_questions(clip):
             seen = answers[clip.kind, plain(qa.question)]
-            options = list(seen) or [""] if qa.task in GENERATED else shown
+            options = list(seen) or [""] if qa.task in GENERATED else [normalised(o, lenient) for o in shown]
             best = [option for option in options if seen[option] == max(seen[o] for o in options)]
-            right[task_name(clip, qa)].append((qa.answer in best) / len(best))
+            right[task_name(clip, qa)].append((normalised(qa.answer, lenient) in best) / len(best))
     return {task: float(np.mean(values)) for task, values in right.items()}
 
 
@@ -228,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
     parser.add_argument("--data", default="data", help="folder of the prepared clips, or mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
+    parser.add_argument("--lenient", action="store_true", help="generated answers: ignore case and a final full stop")
     parser.add_argument("--json", default=None, help="also write the scores to this file")
     args = parser.parse_args(argv)
     cuda = torch.cuda.is_available()
@@ -257,13 +264,13 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     print(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames")
     count = f"{len(clips)} clips" if is_own(args.data) else f"{args.clips} clips of each kind"
     which = args.data if is_own(args.data) else f"{args.split} set"
-    print(f"{which} {fingerprint(clips)}: {count}, seed of this evaluation {args.seed}")
+    print(f"{which} {fingerprint(clips)}: {count}, seed of this evaluation {args.seed}" + ", lenient" * args.lenient)
     learned_from = load_clips(asked) if asked.exists() else ()
-    numbers = judge(model, clips, reader, k, learned_from, train["blind"], tokenizer)
+    numbers = judge(model, clips, reader, k, learned_from, train["blind"], tokenizer, args.lenient)
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
-        split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__, train_config=train,
-        **numbers,
+        lenient=args.lenient, split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__,
+        train_config=train, **numbers,
     )  # fmt: skip
     if args.json and distributed.rank() == 0:
         write_json(args.json, summary)

@@ -195,15 +195,17 @@ class ViT(nn.Module):
         return self.post_layernorm(x)
 
 
-def resized_positions(positions: Tensor, num_patches: int) -> Tensor:
-    """Position embeddings (N, D) of a square grid, for a grid of another size: bicubic interpolation, as SigLIP's.
+def resized_positions(positions: Tensor, num_patches: int, antialias: bool = False) -> Tensor:
+    """Position embeddings (N, D) of a square grid, for a grid of another size: bicubic interpolation, as Hugging Face's
+    SigLIP does it when asked for another size. `antialias`: smooth them first where the grid shrinks. So does
+    `checkpoint.start_from`, which begins with fewer pixels than the toy world's base was trained with.
 
     >>> resized_positions(torch.ones(16, 3), 4).shape
     torch.Size([4, 3])
     """
     old, new = math.isqrt(len(positions)), math.isqrt(num_patches)
     grid = positions.float().unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, D, old, old)
-    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=True)
+    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=antialias)
     return grid[0].flatten(1).T.to(positions.dtype)
 
 

@@ -1,5 +1,7 @@
 """Scores that can be checked by hand: likelihoods, look-up, intervals, counts of what was kept."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ import torch
 
 from stts_mini import eval as evaluation
 from stts_mini.data.batches import TOKENIZER, Reader
-from stts_mini.data.clips import QA, Clip, held_out
+from stts_mini.data.clips import OWN, QA, Clip, held_out, parse_clip
+from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, look_up, option_likelihoods, pick_questions
 from stts_mini.model import Encoded, Output
@@ -39,12 +42,60 @@ def test_a_test_set_holds_what_is_judged_and_nothing_else(setup):
     assert kinds == ["short"] * 3 + ["watch"] * 3 + ["parade"] * 3 + ["image"] * 3
 
 
-def test_likelihoods_sum_over_an_options_tokens_without_its_end():
+def test_likelihoods_sum_over_an_options_tokens_and_its_end():
     logits = torch.randn(5, 7)
     targets, branch = torch.tensor([3, 4, 1, 2, 1]), torch.tensor([0, 0, 0, 1, 1])
     output = Output(torch.zeros(()), 0.0, logits, targets, branch, 0, 0, None)
     p = logits.log_softmax(-1)
-    torch.testing.assert_close(option_likelihoods(output), torch.stack([p[0, 3] + p[1, 4], p[3, 2]]))
+    torch.testing.assert_close(
+        option_likelihoods(output), torch.stack([p[0, 3] + p[1, 4] + p[2, 1], p[3, 2] + p[4, 1]])
+    )
+
+
+@pytest.mark.parametrize("answer", ["number 7", "number 77", "number 778"])
+def test_an_option_that_begins_like_another_can_be_right_and_wrong(setup, monkeypatch, answer):
+    """A model that is nearly sure of one text chooses it, be it the shortest of the options or the longest."""
+    model, clips = setup
+    one = replace(clips[0], kind=OWN, qa=(ask("question", "which ?", answer, ("number 7", "number 77", "number 778")),))
+    forward, ids = model.forward, [*TOKENIZER.encode(answer), TOKENIZER.marks.end]
+
+    def sure(*args):
+        output = forward(*args)
+        starts = [0, *(1 + (output.branch[1:] != output.branch[:-1]).nonzero().flatten()).tolist()]
+        logits = torch.zeros_like(output.logits)
+        for row in range(len(logits)):  # the answer's next token, as long as what stands before it is the answer's
+            start = max(s for s in starts if s <= row)
+            if output.targets[start:row].tolist() == ids[: row - start]:
+                logits[row, ids[row - start]] = 9.0
+        return replace(output, logits=logits)
+
+    monkeypatch.setattr(model, "forward", sure)
+    result = evaluate(model, [one], Reader(4, 48), 0.5, generate=False)
+    assert result.correct["choice"] == {"question": [(0, 1)]}
+
+
+def test_answers_are_compared_as_normalised_texts(setup, monkeypatch):
+    """Composed and decomposed letters, white space, and, if lenient, case and a full stop; never anything more."""
+    model, clips = setup
+    answers = ["le cafe\u0301  noir", "\u1112\u1161\u11ab\u1100\u116e\u11a8", "The Red one.", "red, blue", "12.5"]
+    said = ["le café\u00a0noir ", "한국", "the red one", "red blue", "12.50"]
+    own = [replace(clips[0], kind=OWN, qa=(ask("free", f"{n} ?", a, ()),)) for n, a in enumerate(answers)]
+    learned = [replace(clips[0], kind=OWN, qa=(ask("free", f"{n}  ?", a, ()),)) for n, a in enumerate(said)]
+    monkeypatch.setattr(model, "generate", lambda *_, **__: [[TOKENIZER.encode(text)] for text in said])
+    for lenient, right in ((False, [1, 1, 0, 0, 0]), (True, [1, 1, 1, 0, 0])):
+        result = evaluate(model, own, Reader(4, 48), 0.5, lenient=lenient)
+        assert result.correct["generated"]["free"] == list(enumerate(right))
+        assert look_up(learned, own, lenient) == {"free": sum(right) / 5}
+    assert normalised("À LA CARTE .", lenient=True) == normalised("a\u0300 la\ncarte", lenient=True) == "à la carte"
+
+
+def test_options_are_texts_that_differ_once_normalised():
+    line = lambda *options: json.dumps(dict(video="a", qa=[dict(question="?", answer="cafe\u0301", options=options)]))
+    qa = parse_clip(line("tea", "café"), 1, Path()).qa[0]
+    assert qa.answer == "café" and qa.options == ("tea", "café")  # the option as it stands
+    for twins in (("café", "cafe\u0301"), ("a  b", "a b", "café")):
+        with pytest.raises(ValueError, match="an option comes twice"):
+            parse_clip(line(*twins), 1, Path())
 
 
 def test_questions_and_options_are_the_same_for_every_model_and_balanced():

@@ -260,7 +260,8 @@ def test_positions_resized_keep_what_is_smooth():
     torch.testing.assert_close(small[1:3, 1:3, 1], middle[None, 1:3].expand(2, 2), atol=0.02, rtol=0)
     impulse = torch.zeros(144, 1)
     impulse[0] = 1.0  # where plain bicubic sampling of every third place never looks
-    assert resized_positions(impulse, 16).view(4, 4)[0, 0] > 0.05
+    assert resized_positions(impulse, 16, antialias=True).view(4, 4)[0, 0] > 0.05
+    assert resized_positions(impulse, 16).eq(0).all()
 
 
 def test_a_function_may_replace_attention():

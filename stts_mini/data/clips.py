@@ -30,6 +30,7 @@ from pathlib import Path
 
 from stts_mini.data.files import replacing, require
 from stts_mini.data.progress import Progress
+from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import write_video
 from stts_mini.toy import world
 from stts_mini.toy.drawing import render
@@ -194,10 +195,11 @@ def _parse_qa(q: dict, kind: str) -> QA:
     good = isinstance(options, list) and all(isinstance(o, str) and o.strip() for o in options)
     require(good, "options = {!r}: give a list of texts", options)
     question, answer, options = q["question"].strip(), q["answer"].strip(), [o.strip() for o in options]
-    require(not options or answer in options, "the answer {!r} is not among its options {}", answer, options)
-    require(len(set(options)) == len(options), "options = {}: an option comes twice", options)
+    same = [option for option in options if normalised(option) == normalised(answer)]
+    require(not options or same, "the answer {!r} is not among its options {}", answer, options)
+    require(len(set(map(normalised, options))) == len(options), "options = {}: an option comes twice", options)
     task = q.get("task", "question")
-    return QA(task if kind != OWN or len(options) > 1 else FREE, question, answer, tuple(options))
+    return QA(task if kind != OWN or len(options) > 1 else FREE, question, (same or [answer])[0], tuple(options))
 
 
 def lines_of(index: Path) -> list[str]:

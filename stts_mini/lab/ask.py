@@ -91,14 +91,14 @@ class Conversation:
 
     @torch.no_grad()
     def likelihoods(self, question: str, options: Sequence[str]) -> list[tuple[str, float]]:
-        """Each option's log-likelihood, summed over its tokens, its end left out; the best first."""
+        """Each option's log-likelihood, summed over its tokens and the end token; the best first."""
         prompt, scores = self.tokenizer.prompt(question, options), []
         with self.timed("options"):
             for option in options:
                 ids = self.tokenizer.encode(option)
                 hidden = self.hidden([*prompt, *ids], copy.deepcopy(self.cache))
-                log_p = self.model.llm.logits(hidden[0, len(prompt) - 1 : -1]).float().log_softmax(-1)
-                scores.append(float(log_p[range(len(ids)), ids].sum()))
+                log_p = self.model.llm.logits(hidden[0, len(prompt) - 1 :]).float().log_softmax(-1)
+                scores.append(float(log_p[range(len(ids) + 1), [*ids, self.model.config.marks.end]].sum()))
         return sorted(zip(options, scores, strict=True), key=lambda pair: -pair[1])
 
     def summary(self) -> str:

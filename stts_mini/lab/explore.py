@@ -55,6 +55,7 @@ from torch import Tensor
 from stts_mini.data import files
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, collate, pick_questions
 from stts_mini.data.clips import load_clips
+from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import Video, read_video, write_video
 from stts_mini.eval import parse_k
 from stts_mini.lab.speed import flops
@@ -103,7 +104,7 @@ def explore(
 ) -> dict:
     """All that the page draws, but for names, remarks and pictures. A scorer's scores do not depend on k, so it runs
     once. `questions`: (question, right answer or None)."""
-    found, asked = {}, [dict(question=q, answer=right, said={}) for q, right in questions]
+    found, asked = {}, [dict(question=q, answer=right and normalised(right), said={}) for q, right in questions]
     prompts = [[(tokenizer.prompt(question), []) for question, _ in questions]]
     batch = collate([video], prompts, tokenizer=tokenizer).to(next(model.parameters()).device)
     whole = sum(level(model.config, batch.stamps[0], None, 0.0)["cost"].values())
@@ -122,7 +123,7 @@ def explore(
         encode = partial(model.encode_video, scorer=again)
         for k in ladder if questions else ():
             for one, ids in zip(asked, model.generate(batch, k, encode=encode)[0], strict=True):
-                one["said"].setdefault(name, []).append(tokenizer.decode(ids).strip())
+                one["said"].setdefault(name, []).append(normalised(tokenizer.decode(ids)))
     return dict(
         grid=round(model.config.cells**0.5), w=model.config.w, times=video.times, stamps=video.stamps,
         duration=video.duration, ladder=list(ladder), scorers=found, questions=asked,

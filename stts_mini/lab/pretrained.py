@@ -7,7 +7,8 @@
 `--vit` and `--llm` are local folders (config.json, *.safetensors, for the LLM tokenizer.json), read without any
 network, or names that huggingface_hub downloads. Weights are renamed, nothing else; positions are resized where
 `--image-size` asks for another grid; `--vit-depth` takes the first blocks only (the paper reads no further than
-25 of 27). Connector and scorer start fresh. Needs `pip install -e '.[pretrained]'`.
+25 of 27). Connector and scorer start fresh. Whatever a folder asks for that is not done here (scaled positions, sliding
+windows, quantised weights, a setting that is not known) is refused. Needs `pip install -e '.[pretrained]'`.
 
 An exported folder holds model.safetensors (the whole VLM), config.json (its `VLMConfig`) and tokenizer.json;
 `load_folder` makes the same model of it.
@@ -20,15 +21,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer
-from stts_mini.data.tokenizer import PretrainedTokenizer
+from stts_mini.data.tokenizer import PretrainedTokenizer, normalised
 from stts_mini.llm import LLMConfig, from_qwen3
 from stts_mini.model import VLM
 from stts_mini.train import job
@@ -69,99 +73,200 @@ def folder_of(name: str) -> Path:
         raise WeightsError(f"could not download {name}: {str(error).splitlines()[0]}") from error
 
 
-def read_config(folder: Path, kind: str) -> dict:
-    """The part of config.json that describes a model of this kind: "siglip_vision_model", "qwen3" or "stts_mini"."""
-    path = folder / "config.json"
+# What a config.json may say: `READ` is read, `ONLY` must be as here, `HARMLESS` changes no number. Everything else is
+# refused, unless it is null, false, 0 or empty.
+READ = dict(
+    siglip_vision_model={
+        "image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "layer_norm_eps",
+    },
+    qwen3={
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling",
+        "layer_types",
+    },
+)  # fmt: skip
+ONLY = dict(
+    siglip_vision_model=dict(hidden_act=["gelu_pytorch_tanh"], num_channels=[3]),
+    qwen3=dict(hidden_act=["silu", "swish"], is_causal=[True, None], tie_word_embeddings=[True, False, None]),
+)
+HARMLESS = re.compile(
+    r"model_type|architectures|_name_or_path|(torch_)?dtype|\w+_version|\w+_token_id|\w+_dropout|initializer_\w+"
+    r"|max_position_embeddings|use_cache|sliding_window|max_window_layers|vision_use_head|tie_word_embeddings"
+    r"|return_dict|id2label|label2id|pretraining_tp|text_config|vision_config"
+)
+
+
+@contextmanager
+def using(what: object) -> Iterator[None]:
+    """Whatever goes wrong inside is a WeightsError of one line that names the file or folder."""
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
-    config = config.get("vision_config", config) if kind.startswith("siglip") else config
-    found = config.get("model_type", kind)
+        yield
+    except (WeightsError, ImportError):
+        raise
+    except Exception as error:  # a damaged file can raise almost anything
+        kind = "" if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: "
+        raise WeightsError(f"{what} cannot be used: {textwrap.shorten(f'{kind}{error}', 1000)}") from error
+
+
+def read_json(path: Path) -> dict:
+    """An object in a file of JSON."""
+    with using(path):
+        read = json.loads(path.read_text(encoding="utf-8"))
+    require(isinstance(read, dict), f"{path} holds no object in curly brackets")
+    return read
+
+
+def read_config(folder: Path, kind: str) -> dict:
+    """The part of config.json that describes a model of this kind: "siglip_vision_model", "qwen3" or "stts_mini".
+    Raises WeightsError for another kind, and for whatever the file asks for beyond what `vit.py` and `llm.py` do."""
+    path = folder / "config.json"
+    config, whole = read_json(path), {}
+    if kind == "siglip_vision_model" and "vision_config" in config:
+        whole, config = config, config["vision_config"]
+        require(isinstance(config, dict), f"{path} has a vision_config that is no object in curly brackets")
+        outer = whole.get("model_type")
+        require(outer == "siglip", f"{path} describes a {outer!r}: this reads 'siglip' models")
+    found = config.get("model_type", kind if whole else None)
     require(found == kind, f"{path} describes a {found!r}: this reads {kind!r} models")
+    for name, value in (whole | config).items() if kind in READ else ():
+        usual = ONLY[kind].get(name)
+        known = value in usual if usual else not value or name in READ[kind] or HARMLESS.fullmatch(name)
+        due = f"only {usual[0]!r} is" if usual else "if it changes no number, take it out of the file"
+        require(known, f"{path} says {name} = {str(value)[:200]}, which is not done here: {due}")
     return config
 
 
+def number(config: dict, name: str, usual: float | None = None, kind: type = int) -> float:
+    """A number of a config, above 0: `usual` if there is none. Raises ValueError for anything else."""
+    value = usual if config.get(name) is None else config[name]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not ((whole or (kind is float and isinstance(value, float))) and 0 < value < math.inf):
+        raise ValueError(f"{name} = {value!r}: give a {'whole ' * (kind is int)}number above 0")
+    return value
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, in one file or in several with an index."""
+    """All tensors of a folder, in one file (which counts if there is one) or in several with an index."""
     from safetensors.torch import load_file
 
-    index, weights = folder / "model.safetensors.index.json", {}
-    files = json.loads(index.read_text())["weight_map"].values() if index.exists() else ["model.safetensors"]
-    for name in sorted(set(files)):
-        try:
+    index, weights, files = folder / "model.safetensors.index.json", {}, ["model.safetensors"]
+    if index.exists() and not (folder / files[0]).exists():
+        with using(index):
+            files = sorted(set(read_json(index)["weight_map"].values()))
+    for name in files:
+        with using(f"{folder}/{name}"):
             weights |= load_file(folder / name)
-        except Exception as error:  # safetensors raises an error of its own
-            raise WeightsError(f"{folder / name} cannot be read: {error}") from error
     return weights
 
 
 def vit_config(folder: Path, image_size: int | None = None, depth: int | None = None) -> ViTConfig:
     """The sizes of a SigLIP vision tower. Without `image_size`: its own, less what fills no patch (384 → 378)."""
     c = read_config(folder, "siglip_vision_model")
-    patch, size = c.get("patch_size", 16), image_size or c.get("image_size", 224)
-    blocks, activation = c.get("num_hidden_layers", 12), c.get("hidden_act", "gelu_pytorch_tanh")
-    require(size % patch == 0 or not image_size, f"image_size {size} is not a multiple of the patch size {patch}")
-    require(activation == "gelu_pytorch_tanh", f"{folder} has the activation {activation!r}, not gelu_pytorch_tanh")
-    require(not depth or depth <= blocks, f"vit_depth {depth}, but {folder} has {blocks} blocks")
-    return ViTConfig(
-        size // patch * patch, patch, c.get("hidden_size", 768), depth or blocks, c.get("num_attention_heads", 12),
-        c.get("intermediate_size", 3072), c.get("layer_norm_eps", 1e-6),
-    )  # fmt: skip
+    with using(folder / "config.json"):
+        patch, blocks = number(c, "patch_size", 16), number(c, "num_hidden_layers", 12)
+        size = image_size or number(c, "image_size", 224)
+        require(size % patch == 0 or not image_size, f"image_size {size} is not a multiple of the patch size {patch}")
+        require(not depth or depth <= blocks, f"vit_depth {depth}, but {folder} has {blocks} blocks")
+        return ViTConfig(
+            size // patch * patch, patch, number(c, "hidden_size", 768), depth or blocks,
+            number(c, "num_attention_heads", 12), number(c, "intermediate_size", 3072),
+            number(c, "layer_norm_eps", 1e-6, float),
+        )  # fmt: skip
 
 
 def llm_config(folder: Path) -> LLMConfig:
     """The sizes of a Qwen3 model."""
     c = read_config(folder, "qwen3")
-    scaling = c.get("rope_scaling")
-    require(not c.get("attention_bias"), f"{folder} has biases in its attention: Qwen3 has none")
-    require(not scaling, f"{folder} scales its rotary positions ({scaling}): only plain ones are known")
-    rope = (c.get("rope_parameters") or {}).get("rope_theta", c.get("rope_theta", 1e6))
-    heads = c["num_attention_heads"]
-    return LLMConfig(
-        c["vocab_size"], c["hidden_size"], c["num_hidden_layers"], heads, c.get("num_key_value_heads", heads),
-        c.get("head_dim", c["hidden_size"] // heads), c["intermediate_size"], rope, c.get("rms_norm_eps", 1e-6),
-        c.get("tie_word_embeddings", False),
-    )  # fmt: skip
+    layers = c.get("layer_types") or ["full_attention"]
+    plain = isinstance(layers, list) and all(layer == "full_attention" for layer in layers)
+    require(plain, f"{folder} has layers of the types {layers}: only full_attention is known")
+    with using(folder / "config.json"):
+        width, heads = number(c, "hidden_size"), number(c, "num_attention_heads")
+        return LLMConfig(
+            number(c, "vocab_size"), width, number(c, "num_hidden_layers"), heads,
+            number(c, "num_key_value_heads", heads), number(c, "head_dim", width // heads),
+            number(c, "intermediate_size"), rope_theta(c, folder), number(c, "rms_norm_eps", 1e-6, float),
+            bool(c.get("tie_word_embeddings")),
+        )  # fmt: skip
+
+
+def rope_theta(config: dict, folder: Path) -> float:
+    """θ of plain rotary positions, which stands in config.json itself, or in `rope_parameters` (transformers 5)."""
+    thetas = [config.get("rope_theta")]
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = config.get(name) or {}
+        plain = isinstance(rope, dict) and rope.keys() <= {"rope_type", "type", "rope_theta"}
+        plain = plain and all(rope.get(key, "default") == "default" for key in ("rope_type", "type"))
+        require(plain, f"{folder} has {name} = {rope}: rotary positions are not scaled here, only the default is known")
+        thetas.append(rope.get("rope_theta"))
+    thetas = [theta for theta in thetas if theta is not None]
+    require(all(theta == thetas[0] for theta in thetas), f"{folder} has more than one rope_theta: {thetas}")
+    return number(dict(rope_theta=thetas[0] if thetas else 10_000.0), "rope_theta", kind=float)
 
 
 def fit(module: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Load a folder's weights, all of them and no others. Raises WeightsError that names the misfits."""
-    try:
+    for name, weight in weights.items():
+        full = weight.is_floating_point() and weight.dtype.itemsize > 1
+        require(full, f"{folder}: {name} is {weight.dtype}: quantised weights are not read, give 16 or 32 bits")
+        require(bool(weight.isfinite().all()), f"{folder}: {name} holds NaN or infinity: the file is damaged")
+    with using(f"the weights of {folder}"):
         module.load_state_dict(weights)
-    except RuntimeError as error:
-        misfits = textwrap.shorten(str(error), 1000, placeholder=" …")
-        raise WeightsError(f"the weights of {folder} do not fit: {misfits}") from error
 
 
 def load_vit(vit: torch.nn.Module, folder: Path) -> None:
     """Put a SigLIP's weights into a `ViT`: its text tower, pooling head, further blocks and final norm (which the
     connector does not read) are left out, and its positions resized if our grid is another."""
-    own, left_out = vit.state_dict(), ("text_model.", "logit_", "post_layernorm.")
-    later = lambda name: name.startswith("blocks.") and int(name.split(".")[1]) >= len(vit.blocks)
-    weights = {
-        name: weight
-        for name, weight in from_siglip(read_weights(folder)).items()
-        if name in own or not (later(name) or name.startswith(left_out))
-    }
+    check_pixels(folder)
+    theirs, read, own = vit_config(folder), read_weights(folder), vit.state_dict()
+    D, p = theirs.width, theirs.patch_size
+    sizes = {"patch_embedding.weight": (D, 3, p, p), "position_embedding.weight": (theirs.num_patches, D)}
+    for name, weight in read.items():
+        found = tuple(weight.shape)
+        due = sizes.get(name.removeprefix("vision_model.").removeprefix("embeddings."), found)
+        require(found == due, f"{folder}: {name} is {found}, and by config.json {due}")
+    further = tuple(f"blocks.{i}." for i in range(len(vit.blocks), theirs.depth))
+    left_out = ("text_model.", "logit_", "post_layernorm.", *further)
+    weights = {n: w for n, w in from_siglip(read).items() if n in own or not n.startswith(left_out)}
     positions, patches = weights.get("position_embedding"), len(vit.position_embedding)
     if positions is not None and len(positions) != patches:
         weights["position_embedding"] = resized_positions(positions, patches)
     fit(vit, weights, folder)
 
 
+def check_pixels(folder: Path) -> None:
+    """Raises WeightsError if pixels are to be scaled otherwise than to [−1, 1], as `model.normalise` does."""
+    usual = dict(do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
+        said = read_json(path) if path.exists() else {}
+        with using(path):
+            said = {**usual, **said.get("image_processor", said)}
+        for name, due in usual.items():
+            scaled = "pixels are scaled to [−1, 1] here"
+            require(said[name] == due, f"{path} says {name} = {said[name]}, and not {due}: {scaled}")
+
+
 def load_llm(llm: torch.nn.Module, folder: Path) -> None:
     """Put a Qwen3's weights into an `LLM`."""
-    fit(llm, from_qwen3(read_weights(folder), llm.config.tied), folder)
+    weights = read_weights(folder)
+    head, words = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
+    with using(folder):
+        same = head is None or words is None or torch.equal(head, words)
+    require(same or not llm.config.tied, f"{folder} has tie_word_embeddings, and an lm_head.weight that differs")
+    fit(llm, from_qwen3(weights, llm.config.tied), folder)
 
 
-def load_tokenizer(folder: Path) -> PretrainedTokenizer:
-    """The LLM's own tokenizer."""
-    path = folder / "tokenizer.json"
-    try:
-        return PretrainedTokenizer(path.read_text())
-    except Exception as error:  # tokenizers raises bare ones
-        raise WeightsError(f"{path}, the fast tokenizer's file, cannot be used: {error}") from error
+def load_tokenizer(folder: Path, vocab_size: float = math.inf, marks: dict | None = None) -> PretrainedTokenizer:
+    """The LLM's own tokenizer, for so many embeddings. Raises WeightsError for one that does not give texts back as
+    they were, as answers must be."""
+    path, text = folder / "tokenizer.json", "Red, 12.5 zébra ½"
+    with using(f"{path}, the fast tokenizer's file,"):
+        tokenizer = PretrainedTokenizer(path.read_text(encoding="utf-8"), marks)
+        again, most = normalised(tokenizer.decode(tokenizer.encode(text))), max(tokenizer.fast.get_vocab().values())
+    require(again == text, f"{path} gives {text!r} back as {again!r}: this needs a tokenizer that keeps texts")
+    require(most < vocab_size, f"{path} has the token {most}, and the LLM {vocab_size} embeddings: resize those")
+    return tokenizer
 
 
 def settings_of(vit: ViTConfig, llm: LLMConfig) -> dict:
@@ -176,10 +281,11 @@ def settings_of(vit: ViTConfig, llm: LLMConfig) -> dict:
 
 def build(config: TrainConfig, vit_folder: Path, llm_folder: Path) -> tuple[VLM, PretrainedTokenizer]:
     """The VLM of a training run, with both backbones' weights, and the tokenizer that goes with it."""
-    tokenizer = load_tokenizer(llm_folder)
+    llm = llm_config(llm_folder)
+    tokenizer = load_tokenizer(llm_folder, llm.vocab_size)
     vit = vit_config(vit_folder, config.image_size, config.vit_depth)
     torch.manual_seed(config.seed)
-    model = VLM(dataclasses.replace(config.model, vit=vit, llm=llm_config(llm_folder), marks=tokenizer.marks))
+    model = VLM(dataclasses.replace(config.model, vit=vit, llm=llm, marks=tokenizer.marks))
     load_vit(model.vit, vit_folder)
     load_llm(model.llm, llm_folder)
     return model, tokenizer
@@ -195,7 +301,7 @@ def save_folder(folder: Path, model: VLM, tokenizer: AnyTokenizer = TOKENIZER) -
     save_file({name: w.contiguous() for name, w in model.state_dict().items()}, folder / "model.safetensors")
     config = dict(model_type="stts_mini", model=dataclasses.asdict(model.config))
     if tokenizer is not TOKENIZER:
-        (folder / "tokenizer.json").write_text(tokenizer.json_text)
+        (folder / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
         config["tokenizer_marks"] = tokenizer.names
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
@@ -203,10 +309,12 @@ def save_folder(folder: Path, model: VLM, tokenizer: AnyTokenizer = TOKENIZER) -
 def load_folder(folder: Path) -> tuple[VLM, AnyTokenizer]:
     """The model and tokenizer of an exported folder."""
     config = read_config(folder, "stts_mini")
-    model = VLM(checkpoint.model_config(dict(model_config=config["model"])))
+    with using(folder / "config.json"):
+        model, marks = VLM(checkpoint.model_config(dict(model_config=config["model"]))), config.get("tokenizer_marks")
     fit(model, read_weights(folder), folder)
-    text = folder / "tokenizer.json"
-    tokenizer = PretrainedTokenizer(text.read_text(), config["tokenizer_marks"]) if text.exists() else TOKENIZER
+    own = marks or (folder / "tokenizer.json").exists()
+    tokenizer = load_tokenizer(folder, model.config.llm.vocab_size, marks) if own else TOKENIZER
+    require(tokenizer.marks == model.config.marks, f"{folder} has a tokenizer whose marks are not those of its model")
     return model.eval(), tokenizer
 
 

@@ -21,6 +21,7 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, Reader, collate, pick_questions
 from stts_mini.data.clips import OWN, Clip
+from stts_mini.data.tokenizer import normalised
 from stts_mini.model import VLM
 
 GLYPHS = {  # 3 × 5 pixels each, row by row
@@ -90,7 +91,7 @@ def look(model: VLM, clip: Clip, reader: Reader, k: float, tokenizer: AnyTokeniz
     said = tokenizer.decode(model.generate(batch, k, encode=lambda *_: encoded)[0][0])
     scores = None if encoded.scores is None else encoded.scores[0].float().cpu().numpy()
     kept = f"{int(encoded.kept.sum())}/{encoded.keep.numel()} kept"
-    verdict = "right" if said.strip() == qa.answer else f"answer: {qa.answer}"
+    verdict = "right" if normalised(said) == normalised(qa.answer) else f"answer: {qa.answer}"
     text = f"{qa.question}  said: {said}  {verdict}  k={k:g} {kept}"
     return video, encoded.keep[0].cpu().numpy(), scores, text
 

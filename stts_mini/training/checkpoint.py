@@ -98,7 +98,7 @@ def start_from(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> No
     others = {name: weight for name, weight in state["model"].items() if not name.startswith("scorer.")}
     name, patches = "vit.position_embedding", model.config.vit.num_patches
     if name in others and len(others[name]) != patches:
-        others[name] = resized_positions(others[name], patches)
+        others[name] = resized_positions(others[name], patches, antialias=True)
     load_weights(model, {"model": {**others, **scorer}}, path)
 
 
