@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 import stts_mini.model
 from stts_mini.data.tokenizer import END
 from stts_mini.llm import KVCache, LLMConfig
-from stts_mini.model import VLM, VLMConfig, check_scores, normalise
+from stts_mini.model import VLM, Connector, VLMConfig, check_scores, normalise
 from stts_mini.packing import Packed, block_mask, num_removed, pack, select
 from stts_mini.scorer import CosineScorer, RandomScorer, Scorer, attention_bias, cell_major, temporal_target
 from stts_mini.sequence import CELL, Batch, Marks
@@ -363,7 +363,16 @@ def test_an_oracle_can_be_any_function():
 def test_uint8_frames_are_scaled_to_one():
     assert normalise(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
     x = torch.randn(3)
-    assert normalise(x) is x
+    assert normalise(x) is x and torch.equal(normalise(x, torch.float64), x.double())
+
+
+def test_the_connector_starts_near_a_linear_map():
+    connector = Connector(VLMConfig(ViTConfig(width=64), LLMConfig(width=128)))
+    layers = {name: layer for name, layer in connector.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert len(layers) == 7 and connector.down_proj.bias is None
+    for name, layer in layers.items():
+        assert 0.9 < layer.weight.std() * layer.in_features**0.5 < 1.1  # within 9 standard deviations
+        assert name == "down_proj" or (layer.bias == (name == "up_proj")).all()
 
 
 # ---------------------------------------------------------------------------------- the LLM's side
