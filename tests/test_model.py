@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 import stts_mini.model
 from stts_mini.data.tokenizer import END
 from stts_mini.llm import KVCache, LLMConfig
-from stts_mini.model import VLM, VLMConfig, normalise
+from stts_mini.model import VLM, Connector, VLMConfig, check_scores, normalise
 from stts_mini.packing import Packed, block_mask, num_removed, pack, select
 from stts_mini.scorer import CosineScorer, RandomScorer, Scorer, attention_bias, cell_major, temporal_target
 from stts_mini.sequence import CELL, Batch, Marks
@@ -151,11 +151,13 @@ def test_encode_video_is_the_reference_in_values_and_gradients(frames, k, grid, 
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
-def test_k_0_is_the_unpruned_vit():
+def test_k_0_is_the_unpruned_vit(monkeypatch):
     model = build()
+    monkeypatch.setattr(model, "within_frames", None)  # no mask is made, for no row needs one
     x, num_frames = clips(model, [3, 2])
     encoded = model.encode_video(x, num_frames, k=0.0)
     assert encoded.scores is None and encoded.sim_loss == 0.0 and len(encoded.tokens) == 5 * model.config.cells
+    assert encoded.packed.frame.tolist() == [[f] * model.config.vit.num_patches for f in range(5)]
     frame = model.vit.embed(x[1, 1][None])
     features = []
     for block in model.vit.blocks:
@@ -218,6 +220,8 @@ def test_a_video_with_nothing_to_remove_is_unpruned_beside_one_that_is_pruned():
     assert mixed.kept.sum(1).tolist() == [8, 15]
     pruned_alone = model.encode_video(x[1:], k=0.1)
     torch.testing.assert_close(mixed.sim_loss, pruned_alone.sim_loss, rtol=1e-10, atol=1e-10)  # of that one only
+    no_pictures = model.encode_video(x, num_frames, 0.1, still=torch.zeros(2).bool())
+    assert no_pictures.sim_loss == mixed.sim_loss
     torch.testing.assert_close(mixed.tokens[mixed.place[:, 0] == 0], alone.tokens, rtol=1e-10, atol=1e-10)
 
 
@@ -359,7 +363,16 @@ def test_an_oracle_can_be_any_function():
 def test_uint8_frames_are_scaled_to_one():
     assert normalise(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
     x = torch.randn(3)
-    assert normalise(x) is x
+    assert normalise(x) is x and torch.equal(normalise(x, torch.float64), x.double())
+
+
+def test_the_connector_starts_near_a_linear_map():
+    connector = Connector(VLMConfig(ViTConfig(width=64), LLMConfig(width=128)))
+    layers = {name: layer for name, layer in connector.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert len(layers) == 7 and connector.down_proj.bias is None
+    for name, layer in layers.items():
+        assert 0.9 < layer.weight.std() * layer.in_features**0.5 < 1.1  # within 9 standard deviations
+        assert name == "down_proj" or (layer.bias == (name == "up_proj")).all()
 
 
 # ---------------------------------------------------------------------------------- the LLM's side
@@ -459,6 +472,18 @@ def test_the_whole_batch_reaches_the_encoder():
     assert all(a is b for a, b in zip(seen[0], (batch.frames, batch.num_frames, 0.3), strict=True))
     kept = model(replace(batch, still=torch.tensor([True, False])), 0.5).encoded.kept.sum(1).tolist()
     assert kept == [12, 4] and torch.equal(model(batch).logits, model(batch, 0.5).logits)
+    assert model.encode_video(batch.frames, batch.num_frames).kept.sum(1).tolist() == [6, 4]
+
+
+def test_with_varlen_half_precision_attends_by_segments_and_the_rest_by_a_mask():
+    model = build()
+    packed = pack(torch.zeros(2, 16, 8), torch.arange(16).expand(2, 16) < 8)
+    for varlen, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        model.varlen = varlen
+        mask = model.within_frames(replace(packed, x=packed.x.to(dtype)))
+        assert torch.equal(mask == 0, block_mask(packed.frame)) and mask.dtype == dtype
+    model.varlen = True
+    assert model.within_frames(replace(packed, x=packed.x.bfloat16())).ends.tolist() == [0, 8, 16]
 
 
 def test_the_marks_are_those_of_the_config():
@@ -655,3 +680,9 @@ def test_scores_that_cannot_be_are_refused_and_padding_may_hold_anything(value, 
     model.encode_video(batch.frames, batch.num_frames, 0.5, Given((1, 2, 0)))  # the second video has two frames
     with pytest.raises(ValueError, match=message):
         model.encode_video(batch.frames, batch.num_frames, 0.5, Given((0, 1, 0)))
+
+
+@pytest.mark.parametrize("least, most, injected", [(0.0, 1.0, True), (-math.inf, math.inf, False)])
+def test_scores_at_the_very_ends_are_scores(least, most, injected):
+    scores = torch.tensor([[[least, most]]])
+    assert check_scores(scores, (1, 1, 2), injected=injected) is scores
