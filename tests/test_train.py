@@ -547,7 +547,7 @@ def test_a_run_can_start_from_an_unpruned_model(folder, tmp_path):
     path = tmp_path / "base" / "checkpoint.pt"
     base = state_of(path)["model"]
     settings = dict(init=str(path), stages={})
-    frozen = dict(lr=1e-12, muon_lr=1e-12, steps=1)
+    frozen = dict(lr=1e-12, muon_lr=1e-12, steps=1, warmup=1)
     model = train(tiny(folder, out=str(tmp_path / "row"), **settings, **frozen), False, CPU)
     fresh = build_model(tiny(folder), CPU).state_dict()
     for name, weight in model.state_dict().items():
