@@ -25,7 +25,7 @@ from stts_mini.toy.world import TASKS
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
 from stts_mini.training import checkpoint
 from stts_mini.training.checkpoint import CheckpointError
-from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
+from stts_mini.training.config import PRESETS, TrainConfig, as_text, parse_flags
 from stts_mini.training.logging import Log
 from stts_mini.training.step import forward_backward, wrap
 from tests.tiny import TINY, tiny
@@ -517,7 +517,7 @@ def test_without_room_for_an_unpruned_step_the_rest_is_there(folder, tmp_path, m
 
 @pytest.mark.slow
 def test_the_command_end_to_end_without_a_warning(tmp_path):
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    flags = [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in TINY.items()]
     command = [sys.executable, "-W", "error", "-m", "stts_mini.train", *flags, "--out", "run", "--data", "data"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -293,10 +293,10 @@ def restore(
         for f in dataclasses.fields(model.config)
         if (old := getattr(model_config(state), f.name, None)) != (new := getattr(model.config, f.name))
     ]
-    for name, what in (("clips", "the training clips were"), ("scorer_file", "the scorer's file was"),
+    for name, what in (("clips", "the training clips were"), ("scorer_file", "the contents of the scorer's file were"),
                        ("weights", "the first weights of ViT and LLM were")):  # fmt: skip
         if state.get(name, began.get(name)) != began.get(name):  # an older checkpoint knows of clips alone
-            changed.append(f"{what} {state[name]}, now {began.get(name)} (a hash)")
+            changed.append(f"{what} {state[name]}, are {began.get(name)}")
     if state.get("tokenizer") != began.get("tokenizer"):
         changed.append("the tokenizer was another")
     if changed:

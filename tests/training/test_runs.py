@@ -117,12 +117,14 @@ def test_what_dead_processes_left_half_written_is_removed(tmp_path):
 # -------------------------------------------------------------------------- the end, from outside
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
-def test_worker_processes_end_with_their_parent(tmp_path, ending):
+def test_worker_processes_end_with_their_parent(tmp_path):
+    """However it ends: this way nobody can clean up."""
     script = """
-import os, sys, time
+import os, time
 from stts_mini.data.clips import on_all_cores
-from tests.training.test_runs import slow
+def slow(_):
+    time.sleep(0.05)
+    return os.getpid()
 if __name__ == "__main__":
     for i, pid in enumerate(on_all_cores(slow, range(640))):
         if i == 0:
@@ -132,18 +134,13 @@ if __name__ == "__main__":
     parent = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=HERE, stdout=subprocess.PIPE, text=True)
     worker = int(parent.stdout.readline())
     assert alive(worker)
-    parent.send_signal(ending)
+    parent.kill()
     parent.stdout.close()
     parent.wait()
     give_up = time.monotonic() + 20
     while alive(worker) and time.monotonic() < give_up:
         time.sleep(0.05)
     assert not alive(worker)
-
-
-def slow(_):
-    time.sleep(0.05)
-    return os.getpid()
 
 
 def alive(pid):
@@ -185,6 +182,21 @@ def test_sigterm_is_ctrl_c_outside_the_loop():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_command_holds_its_folder_to_the_end_and_hears_sigterm(folder, tmp_path, monkeypatch, capsys):
+    left = []
+
+    def finish(*_):
+        assert (tmp_path / "run" / "lock").exists()
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(training, "train", lambda *_, **__: None)
+    monkeypatch.setattr(training, "finish", finish)
+    monkeypatch.setattr(os, "_exit", left.append)
+    training.main(["--preset", "smoke", "--out", str(tmp_path / "run")])
+    assert left == [130] and "Interrupted" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 # ----------------------------------------------------------------------------------- a full disk
 
 
@@ -194,12 +206,12 @@ def full(*_, **__):
 
 def test_a_full_disk_is_named_and_so_is_the_file(folder, tmp_path, monkeypatch):
     class Full:
-        """A file on a full disk, as torch.save meets it: its own error hides the reason."""
+        """A file on a disk that is full after the first 4 KB: torch.save's own error hides the reason."""
 
         def __init__(self, path):
             self.file = open(path, "wb")  # noqa: SIM115
 
-        write = full
+        write = lambda self, data: self.file.write(data) if self.file.tell() < 4096 else full()
         flush = lambda self: self.file.flush()
         fileno = lambda self: self.file.fileno()
         __enter__ = lambda self: self
@@ -318,7 +330,7 @@ def test_another_model_tokenizer_or_scorer_file_is_another_run(folder, tmp_path,
             restore(path, model, optimizers, config, began)
     mine.write_text(source + "    changed = True\n")
     model, optimizers, began = a_run()
-    with pytest.raises(CheckpointError, match=r"the scorer's file was \w{12}, now \w{12}"):
+    with pytest.raises(CheckpointError, match=r"file were \w{12}, are \w{12}"):
         restore(path, model, optimizers, config, began)
     assert origin(tiny(folder), "clips", TOKENIZER, None) == dict(clips="clips")  # a model from the seed needs no more
 
