@@ -5,7 +5,7 @@
     python -m stts_mini.train                         the whole job in minutes on a CPU
     python -m stts_mini.train --preset smoke          everything end to end in under a minute
     python -m stts_mini.train --preset gpu --dry-run  what a preset would take
-    python -m stts_mini.train --resume                go on after Ctrl-C
+    python -m stts_mini.train --resume                go on after Ctrl-C or SIGTERM
     python -m stts_mini.train --data mine.jsonl --val judged.jsonl      clips of your own (see data/clips.py)
     torchrun --nproc-per-node 2 -m stts_mini.train    several processes, one batch (see training/distributed.py)
 
@@ -53,7 +53,7 @@ from stts_mini.report.result import broken_clips
 from stts_mini.sequence import Batch
 from stts_mini.training import checkpoint, distributed
 from stts_mini.training.config import TrainConfig, describe, parse_flags
-from stts_mini.training.logging import Interrupt, Log
+from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at
 from stts_mini.training.step import eagerly, forward_backward, wrap
 
@@ -124,58 +124,84 @@ def train(
     model: VLM | None = None,
     tokenizer: AnyTokenizer = TOKENIZER,
 ) -> VLM:
-    """The training loop. Writes checkpoint.pt, config.json, log.csv and curve.png into config.out.
+    """The training loop. Writes checkpoint.pt, config.json, log.csv and curve.png into config.out, which is its alone
+    while it runs. Raises ValueError for what is refused, TrainError for losses or gradients that are no numbers.
 
     reader    one that several runs share, so that a clip is decoded once for all of them
     annotate  scores instead of the scorer's (see `Sampler`)
     encoder   the model → another encoder than its own (merging, say)
     model     to start from, instead of a fresh one; and the tokenizer that goes with it
     """
-    check_settings(config, device, model)
-    clips, index = training_clips(config)
-    model = build_model(config, device) if model is None else model.to(device)
-    if config.saliency_steps and (annotate or encoder or not list(model.scorer.parameters())):
-        raise ValueError(f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0")
-    optimizers = build_optimizers(model, config)
-    path, learned_from = Path(config.out) / "checkpoint.pt", fingerprint(clips)
-    start = checkpoint.restore(path, model, optimizers, config, learned_from) if resume else 0
-    if config.init and not resume:
-        checkpoint.start_from(model, checkpoint.load(config.init), config.init)
-    reader = own_reader(config, clips) if reader is None else reader
-    sampler = Sampler(
-        clips, reader, config.batch_size, config.questions, config.seed, config.curriculum.items(), config.thinning,
-        config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
-    )  # fmt: skip
-    run, encode = wrap(model, config, device), encoder(model) if encoder else None
-    chief = distributed.rank() == 0
-    log = open_run(config, resume, start) if chief else None  # only now, when nothing refuses to begin any more
+    with checkpoint.alone(config.out):
+        check_settings(config, device, model)
+        clips, index = training_clips(config)
+        began = checkpoint.origin(config, fingerprint(clips), tokenizer, model)
+        model = build_model(config, device) if model is None else model.to(device)
+        if config.saliency_steps and (annotate or encoder or not list(model.scorer.parameters())):
+            raise ValueError(
+                f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0"
+            )
+        optimizers = build_optimizers(model, config)
+        path = Path(config.out) / "checkpoint.pt"
+        start = checkpoint.restore(path, model, optimizers, config, began) if resume else 0
+        if config.init and not resume:
+            checkpoint.start_from(model, checkpoint.load(config.init), config.init)
+        reader = own_reader(config, clips) if reader is None else reader
+        sampler = Sampler(
+            clips, reader, config.batch_size, config.questions, config.seed, config.curriculum.items(), config.thinning,
+            config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
+        )  # fmt: skip
+        run, encode = wrap(model, config, device), encoder(model) if encoder else None
+        step_of = lambda step: one_step(model, optimizers, sampler(step), step, config, device, encode, run)
+        save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)
+        where = lambda step: f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
+        log = open_run(config, resume, start) if distributed.rank() == 0 else None  # when nothing refuses any more
+        model.train()
+        all_steps(config, start, step_of, save, log, where)
+        for broken in distributed.gather(reader.broken):
+            reader.broken |= broken
+        if log:
+            draw_curve(path.with_name("log.csv"), path.with_name("curve.png"))
+        print(broken_clips(reader.broken), end="")
+    return model.eval()
+
+
+def all_steps(
+    config: TrainConfig,
+    start: int,
+    step_of: Callable[[int], tuple],
+    save: Callable[[int, list], None],
+    log: Log | None,
+    where: Callable[[int], str],
+) -> None:
+    """Every step from `start` on, until Ctrl-C or SIGTERM, which save and end the process.
+
+    step_of  makes a step and returns its numbers (see `one_step`); where names its clips
+    save     writes the checkpoint after so many steps, with each process's random state
+    log      process 0's; None in the others
+    """
     progress, began = Progress("train", config.steps, start), time.monotonic()
-    model.train()
     with Interrupt() as interrupt:
         for step in range(start, config.steps):
-            numbers = one_step(model, optimizers, sampler(step), step, config, device, encode, run)
+            numbers = step_of(step)
             if not all(map(math.isfinite, numbers[:3])):
-                where = f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
-                raise went_wrong(step, numbers, where, path if step + 1 > config.save_every or start else None)
+                saved = Path(config.out) / "checkpoint.pt" if step + 1 > config.save_every or start else None
+                raise went_wrong(step, numbers, where(step), saved)
             asked = distributed.total(interrupt.asked)[0] > 0
-            if chief:
+            due = (step + 1) % config.save_every == 0 or step + 1 == config.steps or asked
+            rng = distributed.gather(torch.get_rng_state()) if due else []
+            if log:
                 log.add(step, *numbers, seconds=time.monotonic() - began)
                 progress.update(step + 1, log.text())
-                if (step + 1) % config.save_every == 0 or step + 1 == config.steps or asked:
+                if due:
                     log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
-                    checkpoint.save_run(path, step + 1, model, optimizers, config, learned_from, tokenizer)
+                    save(step + 1, rng)
             if asked:
                 with distributed.first():  # nobody leaves before the checkpoint is there
                     progress.close()
                 print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
                 sys.exit(130)
     progress.close()
-    for broken in distributed.gather(reader.broken):
-        reader.broken |= broken
-    if chief:
-        draw_curve(path.with_name("log.csv"), path.with_name("curve.png"))
-    print(broken_clips(reader.broken), end="")
-    return model.eval()
 
 
 def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
@@ -289,13 +315,14 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
     if distributed.rank():
         return {}
     summary = dict(**named, torch=torch.__version__, **numbers)
+    write_json(out / "result.json", summary)  # at once: what follows may fail
     if config.k > 0 and not config.blind and distributed.world_size() == 1:
         summary |= step_time(model, train_clips, reader, config, device, tokenizer)
+        write_json(out / "result.json", summary)
     if not config.blind:
         with eagerly(config.compile):
             picture = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)
         print(f"pruned clips to look at: {picture}")
-    write_json(out / "result.json", summary)
     return summary
 
 
@@ -313,23 +340,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | None = None, tokenizer=TOKENIZER):
     """What the command `name` does, from the settings to the picture; ends the process with one line on an error."""
     try:
-        with distributed.processes(pick_device(config.device)) as device:
+        with sigterm_as_ctrl_c(), distributed.processes(pick_device(config.device)) as device:
             settings = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(config).items())
             print(f"preset {args.preset}: {settings}")
             print(f"{device} ({platform.machine()}, {torch.get_num_threads()} threads), torch {torch.__version__}")
             print(describe(config, device, model))
+            if args.idle:
+                print(f"note: without effect here: {', '.join(args.idle)}")
             if args.dry_run:
                 return
             began = time.monotonic()
-            model = train(config, args.resume, device, model=model, tokenizer=tokenizer)
-            finish(config, model, device, tokenizer)
+            with checkpoint.alone(config.out):
+                model = train(config, args.resume, device, model=model, tokenizer=tokenizer)
+                finish(config, model, device, tokenizer)
             peak = "" if resource is None else f", peak memory {peak_memory():.1f} GB"
             if device.type == "cuda":
                 peak += f", of the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
             done = f"all done in {clock(time.monotonic() - began)}{peak}"
             print(f"{done}; checkpoint: {Path(config.out) / 'checkpoint.pt'}")
-    except torch.OutOfMemoryError as error:
-        sys.exit(f"{name}: error: the device is out of memory: give --recompute, or --accumulate 2 or more ({error})")
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        sys.exit(f"{name}: error: out of memory: give --recompute, or --accumulate 2 or more ({error})")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{name}: error: {error}")
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from stts_mini.toy.world import TASKS
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
 from stts_mini.training import checkpoint
 from stts_mini.training.checkpoint import CheckpointError
-from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
+from stts_mini.training.config import PRESETS, TrainConfig, as_text, parse_flags
 from stts_mini.training.logging import Log
 from stts_mini.training.step import forward_backward, wrap
 from tests.tiny import TINY, tiny
@@ -517,7 +517,7 @@ def test_without_room_for_an_unpruned_step_the_rest_is_there(folder, tmp_path, m
 
 @pytest.mark.slow
 def test_the_command_end_to_end_without_a_warning(tmp_path):
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    flags = [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in TINY.items()]
     command = [sys.executable, "-W", "error", "-m", "stts_mini.train", *flags, "--out", "run", "--data", "data"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -547,7 +547,7 @@ def test_a_run_can_start_from_an_unpruned_model(folder, tmp_path):
     path = tmp_path / "base" / "checkpoint.pt"
     base = state_of(path)["model"]
     settings = dict(init=str(path), stages={})
-    frozen = dict(lr=1e-12, muon_lr=1e-12, steps=1)
+    frozen = dict(lr=1e-12, muon_lr=1e-12, steps=1, warmup=1)
     model = train(tiny(folder, out=str(tmp_path / "row"), **settings, **frozen), False, CPU)
     fresh = build_model(tiny(folder), CPU).state_dict()
     for name, weight in model.state_dict().items():

@@ -22,6 +22,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -91,6 +92,17 @@ def _make_clip(job: tuple[str, str, int], folder: Path, size: int) -> dict:
     return dict(video=path.name, kind=kind, split=split, seed=seed, qa=qa)
 
 
+def _follow_the_parent() -> None:
+    """In a worker process: Ctrl-C is the parent's to handle, and whatever ends the parent ends the worker, too."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
     """function(job) for every job, in order: by a process for each core, or right here if they are few (a
     process takes seconds to start). Raises RuntimeError if the processes cannot start or are killed."""
@@ -99,8 +111,7 @@ def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
         return
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ignore_interrupt = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))  # we handle Ctrl-C
-    pool = ProcessPoolExecutor(min(cores, 32), context, **ignore_interrupt)
+    pool = ProcessPoolExecutor(min(cores, 32), context, _follow_the_parent)
     try:
         yield from pool.map(function, jobs, chunksize=16)
     except BrokenProcessPool as error:

@@ -3,8 +3,11 @@ refuse what cannot be."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +41,43 @@ def writable(path: str | os.PathLike) -> Path:
 
 
 @contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError inside, a full disk say, names the file; so does one that torch hides behind an error of its own."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
+
+
+@functools.cache  # once per folder
+def sweep(folder: Path) -> None:
+    """Remove the half-written files in a folder that processes of this machine left behind when they died."""
+    for file in folder.iterdir() if os.name == "posix" else ():
+        ours = re.fullmatch(r".+\.(?:pt|mp4|jsonl?|csv|png|html|md)\.(\d+)(?:@(.+))?\.partial", file.name)
+        if ours and ours[2] in (None, platform.node()):
+            try:
+                os.kill(int(ours[1]), 0)  # does nothing to a process that lives
+            except (ProcessLookupError, OverflowError):
+                file.unlink(missing_ok=True)
+            except PermissionError:  # it lives, and is somebody else's
+                pass
+
+
+@contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A name beside `path` to write to. It takes that file's place when the block ends well; if not, it is removed,
-    and what was there before stays. Raises ValueError as `writable` does."""
+    and what was there before stays. What dead processes left there is removed. Raises ValueError as `writable` does,
+    and OSError that names the file."""
     file = writable(path)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    sweep(file.parent)
+    partial = file.with_name(f"{file.name}.{os.getpid()}@{platform.node()}.partial")  # folders are shared by machines
     try:
-        yield partial
-        os.replace(partial, file)
+        with naming(path):
+            yield partial
+            os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,31 +1,53 @@
 """Checkpoints: written atomically, read without running any code from the file.
 
 A checkpoint is one file with the configs as plain dicts, the model's weights, and (for resuming) the
-optimisers' state, the step and torch's random state. It is written beside its place and then moved
-there, so whatever interrupts the writing, the last whole one stays.
+optimisers' state, the step and each process's random state. It is written beside its place and then moved
+there, so whatever interrupts the writing, the last whole one stays. While a run lives, its folder is its `alone`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows: folders are not locked there
+    fcntl = None
+
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, tokenizer_of
 from stts_mini.data.clips import WORLD_ID
-from stts_mini.data.files import replacing
+from stts_mini.data.files import replacing, require, sweep, writable
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.scorer import SCORERS, find_scorer
 from stts_mini.sequence import Marks
+from stts_mini.training import distributed
 from stts_mini.training.config import TrainConfig, upgraded
 from stts_mini.vit import ViTConfig, resized_positions
 
 FORMAT = "stts_mini 1"
+FILES = ("checkpoint.pt", "config.json", "log.csv", "curve.png", "result.json", "pruned.png")  # of a run
+LOCK = "lock"  # in its folder while it lives; holds its process's number
+READ = (
+    "k",
+    "blind",
+    "max_frames",
+    "fps",
+    "image_size",
+    "seed",
+    "data",
+    "train_clips",
+)  # settings that commands ask for
 
 
 class CheckpointError(ValueError):
@@ -42,13 +64,14 @@ def save(path: str | os.PathLike, model: VLM, **rest: Any) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
         kept = f"; the last good one is still there: {path}" if path.exists() else ""
         raise CheckpointError(f"could not write {path} ({error}){kept}") from error
 
 
-def load(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint, onto the CPU; plain data only, nothing in the file is executed. Raises CheckpointError."""
+def load(path: str | os.PathLike, *parts: str) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU; plain data only, nothing in the file is executed. Raises CheckpointError, also
+    for one that lacks any of `parts`, or that holds a number that is none."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: `python -m stts_mini.train` makes one")
@@ -59,9 +82,33 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of this project, or is damaged ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this project (expected format {FORMAT!r})")
-    if "train_config" in state:
+    need = ("model_config", "model", *parts)
+    lacks = [name for name in need if state.get(name) is None]
+    for name in {"model_config", "model", "train_config"} & state.keys() - {*lacks}:
+        lacks += [name] * (not isinstance(state[name], dict))
+    if not lacks and "train_config" in state:
         state["train_config"] = upgraded(state["train_config"])
+        lacks += [
+            f"the setting {name}" for name in READ if "train_config" in parts and name not in state["train_config"]
+        ]
+    if lacks:
+        raise CheckpointError(f"{path} lacks {', '.join(lacks)}: it is damaged, or of another version of this code")
+    if wrong := next(no_numbers(state), None):
+        raise CheckpointError(f"{path} is damaged: {wrong} is not a finite number everywhere")
     return state
+
+
+def no_numbers(value: Any, name: str = "") -> Iterator[str]:
+    """Where in nested dicts and lists there is a NaN or an infinity.
+
+    >>> list(no_numbers(dict(step=3, model={"vit.bias": torch.tensor([0.0, torch.nan])})))
+    ['model.vit.bias']
+    """
+    if isinstance(value, float | torch.Tensor) and not torch.as_tensor(value).isfinite().all():
+        yield name
+    children = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list | tuple) else ())
+    for key, child in children:
+        yield from no_numbers(child, f"{name}.{key}".removeprefix("."))
 
 
 def model_config(state: dict[str, Any]) -> VLMConfig:
@@ -80,8 +127,10 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
     """Put a checkpoint's weights into a model of the same shape. Raises CheckpointError that names the
     first weight that does not fit."""
     own = model.state_dict()
-    for name in sorted({*own, *state["model"]}):
-        here, there = (tuple(w[name].shape) if name in w else "nothing" for w in (own, state["model"]))
+    for name in sorted({*own, *state["model"]}, key=str):
+        here, there = (
+            tuple(getattr(w.get(name), "shape", ())) if name in w else "nothing" for w in (own, state["model"])
+        )
         if here != there:
             raise CheckpointError(
                 f"{path} has another shape: {name} is {there} there and {here} in this model;"
@@ -103,11 +152,11 @@ def start_from(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> No
 
 
 def load_model(
-    path: str | os.PathLike, device: torch.device | str = "cpu", scorer: str | None = None
+    path: str | os.PathLike, device: torch.device | str = "cpu", scorer: str | None = None, needs: Sequence[str] = ()
 ) -> tuple[VLM, dict[str, Any]]:
-    """The model of a checkpoint, ready to use, and everything else that the file holds. `scorer`: the name of one to
-    take where the model's own is not known, or is this very class (its file may have moved)."""
-    state, put = load(path), load_weights
+    """The model of a checkpoint, ready to use, and everything else that the file holds, `needs` at least. `scorer`: the
+    name of one to take where the model's own is not known, or is this very class (its file may have moved)."""
+    state, put = load(path, *needs), load_weights
     parts = state.get("model_config", {})
     own = parts.get("scored_by", "stts")
     if scorer and own.rpartition(":")[2] == scorer.rpartition(":")[2]:
@@ -126,7 +175,7 @@ def load_trained(
     another scorer than in training; the trained one need not be known then. Raises ValueError for a model of another
     world."""
     other = find_scorer(scorer) if scorer else None  # before the checkpoint, which may name it
-    model, state = load_model(path, device, scorer)
+    model, state = load_model(path, device, scorer, needs=("step", "train_config"))
     check_world(state, path)
     if other and scorer != model.config.scored_by:
         model.scorer = other(model.config.scorer).to(device)
@@ -134,11 +183,57 @@ def load_trained(
     return model, state, tokenizer_of(state)
 
 
+@contextmanager
+def alone(out: str | os.PathLike) -> Iterator[None]:
+    """Hold a run's folder, made if need be, and refuse any other run in it until the block ends. A lock ends with its
+    process, however that ends; a run within a run holds what is held. Raises ValueError for a folder that another
+    process holds, or that cannot be written to."""
+    if distributed.rank():  # process 0 holds it for all
+        yield
+        return
+    lock, me = Path(out) / LOCK, f"{os.getpid()} on {platform.node()}"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise ValueError(f"cannot write to the folder {out} ({error}): give another --out") from error
+    inner = False
+    with file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            inner = (other := file.read()) == me
+            require(inner, "{} is in use by process {}: wait for its end, or give another --out", out, other)
+        except OSError:  # a file system without locks
+            pass
+        try:
+            require(os.path.samestat(os.fstat(file.fileno()), lock.stat()), "{} was in use just now: try again", out)
+            for name in FILES:
+                writable(lock.with_name(name))
+            if not inner:
+                sweep(lock.parent.resolve())
+                file.truncate(0)
+                file.write(me)
+                file.flush()
+            yield
+        finally:
+            if not inner:
+                with suppress(OSError):  # if nothing came of it, the folder goes, too
+                    lock.unlink()
+                    lock.parent.rmdir()
+
+
 def keep_old_run(out: Path) -> None:
-    """A finished or broken-off run in `out` is moved aside, to out.1, out.2, …; nothing is overwritten."""
+    """What a finished or broken-off run left in `out` is moved aside, to out.1, out.2, …; nothing is overwritten."""
     if (out / "checkpoint.pt").exists():
+        out = out.resolve()
         aside = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.{n}")).exists())
-        out.rename(aside)
+        aside.mkdir()
+        for file in sorted(out.iterdir(), key=lambda file: file.name == "checkpoint.pt"):  # which goes last
+            if file.name != LOCK:
+                file.rename(aside / file.name)
         print(f"the run in {out} was moved to {aside} (--resume would have gone on with it)")
 
 
@@ -157,15 +252,31 @@ def save_run(
     model: VLM,
     optimizers: list[torch.optim.Optimizer],
     config: TrainConfig,
-    clips: str,
-    tokenizer: AnyTokenizer = TOKENIZER,
+    began: dict[str, Any],
+    rng: Sequence[torch.Tensor],
 ) -> None:
-    """Write the checkpoint that a resumed run goes on from; `clips`: the fingerprint of what it learns from."""
-    own = {} if tokenizer is TOKENIZER else dict(tokenizer=dict(json=tokenizer.json_text, marks=tokenizer.names))
+    """Write the checkpoint that a resumed run goes on from. `began`: see `origin`; `rng`: every process's random
+    state."""
     save(
-        path, model, step=step, train_config=dataclasses.asdict(config), clips=clips, world=WORLD_ID,
-        optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state(), **own,
+        path, model, step=step, train_config=dataclasses.asdict(config), world=WORLD_ID,
+        optimizers=[o.state_dict() for o in optimizers], rng=list(rng), **began,
     )  # fmt: skip
+
+
+def origin(config: TrainConfig, clips: str, tokenizer: AnyTokenizer, given: VLM | None) -> dict[str, Any]:
+    """What a run began with, besides its settings; whoever resumes it must bring the same. `clips`: the fingerprint of
+    what it learns from; `given`: the model that it started from, if that was not made from the seed."""
+    began: dict[str, Any] = dict(clips=clips)
+    if tokenizer is not TOKENIZER:
+        began["tokenizer"] = dict(json=tokenizer.json_text, marks=tokenizer.names)
+    if ":" in config.scorer:
+        began["scorer_file"] = hashlib.sha256(Path(config.scorer.rpartition(":")[0]).read_bytes()).hexdigest()[:12]
+    if given is not None:
+        digest = hashlib.sha256()
+        for w in (*given.vit.parameters(), *given.llm.parameters()):
+            digest.update(w.detach().cpu().contiguous().view(torch.uint8).numpy())
+        began["weights"] = digest.hexdigest()[:12]
+    return began
 
 
 def restore(
@@ -173,10 +284,12 @@ def restore(
     model: VLM,
     optimizers: list[torch.optim.Optimizer],
     config: TrainConfig,
-    clips: str,
+    began: dict[str, Any],
 ) -> int:
-    """Load a run's last checkpoint into model and optimisers; returns the step to go on with."""
-    state = load(path)  # on the CPU: load_state_dict moves what belongs elsewhere
+    """Load a run's last checkpoint into model and optimisers; returns the step to go on with. `began`: see `origin`.
+    Raises CheckpointError for whatever would make it another run."""
+    # on the CPU: load_state_dict moves what belongs elsewhere
+    state = load(path, "step", "train_config", "clips", "optimizers", "rng")
     check_world(state, path)
     then, now, usual = state["train_config"], dataclasses.asdict(config), dataclasses.asdict(type(config)())
     free = {
@@ -186,13 +299,26 @@ def restore(
     names = [name for name in {**now, **then} if name not in free]
     values = {name: (then.get(name, usual.get(name)), now.get(name)) for name in names}  # then: perhaps fewer settings
     changed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in values.items() if old != new]
-    if state.get("clips", clips) != clips:
-        changed.append(f"the training clips were {state['clips']}, are {clips}")
+    changed += [
+        f"the model's {f.name} was {old}, is {new}"
+        for f in dataclasses.fields(model.config)
+        if (old := getattr(model_config(state), f.name, None)) != (new := getattr(model.config, f.name))
+    ]
+    for name, what in (("clips", "the training clips were"), ("scorer_file", "the contents of the scorer's file were"),
+                       ("weights", "the first weights of ViT and LLM were")):  # fmt: skip
+        if state.get(name, began.get(name)) != began.get(name):  # an older checkpoint knows of clips alone
+            changed.append(f"{what} {state[name]}, are {began.get(name)}")
+    if state.get("tokenizer") != began.get("tokenizer"):
+        changed.append("the tokenizer was another")
     if changed:
         raise CheckpointError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
     load_weights(model, state, path)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    torch.set_rng_state(state["rng"])
+    rng = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # of older checkpoints: process 0's
+    try:
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        torch.set_rng_state(rng[distributed.rank() % len(rng)])
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: its optimisers or random state cannot be used ({error})") from error
     print(f"resumed {path} at step {state['step']} of {config.steps}")
     return state["step"]

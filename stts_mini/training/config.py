@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,11 +97,15 @@ class TrainConfig:
     thinning, coarse_steps, saliency_steps, spread = 1.0, 0, 0, 0.0
 
     def __post_init__(self):
-        check_k(self.k)
         for f in dataclasses.fields(self):
             value, may_be_0 = getattr(self, f.name), f.metadata["may_be_0"]
-            if f.type in ("int", "float") and (not 0 <= value < math.inf or (value == 0 and not may_be_0)):
-                raise ValueError(f"{f.name} = {value}: give {'0 or more' if may_be_0 else 'more than 0'}")
+            kind = getattr(f.type, "__name__", f.type)
+            kinds = {"int": int, "float": int | float, "bool": bool, "str": str, "dict[str, int]": dict}
+            require(isinstance(value, kinds.get(kind, object)), "{} = {!r}: give {}", f.name, value, kind)
+            if kind in ("int", "float") and (not 0 <= value < 2**63 or (value == 0 and not may_be_0)):
+                large = ", and less than 2^63" * (2**63 <= value < math.inf)
+                raise ValueError(f"{f.name} = {value}: give {'0 or more' if may_be_0 else 'more than 0'}{large}")
+        check_k(self.k)
         find_scorer(self.scorer)
         batch, parts, early = self.batch_size, self.accumulate, self.unpruned_steps
         require(batch % parts == 0, f"batch_size {batch} is not a multiple of accumulate {parts}: change one of them")
@@ -109,6 +113,8 @@ class TrainConfig:
         require(not both, "varlen and compile have not been made to work together: give one of the two")
         fewer = "give more --steps, or fewer in --stages"
         require(self.steps > early, f"steps = {self.steps} end within the first {early}, unpruned ones: {fewer}")
+        longer = "warmup = {} steps, longer than the run of steps = {}: give a smaller --warmup"
+        require(self.warmup <= self.steps, longer, self.warmup, self.steps)
         for name in ("train_clips", "stages"):
             for kind, count in getattr(self, name).items():
                 due = f"give --{name.replace('_', '-')} KIND=COUNT,… of {', '.join(TASKS)}"
@@ -258,8 +264,8 @@ def parse_flags(
     presets: dict[str, dict] = PRESETS,
     prog: str = "python -m stts_mini.train",
 ) -> tuple[TrainConfig, argparse.Namespace]:
-    """A config from --preset, --scale and flags, and what is not a setting: resume, dry_run, preset. `given`: settings
-    that go before the preset's, and that flags override."""
+    """A config from --preset, --scale and flags, and what is not a setting: resume, dry_run, preset, and `idle`, the
+    flags without an effect. `given`: settings that go before the preset's, and that flags override."""
     parser = argparse.ArgumentParser(
         prog,
         allow_abbrev=False,
@@ -295,7 +301,27 @@ def parse_flags(
         config = config_type(**{**settings, **flags})
     except ValueError as error:
         parser.error(str(error))
-    return config, argparse.Namespace(**{name: args[name] for name in ("resume", "dry_run", "preset")})
+    rest = {name: args[name] for name in ("resume", "dry_run", "preset")}
+    return config, argparse.Namespace(**rest, idle=idle(config, flags))
+
+
+def idle(config: TrainConfig, given: Iterable[str]) -> list[str]:
+    """Which of the given settings have no effect beside the others, and why.
+
+    >>> idle(TrainConfig(data="mine.jsonl", k=0.0), ["stages", "steps", "k"])
+    ['--stages (--data has clips of your own)']
+    """
+    learns = getattr(find_scorer(config.scorer), "injects_bias", False)
+    of_scorer = ("scorer", "bias", "sim_weight", "scorer_lr_ratio")
+    reasons = [
+        (config.own_data, ("stages", "train_clips", "test_clips", "video_size"), "--data has clips of your own"),
+        (config.blind, ("k", *of_scorer), "--blind has no vision tokens"),
+        (not config.k and not config.blind, of_scorer, "--k 0 prunes nothing"),
+        (not learns, ("bias", "sim_weight", "scorer_lr_ratio"), f"the scorer {config.scorer} does not learn from it"),
+        (bool(config.saliency_steps), ("sim_weight",), "--saliency-steps teach the scorer alone"),
+    ]
+    found = {name: why for holds, names, why in reversed(reasons) if holds for name in names if name in given}
+    return [f"--{name.replace('_', '-')} ({why})" for name, why in found.items()]
 
 
 def parse_counts(text: str) -> dict[str, int]:
@@ -310,6 +336,8 @@ def parse_counts(text: str) -> dict[str, int]:
         if kind not in TASKS or not count.isdecimal():
             hint = f"KIND=COUNT, such as short=2000, of {', '.join(TASKS)}; or none"
             raise argparse.ArgumentTypeError(f"{pair!r} is no {hint}")
+        if kind in found:
+            raise argparse.ArgumentTypeError(f"{kind} comes twice in {text!r}")
         found[kind] = int(count)
     return found
 

@@ -1,4 +1,4 @@
-"""What a command says and hears: a log of training steps as a table in a file, errors in one line, Ctrl-C."""
+"""What a command says and hears: a log of training steps as a table in a file, errors in one line, Ctrl-C, SIGTERM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from stts_mini.data.files import naming
 
 
 class Log:
@@ -20,7 +22,7 @@ class Log:
         self.loss = self.accuracy = None
         old = list(csv.reader(path.read_text().splitlines()))[1:] if start and path.exists() else []
         old = [row for row in old if len(row) == len(self.NAMES)]  # the last one may have been cut off
-        with path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
+        with naming(path), path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
             csv.writer(file).writerows([self.NAMES, *(row for row in old if int(row[0]) < start)])
 
     def add(self, step: int, task: float, sim: float, norm: float, accuracy: float, tokens: int, seconds: float):
@@ -39,32 +41,48 @@ class Log:
 
     def flush(self) -> None:
         """Append the rows since the last call."""
-        with self.path.open("a", newline="") as file:
+        with naming(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerows(self.rows)
         self.rows = []
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into a question that the loop answers between two steps; the second kills."""
+    """Turns the first Ctrl-C or SIGTERM into a question that the loop answers between two steps. A second Ctrl-C kills;
+    a second SIGTERM does not, for schedulers send it to a whole group, and again to each of its processes."""
 
     def __enter__(self) -> Interrupt:
         self.asked = False
-        self.before = signal.signal(signal.SIGINT, self._ask)
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def _ask(self, *_) -> None:
+    def _ask(self, number: int, _) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, self.before)
+        if number == signal.SIGINT:
+            signal.signal(number, self.before[number])
 
     def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGINT, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt: files that are half-written are removed, and worker processes end."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """An error inside ends the process with one line, Ctrl-C without any."""
+    """An error inside ends the process with one line, Ctrl-C or SIGTERM without any."""
     try:
-        yield
+        with sigterm_as_ctrl_c():
+            yield
+    except MemoryError as error:
+        sys.exit(f"{command}: error: out of memory ({error})")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{command}: error: {error}")
     except ImportError as error:

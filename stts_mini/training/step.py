@@ -78,9 +78,10 @@ def forward_backward(
     for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
         shares = own_questions / questions, own_videos / max(videos, 1)
         last = i == len(parts) - 1
-        with nullcontext() if last or run is model else run.no_sync():  # gradients meet once a step
-            # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
-            with autocast(device), eagerly(saliency and config.compile):
+        together = nullcontext() if last or run is model else run.no_sync()  # gradients meet once a step
+        # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
+        with together, eagerly(saliency and config.compile):
+            with autocast(device):
                 output = run(part.to(device), k, encode)
                 sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
                 if saliency:
@@ -125,8 +126,8 @@ def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[...,
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
     model.varlen = config.varlen
     blocks = (*model.vit.blocks, *model.llm.layers)
-    for block in blocks if config.compile else ():
-        block.compile(dynamic=True)
+    for block in blocks if config.compile else ():  # its forward, for recomputing goes around what is compiled
+        block.forward = torch.compile(block.forward, dynamic=True)
     if config.recompute:
         recompute(model)
     if distributed.world_size() == 1:

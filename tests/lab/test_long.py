@@ -1,5 +1,6 @@
 """Chunked encoding against encoding in one piece; the decoder in chunks; the command."""
 
+import dataclasses
 import gc
 import json
 
@@ -224,7 +225,8 @@ class Mine(torch.nn.Module):
 
 def test_the_command_on_a_file(tmp_path, capsys):
     config = tiny(tmp_path)
-    checkpoint.save(tmp_path / "a.pt", build_model(config, torch.device("cpu")), step=0, world=WORLD_ID)
+    made = dict(step=0, world=WORLD_ID, train_config=dataclasses.asdict(config))
+    checkpoint.save(tmp_path / "a.pt", build_model(config, torch.device("cpu")), **made)
     write_video(tmp_path / "a.mp4", np.zeros((9, 48, 48, 3), np.uint8), fps=2)
     words = [str(tmp_path / "a.mp4"), "--checkpoint", str(tmp_path / "a.pt"), "--k", "0.5", "--chunk", "4"]
     long.main(words)
@@ -232,7 +234,7 @@ def test_the_command_on_a_file(tmp_path, capsys):
     long.main([*words, "--one-pass"])
     assert "9 frames, 41 of 81 cells kept, in one pass of 4 frames at a time" in capsys.readouterr().out
     state = checkpoint.load(tmp_path / "a.pt")
-    state["train_config"] = {"k": 0.8}
+    state["train_config"]["k"] = 0.8
     torch.save(state, tmp_path / "a.pt")
     long.main(words[:3])
     assert (

@@ -15,6 +15,7 @@ from stts_mini.eval import evaluate
 from stts_mini.report.result import merged
 from stts_mini.train import build_model, train
 from stts_mini.training import checkpoint, distributed
+from stts_mini.training.config import as_text
 from tests.own import write_own_clips
 from tests.test_any_scorer import MINE
 from tests.test_train import TINY
@@ -99,7 +100,9 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
 @pytest.mark.slow
 def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path):
     """One checkpoint, one log, one result; the weights of a single process; resumed with another number of them."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "data": folder / "data"}.items()]
+    flags = [
+        f"--{name.replace('_', '-')}={as_text(value)}" for name, value in {**TINY, "data": folder / "data"}.items()
+    ]
     said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "two", cwd=tmp_path)
     assert said.count("all done") == 1 and said.count("short (mean)") == 1
     rows = (tmp_path / "two" / "log.csv").read_text().splitlines()
@@ -171,6 +174,6 @@ def test_two_processes_with_broken_clips_and_a_scorer_of_ones_own(tmp_path):
     index.write_text("\n".join(lines))
     (tmp_path / "mine.py").write_text(MINE)
     settings = {**TINY, "data": index, "val": index, "scorer": "mine.py:Mine", "steps": 4}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    flags = [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in settings.items()]
     said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "run", cwd=tmp_path)
     assert said.count("all done") == 1 and "missing.mp4" in said and (tmp_path / "run" / "result.json").exists()

@@ -34,7 +34,7 @@ def lab(tmp_path_factory):
     patch.setattr(reproduce, "BASE", {**TINY, "k": 0.0, "train_clips": clips, "llm_depth": 2, "vit_depth": 5})
     patch.setattr(reproduce, "RECIPE", TINY_ROW)
     patch.setattr(reproduce, "METHODS", TINY_METHODS)
-    patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(stages={}, steps=1)})
+    patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(stages={}, steps=1, warmup=1)})
     patch.setattr(reproduce, "FRAMES", 4)
     device = torch.device("cpu")
     (folder / "results" / "rows").mkdir(parents=True)
