@@ -170,11 +170,12 @@ def train(
                 print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
                 sys.exit(130)
     progress.close()
-    for broken in distributed.gather(reader.broken):
+    for broken, skipped in distributed.gather((reader.broken, reader.skipped)):
         reader.broken |= broken
+        reader.skipped |= skipped
     if chief:
         draw_curve(path.with_name("log.csv"), path.with_name("curve.png"))
-    print(broken_clips(reader.broken), end="")
+    print(broken_clips(reader.broken, reader.skipped), end="")
     return model.eval()
 
 
