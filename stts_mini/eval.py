@@ -105,8 +105,9 @@ def evaluate(
     progress.close()
     model.train(was_training)
     whole = merged(distributed.gather(result))
-    for broken in distributed.gather(reader.broken):
+    for broken, skipped in distributed.gather((reader.broken, reader.skipped)):
         reader.broken |= broken
+        reader.skipped |= skipped
     if not whole.chance:
         why = next(iter(reader.broken.values()), "there is none")
         raise VideoError(f"none of {len(clips)} clips can be read: {why}")
@@ -131,7 +132,7 @@ def judge(
     unseeing = evaluate(model, clips, reader, 0.0, without, generate=False, name="blind", **how)
     lookup = look_up(train_clips, clips, lenient) if train_clips else None
     print(table(result, unseeing, lookup))
-    print(broken_clips(reader.broken), end="")
+    print(broken_clips(reader.broken, reader.skipped), end="")
     return summarise(result, unseeing, lookup)
 
 

@@ -158,11 +158,12 @@ def train(
         log = open_run(config, resume, start) if distributed.rank() == 0 else None  # when nothing refuses any more
         model.train()
         all_steps(config, start, step_of, save, log, where)
-        for broken in distributed.gather(reader.broken):
+        for broken, skipped in distributed.gather((reader.broken, reader.skipped)):
             reader.broken |= broken
+            reader.skipped |= skipped
         if log:
             draw_curve(path.with_name("log.csv"), path.with_name("curve.png"))
-        print(broken_clips(reader.broken), end="")
+        print(broken_clips(reader.broken, reader.skipped), end="")
     return model.eval()
 
 

@@ -35,14 +35,15 @@ def tokenizer_of(state: dict) -> AnyTokenizer:
     return PretrainedTokenizer(own["json"], own["marks"]) if own else TOKENIZER
 
 
-def try_read(clip: Clip, max_frames: int, fps: float, size: int) -> Video | VideoError:
-    """Decode a clip's video, or its pictures, with frames of size × size pixels. An error is returned: so a worker
-    process can bring it home."""
+def try_read(clip: Clip, max_frames: int, fps: float, size: int, thorough: bool = False) -> Video | VideoError:
+    """Decode a clip's video, or its pictures, with frames of size × size pixels, `thorough` as for `read_video`. An
+    error is returned: so a worker process can bring it home."""
     try:
         if not clip.images:
-            return read_video(clip.video, max_frames, fps, size, clip.start, clip.end)
-        frames = [read_video(path, 1, fps, size).frames[0] for path in clip.images]
-        return Video(np.stack(frames), [0.0] * len(frames), 0.0, still=len(frames) > 1)
+            return read_video(clip.video, max_frames, fps, size, clip.start, clip.end, thorough)
+        read = [read_video(path, 1, fps, size) for path in clip.images]
+        frames, skipped = np.stack([picture.frames[0] for picture in read]), sum(picture.skipped for picture in read)
+        return Video(frames, [0.0] * len(read), 0.0, skipped, still=len(read) > 1)
     except VideoError as error:
         return error
 
@@ -51,7 +52,8 @@ class Reader:
     """Decoded clips: `reader(clip)` → Video, with frames of size × size pixels.
 
     What is decoded stays in memory until `cache_gb` are full; what comes later is decoded at each call. `broken`
-    remembers which clips could not be read, and why; asking for one raises that VideoError again.
+    remembers which clips could not be read, and why; asking for one raises that VideoError again. `skipped` remembers
+    which could be read only in part, and how many packets or frames they lost.
     """
 
     def __init__(self, max_frames: int, size: int, fps: float = 2.0, cache_gb: float = 2.0):
@@ -59,6 +61,7 @@ class Reader:
         self.room = cache_gb * 1e9
         self.cache: dict[tuple, Video] = {}
         self.broken: dict[tuple, str] = {}
+        self.skipped: dict[tuple, int] = {}
 
     def __call__(self, clip: Clip) -> Video:
         video = self.cache.get(clip.source)
@@ -83,6 +86,7 @@ class Reader:
         if isinstance(video, VideoError):
             self.broken[clip.source] = str(video)
         else:
+            self.skipped |= {clip.source: video.skipped} if video.skipped else {}
             self.room -= video.frames.nbytes
             if self.room >= 0:
                 self.cache[clip.source] = video

@@ -5,8 +5,9 @@
 
 A first pass reads the packets' time stamps without decoding. A second pass decodes what it must, jumping to
 the keyframe before the next frame that is shown, and converts only those that are: memory is bounded by the
-frames asked for, not by the clip. Times are exact fractions: no frame is missed by a rounding error. Paper §4;
-the sampling rule is Molmo2's.
+frames asked for, not by the clip. Times are exact fractions: no frame is missed by a rounding error. A clock that
+starts again goes on from where it was. Where stamps only tell the order of decoding, frames are shown in the order in
+which the decoder gives them. Paper §4; the sampling rule is Molmo2's.
 
 What this file does not do: guess times from frame numbers, read audio, or write anything but H.264 MP4.
 """
@@ -23,14 +24,21 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from stts_mini.data.files import replacing, require
+from stts_mini.data.pictures import best_stream, cut_off, to_rgb, why_not
 
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # FFmpeg's names of MP4 and MOV, of MKV and WebM
+BACK = Fraction(1, 10)  # seconds by which a stamp may run backwards, as for the ffmpeg command
+MOST_FRAMES = 1_000_000  # that `read_chunks` plans: six days at two a second
+
+
+Wanted = Callable[[Fraction, Fraction], list[Fraction]]
 
 
 class VideoError(ValueError):
@@ -44,7 +52,7 @@ class Video:
     frames    (T, H, W, 3) uint8, RGB
     times     T presentation times of those very frames, in seconds from the clip's first frame
     duration  presentation time of the clip's last frame, in seconds
-    skipped   packets and frames that were broken and left out
+    skipped   packets and frames that were broken, or are missing, and were left out
     still     these are several pictures, not a clip: they have numbers instead of times
     """
 
@@ -90,6 +98,7 @@ def read_video(
     size: int | None = None,
     start: float | None = None,
     end: float | None = None,
+    thorough: bool = False,
 ) -> Video:
     """Decode the frames shown at `sample_times`; T ≤ max_frames.
 
@@ -97,43 +106,49 @@ def read_video(
     video. Times, stamps and duration then count from `start`.
 
     size: resize every frame to size × size pixels (bicubic, aspect ratio not kept, as SigLIP does);
-    None: keep the size of the first frame shown. Rotation metadata is applied; pixels are taken as stored,
-    whatever their own aspect ratio. A frame shown at two times comes twice. Broken packets are skipped and
+    None: keep the size of the first frame shown. Frames are turned and mirrored as the file says, and what is
+    transparent shows white (an alpha channel that FFmpeg does not decode, VP9's, is not seen). Pixels are taken as
+    stored, whatever their own aspect ratio. A frame shown at two times comes twice. Broken packets are skipped and
     counted; if the first or last frame is broken, the clip begins or ends with the first or last good one.
+    thorough: decode what lies between the frames shown, too, so that everything broken is counted.
     Raises VideoError: no such file, a directory, no permission, not a video, no video stream, no
-    frame that can be decoded, nothing there at `start`.
+    frame that can be decoded, nothing there at `start`, a picture in parts, an odd angle.
     """
     path, begin = Path(path), Fraction(str(start or 0.0))
     until = math.inf if end is None else Fraction(str(end))
     require(0 <= begin <= until, "start = {}, end = {}: give seconds, 0 ≤ start ≤ end", start, end)
     require(size is None or size >= 1, "size = {}: give at least 1 pixel, or None to keep the size", size)
 
-    def wanted(length: Fraction) -> list[Fraction]:
-        if begin > min(length, until):
-            raise VideoError(f"{path} ends at {float(length):.1f} s: it has nothing at start = {start}")
-        return [begin + t for t in sample_times(min(length, until) - begin, max_frames, fps)]
+    def wanted(length: Fraction, shown: Fraction) -> list[Fraction]:
+        if begin > length and begin >= length + shown:
+            raise VideoError(f"{path} ends at {float(length + shown):.1f} s: it has nothing at start = {start}")
+        return [begin + t for t in sample_times(max(min(length, until) - begin, 0), max_frames, fps)]
 
-    shown, decoded = _decode(path, wanted, size)
+    shown, decoded = _decode(path, wanted, size, thorough)
     frames, stamps = zip(*shown, strict=True)
     times = [float(max(t - decoded.first - begin, 0)) for t in stamps]  # what is shown at `start` may have begun before
-    duration = float(min(decoded.last - decoded.first, until) - begin)
-    return Video(np.stack(frames), times, duration, decoded.skipped)
+    length = decoded.last - decoded.first
+    skipped = decoded.skipped + decoded.lost * (until >= length)
+    return Video(np.stack(frames), times, float(max(min(length, until) - begin, 0)), skipped)
 
 
 def read_chunks(path: str | os.PathLike, chunk: int, fps: float = 2.0, size: int | None = None) -> Iterator[Video]:
     """The frames of `read_video` without a limit to their number, at most `chunk` at a time: for clips that memory
     does not hold. Times and duration count from the clip's first frame; `skipped` counts what was broken so far.
-    Raises as `read_video` does.
+    Raises as `read_video` does, and ValueError for more than a million frames.
     """
     require(chunk >= 1, "chunk = {}: give at least 1 frame", chunk)
-    _, ends = _decode(Path(path), lambda length: [Fraction(0), length], size)
+    _, ends = _decode(Path(path), lambda length, _: [Fraction(0), length], size)
     duration = ends.last - ends.first
+    many = "{} lasts {:.0f} s: at fps = {} that is more than {} frames, give less"
+    require(duration * Fraction(str(fps)) <= MOST_FRAMES, many, path, float(duration), fps, MOST_FRAMES)
     times = [ends.first + t for t in sample_times(duration, sys.maxsize, fps)]
-    decoded = _Pass(ends.path, times, size, ends.keys)
+    decoded = _Pass(ends.path, times, size, ends.keys, ends.order, ends.by_order)
     shown = iter(decoded)
     while part := list(itertools.islice(shown, chunk)):
         frames, stamps = zip(*part, strict=True)
-        yield Video(np.stack(frames), [float(t - ends.first) for t in stamps], float(duration), decoded.skipped)
+        skipped = decoded.skipped + ends.lost
+        yield Video(np.stack(frames), [float(t - ends.first) for t in stamps], float(duration), skipped)
 
 
 def thinned(video: Video, max_frames: int, fps: float) -> Video:
@@ -169,58 +184,111 @@ def check_file(path: Path) -> None:
 
 
 def _open(path: Path):
-    """The opened container and its video stream (cover pictures do not count)."""
+    """The opened container and its video stream (`best_stream`)."""
     try:
         # the "file:" prefix keeps names like "a:b.mp4" or "-.mp4" from being taken for anything else
-        container = av.open(f"file:{path}")
+        container = av.open(f"file:{path}", metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path} is not a video, or is cut off before its index ({error})") from error
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not streams or container.format.name == "tty":  # FFmpeg would play a text file as a terminal
+    stream = best_stream(container)
+    if why := why_not(path, container, stream):
+        container.close()
+        raise VideoError(f"{path} {why}: convert it to PNG or JPEG")
+    if stream is None or container.format.name == "tty":  # FFmpeg would play a text file as a terminal
         kinds = sorted({s.type for s in container.streams})
         name = container.format.name
         container.close()
         held = f"it holds: {', '.join(kinds) or 'nothing'}; format {name}"
         cut = "" if {"audio", "subtitle", "video"} & set(kinds) else ", or it is cut off before its index"
         raise VideoError(f"{path} has no video stream ({held}){cut}")
-    stream = streams[0]
     if stream.codec_context is None or not stream.time_base:
         container.close()
         raise VideoError(f"{path} has a video stream in an unknown codec, or without a clock: re-encode it")
-    stream.thread_type = "AUTO"
+    # With more threads FFmpeg hides some of the damage, and shows the rest differently from machine to machine, even
+    # from run to run. Many clips are read by many processes anyway.
+    stream.codec_context.thread_count = 1
+    if stream.codec_context.name == "mjpeg" and container.format.name in ("image2", "jpeg_pipe"):
+        stream.codec_context.options = {"err_detect": "explode"}  # half a JPEG is an error, as half a PNG is anyway
     return container, stream
 
 
-def _packets(container, stream):
-    """The stream's packets; a container that breaks off simply ends here. Yields None for each break."""
+def _packets(container, stream, leaps: list | None = None):
+    """The stream's packets, on one clock: if it starts again or leaps (10 s where the format expects it, else 30 h, as
+    for the ffmpeg command), it goes on from where it was; each leap is added to `leaps`. A container that breaks off
+    simply ends here. Yields None for each break."""
+    breaks = container.format.flags & av.format.Flags.ts_discont.value
+    most, back = (int(seconds / Fraction(stream.time_base)) for seconds in (10 if breaks else 30 * 3600, BACK))
+    shift, last, due = 0, None, None
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            if packet.dts is not None:
+                if last is not None and not last - back <= packet.dts + shift <= due + most:
+                    shift = due - packet.dts
+                    if leaps is not None:
+                        leaps.append(shift)
+                last = packet.dts + shift
+                due = last + (packet.duration or 0)
+            if shift and packet.size:
+                packet.pts, packet.dts = (None if t is None else t + shift for t in (packet.pts, packet.dts))
+            if None not in (packet.pts, due) and abs(packet.pts - due) > most:
+                packet.pts = due  # a stamp out of all order
+            yield packet
     except (av.FFmpegError, ValueError):
         yield None
 
 
-def _packet_times(path: Path) -> tuple[Fraction, Fraction, list[Fraction]]:
-    """Presentation times of the first packet, of the last and of all keyframes, in seconds, without decoding.
+class _Packets(NamedTuple):
+    """What the packets tell without decoding, in seconds.
 
-    Of keyframes only where a jump to them is exact: in other containers than `SEEKABLE`, FFmpeg may land elsewhere, or
-    give other stamps after a jump than before.
+    first, last  presentation times
+    keys         times of keyframes, where a jump to them is exact: in other containers than `SEEKABLE`, FFmpeg may
+                 land elsewhere, or give other stamps after a jump than before
+    shown        how long the last frame is shown
+    lost         packets that the file promises and does not hold
+    order        all stamps, and {when a packet is due for decoding: its place among them}, in the stream's clock; only
+                 if the stamps rise with the packets, for then they may say no more than the order of decoding
     """
+
+    first: Fraction
+    last: Fraction
+    keys: list[Fraction]
+    shown: Fraction = Fraction(0)
+    lost: int = 0
+    order: tuple[list[int], dict[int, int]] | None = None
+
+
+def _packet_times(path: Path) -> _Packets:
+    """Read a file's packets, without decoding."""
     container, stream = _open(path)
-    seekable = container.format.name in SEEKABLE
-    stamps, keys = [], []  # in the stream's own clock: fractions are slow
+    indexed = container.format.name == SEEKABLE[0]
+    stamps, keys, leaps, places, flat, count = [], [], [], {}, True, 0  # in its own clock: fractions are slow
     with container:
-        for packet in _packets(container, stream):
-            if packet is None or packet.size == 0 or packet.is_discard:
+        for packet in _packets(container, stream, leaps):
+            if packet is None or (packet.size == 0 and packet.dts is None):
+                continue
+            count += 1
+            if packet.size == 0 or packet.is_discard:
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
+                # an MP4 with two stamps for each packet means what it says
+                flat = flat and (not stamps or stamp > stamps[-1]) and not (indexed and stamp != packet.dts)
+                if flat and packet.dts is not None:
+                    places[packet.dts] = len(stamps)
                 stamps.append(stamp)
-                if seekable and packet.is_keyframe and packet.pts is not None:
+                if packet.is_keyframe and packet.pts is not None:
                     keys.append(stamp)
-    if not stamps:
-        raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it, say into MP4")
-    clock = Fraction(stream.time_base)
-    return min(stamps) * clock, max(stamps) * clock, [key * clock for key in sorted(keys)]
+                duration = packet.duration or 0
+        if not stamps:
+            raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it, say into MP4")
+        exact = container.format.name in SEEKABLE and not leaps and not (flat and stream.codec_context.has_b_frames)
+        cut = cut_off(path)
+        promised = len(stream.index_entries) if indexed else stream.frames * cut
+    clock, stamps = Fraction(stream.time_base), sorted(stamps)
+    shown = duration or stamps[-1] - stamps[-2:][0]
+    keys = [key * clock for key in sorted(keys)] if exact else []
+    first, last, lost = stamps[0] * clock, stamps[-1] * clock, max(promised - count, cut)
+    return _Packets(first, last, keys, shown * clock, lost, (stamps, places) if flat else None)
 
 
 class _Pass:
@@ -229,14 +297,31 @@ class _Pass:
     wanted  times in rising order; one before the first good frame shows that frame
     keys    times of keyframes: if one lies ahead, and not beyond the next wanted time, the pass goes there at once. A
             jump that lands on no keyframe, or after the one it aimed at, is undone: the file is read from the start.
+    order   as `_Packets` has it: the pass stops where the frames' stamps run backwards, for then they only tell the
+            order of decoding; or, if it is `by_order`, the frames take these stamps one after the other
     Afterwards: first, last (times of the first good frame and of the last; last is None if there are others after the
-    last one shown), skipped (broken parts met on the way).
+    last one shown), skipped (broken parts met on the way), stopped (the stamps ran backwards).
     """
 
-    def __init__(self, path: Path, wanted: list[Fraction], size: int | None, keys: list[Fraction]):
-        self.path, self.wanted, self.size, self.keys = path, wanted, size, keys
+    def __init__(
+        self,
+        path: Path,
+        wanted: list[Fraction],
+        size: int | None,
+        keys: list[Fraction],
+        order: tuple[list[int], dict[int, int]] | None = None,
+        by_order: bool = False,
+    ):
+        self.path, self.wanted, self.size, self.keys, self.order, self.by_order = (
+            path,
+            wanted,
+            size,
+            keys,
+            order,
+            by_order,
+        )
         self.first = self.last = None
-        self.skipped = 0
+        self.skipped, self.lost, self.stopped = 0, 0, False
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Fraction]]:
         with ExitStack() as files:
@@ -258,16 +343,22 @@ class _Pass:
                         container, stream = _open(self.path)
                         files.enter_context(container)
                         frames = self._good_frames(container, stream)
-                        ahead = next(frames, None)
+                        ahead = next((f for f in frames if latest is None or f[1] > latest[1]), None)
                 while ahead is not None and (latest is None or ahead[1] <= time):
-                    if latest is None or ahead[1] > latest[1]:  # of stamps that run backwards, the later stays
-                        latest, picture = ahead, None
+                    stamp = ahead[1] if latest is None else max(ahead[1], latest[1])  # the decoder's order is right
+                    self.skipped += ahead[1] < stamp - BACK
+                    latest, picture = (ahead[0], stamp), None
                     ahead = next(frames, None)
+                if self.stopped:
+                    return
                 if latest is None:
                     broken = f"none of its frames can be decoded ({self.skipped} broken)"
                     raise VideoError(f"{self.path} has a video stream, but {broken}")
                 if picture is None:  # a frame shown at two times is converted once
-                    picture = _to_rgb(convert, latest[0], self.size, shape)
+                    try:
+                        picture = to_rgb(convert, latest[0], self.size, shape)
+                    except ValueError as error:
+                        raise VideoError(f"{self.path} {error}") from None
                     shape = picture.shape
                 yield picture, latest[1]
             self.last = latest[1] if ahead is None else None
@@ -281,16 +372,35 @@ class _Pass:
                 container.seek(int(key / stream.time_base), stream=stream)
             except av.FFmpegError:
                 return
-        for frame in self._decoded(container, stream):
-            if frame.pts is None or not frame.time_base or frame.is_corrupt:
+        latest = None  # stamp and due time of the frame before
+        for frame in self._in_order(container, stream) if self.by_order else self._decoded(container, stream):
+            if frame.is_corrupt or not frame.time_base:
                 self.skipped += 1
-            else:
-                if key is not None:
-                    self.skipped, key = before, None
-                yield frame, frame.pts * Fraction(frame.time_base)
+                continue
+            if self.order and not self.by_order:
+                self.stopped = frame.pts is None or (latest is not None and frame.pts <= latest)
+                if self.stopped:
+                    return
+            latest = frame.pts
+            if frame.pts is None:
+                self.skipped += 1
+                continue
+            if key is not None:
+                self.skipped, key = before, None
+            yield frame, frame.pts * Fraction(frame.time_base)
+
+    def _in_order(self, container, stream) -> Iterator[av.VideoFrame]:
+        """What the decoder gives, each with the stamp of its place: as far from the first one's as the packets are that
+        the decoder had read when it gave them, and after the last packet one after the other."""
+        (stamps, places), place, start = self.order, -1, None
+        for frame in self._decoded(container, stream):
+            place = places.get(frame.dts, place + 1)
+            start = place if start is None else start
+            frame.pts = stamps[min(max(place - start, 0), len(stamps) - 1)]
+            yield frame
 
     def _decoded(self, container, stream) -> Iterator[av.VideoFrame]:
-        """Whatever the decoder gives."""
+        """Whatever the decoder gives; what comes from a packet that is torn off is marked as corrupt."""
         for packet in _packets(container, stream):
             if packet is None:
                 self.skipped += 1
@@ -303,31 +413,26 @@ class _Pass:
             yield from stream.codec_context.decode(None)  # a stream that broke off still holds frames
 
 
-def _decode(path: Path, wanted: Callable[[Fraction], list[Fraction]], size: int | None) -> tuple[list, _Pass]:
-    """What is shown at the times wanted(length), counted from the first frame, as pairs (frame, its time), and the
-    pass that found it, with `first` and `last` set. The packets may promise a first or a last frame that does not
-    decode. Then the clip lasts from the first good frame to the last good one, and `wanted` is asked again."""
+def _decode(path: Path, wanted: Wanted, size: int | None, thorough: bool = False) -> tuple[list, _Pass]:
+    """What is shown at the times wanted(length, how long the last frame is shown), counted from the first frame, as
+    pairs (frame, its time), and the pass that found it, with `first`, `last` and `lost` set. The packets may promise a
+    first or a last frame that does not decode. Then the clip lasts from the first good frame to the last good one, and
+    `wanted` is asked again. thorough: no jumps."""
     check_file(path)
-    first, last, keys = _packet_times(path)
+    packets = _packet_times(path)
+    first, last, by_order = packets.first, packets.last, False
     while True:
-        decoded = _Pass(path, [first + t for t in wanted(last - first)], size, keys)
+        times = [first + t for t in wanted(last - first, packets.shown)]
+        decoded = _Pass(path, times, size, [] if thorough else packets.keys, packets.order, by_order)
         shown = list(decoded)
         decoded.last = last if decoded.last is None else decoded.last
-        if (decoded.first, decoded.last) == (first, last):
+        decoded.lost = packets.lost
+        if decoded.stopped:
+            by_order = True
+        elif (decoded.first, decoded.last) == (first, last):
             return shown, decoded
-        first, last = decoded.first, decoded.last
-
-
-def _to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, shape: tuple | None) -> np.ndarray:
-    """One decoded frame as (H, W, 3) uint8, upright; `shape`: that of the frames before it."""
-    turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise
-    width, height = frame.width, frame.height
-    if size is not None:
-        width = height = size
-    elif shape is not None:  # a stream may change its size on the way
-        height, width = shape[:2] if turns % 2 == 0 else shape[1::-1]
-    picture = convert.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
-    return np.ascontiguousarray(np.rot90(picture, turns))
+        else:
+            first, last = decoded.first, decoded.last
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, crf: int = 18) -> None:

@@ -26,6 +26,7 @@ from stts_mini.data.clips import OWN, Clip
 from stts_mini.eval import parse_k
 from stts_mini.llm import KVCache
 from stts_mini.model import VLM
+from stts_mini.report.result import broken_clips
 from stts_mini.sequence import Layout, prefix_ids
 from stts_mini.train import pick_device
 from stts_mini.training import checkpoint
@@ -150,6 +151,7 @@ def run(args: argparse.Namespace) -> None:
     images = (args.video, *args.pictures) if args.pictures else ()
     talk = Conversation(model, tokenizer, Clip(args.video, OWN, OWN, 0, (), images=images), reader, k)
     print(f"{talk.summary()} (k = {k})")
+    print(broken_clips({}, reader.skipped), end="")
     if args.question:
         return ask(talk, args.question, args.options)
     with suppress(EOFError, KeyboardInterrupt):

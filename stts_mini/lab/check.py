@@ -1,10 +1,10 @@
 """Check a file of your own clips before a night of training: every bad line, with its number and the reason.
 
     python -m stts_mini.lab.check mine.jsonl             reads and decodes everything
-    python -m stts_mini.lab.check mine.jsonl --quick     does not decode: the lines, and whether the files are there
+    python -m stts_mini.lab.check mine.jsonl --quick     decodes the first and the last frame of each clip
 
-Exits 1 if any line is bad. A file that can be decoded in part is no bad line: a note says how much of it is broken,
-and training goes on without that.
+Exits 1 if any line is bad. A file that can be decoded in part is no bad line: a note says how much of it is broken or
+missing, and training goes on without that.
 
 What this file does not do: say what a line may hold (`data/clips.py`), decode (`data/video.py`).
 """
@@ -19,10 +19,9 @@ from pathlib import Path
 
 from stts_mini.data.batches import try_read
 from stts_mini.data.clips import lines_of, on_all_cores, parse_clip
-from stts_mini.data.video import VideoError, check_file
+from stts_mini.data.progress import Progress
+from stts_mini.data.video import VideoError
 from stts_mini.training.logging import one_line_errors
-
-decode = partial(try_read, max_frames=2, fps=2.0, size=32)
 
 
 def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
@@ -31,19 +30,20 @@ def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
     for number, line in enumerate(lines_of(index), start=1):
         try:
             if line.strip():
-                clip = parse_clip(line, number, index.parent)
-                for path in clip.images or (clip.video,):
-                    check_file(path)
-                clips[number] = clip
+                clips[number] = parse_clip(line, number, index.parent)
         except ValueError as error:
             bad[number] = error
     count = len(clips) + len(bad)
-    read = [] if quick else on_all_cores(decode, list(clips.values()))
-    for number, video in zip(clips, read, strict=not quick):
+    progress = Progress("decoding clips", len(clips))
+    decode = partial(try_read, max_frames=2, fps=2.0, size=32, thorough=not quick)
+    for done, (number, video) in enumerate(zip(clips, on_all_cores(decode, list(clips.values())), strict=True)):
+        progress.update(done + 1)
         if isinstance(video, VideoError):
             bad[number] = video
         elif video.skipped:
-            notes.append(f"line {number}: {video.skipped} broken packets or frames in {clips[number].video}")
+            files = ", ".join(map(str, clips[number].images or (clips[number].video,)))
+            notes.append(f"line {number}: {video.skipped} packets or frames are broken or missing in {files}")
+    progress.close()
     return count, [f"line {number}: {bad[number]}" for number in sorted(bad)], notes
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser("python -m stts_mini.lab.check", description=__doc__.split("\n")[0])
     parser.add_argument("index", type=Path, help="a file of JSON lines")
-    parser.add_argument("--quick", action="store_true", help="do not decode the videos")
+    parser.add_argument("--quick", action="store_true", help="decode only the first and the last frame of each clip")
     args = parser.parse_args(argv)
     with one_line_errors(f"{parser.prog} {args.index}"):
         count, bad, notes = check(args.index, args.quick)

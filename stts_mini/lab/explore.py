@@ -165,7 +165,7 @@ def remarks(model: VLM, state: dict, video: Video) -> list[str]:
         f"This model spreads what it keeps over time (spread = {config.spread:g}), whoever scores: a cell may stay"
         " where another with a higher score goes.": config.spread,
         "One frame: an image is never pruned, whatever k, and nothing is scored.": len(video.frames) == 1,
-        f"{video.skipped} broken packets or frames of the file were left out.": video.skipped,
+        f"{video.skipped} packets or frames of the file are broken or missing, and were left out.": video.skipped,
     }
     return [note for note, holds in notes.items() if holds]
 

@@ -150,7 +150,13 @@ def summarise(result: Result, blind: Result | None = None, lookup: dict[str, flo
     return dict(**summary, look_up=lookup, **rest)
 
 
-def broken_clips(broken: dict[tuple, str]) -> str:
-    """A line for each clip that could not be read, under one that counts them; nothing if all could."""
+def broken_clips(broken: dict[tuple, str], skipped: dict[tuple, int]) -> str:
+    """A line for each clip that could not be read, under one that counts them; nothing if all could. And one line
+    about those that could be read only in part, if there are any."""
     lines = [f"  {error}\n" for error in broken.values()]
-    return f"could not be read, and left out: {len(lines)}\n" * bool(lines) + "".join(lines)
+    worst = max(skipped, key=skipped.get, default=None)
+    parts = worst and (
+        f"broken or missing, and left out: {sum(skipped.values())} packets or frames of {len(skipped)} clips,"
+        f" {skipped[worst]} of them of {worst[0]} (`stts_mini.lab.check` lists all)\n"
+    )
+    return f"could not be read, and left out: {len(lines)}\n" * bool(lines) + "".join(lines) + (parts or "")

@@ -11,7 +11,7 @@ from stts_mini import eval as evaluation
 from stts_mini import train as training
 from stts_mini.data.batches import TOKENIZER, Reader, Sampler, collate
 from stts_mini.data.clips import OWN, QA, Clip, fingerprint, load_clips, parse_clip
-from stts_mini.data.video import Video, VideoError, read_video
+from stts_mini.data.video import Video, VideoError, read_video, write_video
 from stts_mini.eval import evaluate, pick_questions
 from stts_mini.lab import check
 from stts_mini.train import build_model, train
@@ -102,7 +102,7 @@ def test_the_check_lists_every_bad_line_and_goes_on(mixed, tmp_path, capsys):
     assert said[0].startswith("line 3: no such file") and said[1].startswith("line 9: ") and "broken.mp4" in said[1]
     with pytest.raises(SystemExit):
         check.main([str(mixed), "--quick"])
-    assert capsys.readouterr().out.splitlines()[-1] == "9 lines, 1 bad"
+    assert capsys.readouterr().out.splitlines()[-1] == "9 lines, 2 bad"
     good = tmp_path / "good.jsonl"
     lines = mixed.read_text().splitlines()
     good.write_text("\n".join(json.dumps(absolute(json.loads(line), mixed.parent)) for line in lines[:2]))
@@ -128,6 +128,46 @@ def test_a_part_of_a_video_is_what_is_shown_there(mixed):
         read_video(path, 3, start=50)
     with pytest.raises(ValueError, match="0 ≤ start ≤ end"):
         read_video(path, 3, start=2, end=1)
+
+
+def test_what_is_lost_of_a_clip_is_told_in_one_line(tmp_path, capsys):
+    """By the check, by training and by judging; `--quick` looks at both ends only."""
+    write_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (60, 48, 48, 3), np.uint8), fps=10)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    raw = bytearray((tmp_path / "a.mp4").read_bytes())
+    for at, size in packets[20:50]:
+        raw[at + 4 : at + size] = bytes(size - 4)
+    (tmp_path / "a.mp4").write_bytes(raw)
+    index = tmp_path / "a.jsonl"
+    index.write_text(json.dumps({"video": "a.mp4", "qa": ASKED}))
+    lost = read_video(tmp_path / "a.mp4", 2, thorough=True).skipped
+    note = f"line 1: {lost} packets or frames are broken or missing in {tmp_path / 'a.mp4'}"
+    assert check.check(index) == (1, [], [note]) and lost >= 30
+    reader = Reader(4, 48)
+    reader(load_clips(index)[0])
+    assert reader.skipped == {(tmp_path / "a.mp4", None, None): lost} and not reader.broken
+    line = f"broken or missing, and left out: {lost} packets or frames of 1 clips, {lost} of them of "
+    config = tiny(tmp_path, data=str(index), val=str(index), steps=1, warmup=0, batch_size=1)
+    model = train(config, False, CPU)
+    assert capsys.readouterr().out.count(f"{line}{tmp_path / 'a.mp4'}") == 1
+    training.finish(config, model, CPU)
+    assert capsys.readouterr().out.count(line) == 1
+
+
+def test_what_is_lost_of_pictures_is_summed(tmp_path):
+    for name in ("a.gif", "b.gif"):
+        with av.open(str(tmp_path / name), "w", format="gif") as container:
+            stream = container.add_stream("gif", rate=1)
+            stream.height, stream.width, stream.pix_fmt = 48, 48, "rgb8"
+            noise = np.random.default_rng(0).integers(0, 255, (48, 48, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+            container.mux(stream.encode())
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-500])
+    (tmp_path / "a.jsonl").write_text(json.dumps({"images": ["a.gif", "b.gif"], "qa": ASKED}))
+    (clip,) = load_clips(tmp_path / "a.jsonl")
+    assert Reader(4, 48)(clip).skipped == 2
+    assert check.check(tmp_path / "a.jsonl")[2][0].startswith("line 1: 2 packets or frames are broken or missing in ")
 
 
 def test_broken_clips_are_replaced_counted_and_listed(mixed, tmp_path, capsys):
@@ -299,7 +339,7 @@ def test_evaluation_holds_no_more_videos_than_a_batch(mixed, tmp_path):
     reader, alive, most = Reader(4, 48, cache_gb=0.0), [], []
 
     class Counting:
-        broken = reader.broken
+        broken, skipped = reader.broken, reader.skipped
 
         def __call__(self, clip):
             video = reader(clip)

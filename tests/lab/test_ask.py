@@ -2,6 +2,7 @@
 
 import builtins
 
+import av
 import pytest
 import torch
 
@@ -75,6 +76,19 @@ def test_the_command_shows_tokens_times_and_answers(trained, capsys, monkeypatch
     assert len(times) == 2 and "encode" in times[0] and "encode" not in times[1]  # one video, read once
     ask.main([str(clips[3].video), "who ?", "--pictures", str(clips[3].video), *flags])
     assert "2 frames, 18 of 18 cells kept" in capsys.readouterr().out
+    half = folder / "half.mkv"
+    with av.open(str(clips[0].video)) as source, av.open(str(half), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    half.write_bytes(half.read_bytes()[:-200])
+    ask.main([str(half), "who ?", *flags])
+    assert (
+        f"broken or missing, and left out: 1 packets or frames of 1 clips, 1 of them of {half}"
+        in capsys.readouterr().out
+    )
 
 
 def test_errors_are_one_line(trained, tmp_path):

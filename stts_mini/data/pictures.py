@@ -1,0 +1,124 @@
+"""What a decoded frame looks like: upright, on white, of one size. And which pictures are not read, and why.
+
+Pictures come through `video.py` as clips of one frame. FFmpeg decodes them; how they lie, and what shows through
+them, is left to whoever shows them.
+
+What this file does not do: put the tiles of HEIC and AVIF together, or look for transparency in a second picture.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
+
+NEW_SIDE_DATA = range(28, 32)  # FFmpeg's kinds that PyAV cannot name; 31 is EXIF
+NO_SCREEN = ("attached_pic", "timed_thumbnails", "dependent", "still_image")  # covers, previews, tiles
+
+
+def best_stream(container):
+    """The video stream that is the film, or the picture; None if there is none: FFmpeg's choice (the default one, then
+    the largest), but no still where there is a film."""
+    hidden = sum(av.stream.Disposition[name] for name in NO_SCREEN)
+    streams = [s for s in container.streams.video if not s.disposition & hidden]
+    default = av.stream.Disposition.default
+
+    def rank(stream) -> tuple:
+        """What is better has more."""
+        codec = stream.codec_context
+        return stream.frames != 1, bool(stream.disposition & default), codec.width * codec.height if codec else 0
+
+    return max(streams, key=rank, default=None)
+
+
+def why_not(path: Path, container, stream) -> str | None:
+    """What keeps a picture from being shown as it is meant, if anything does: HEIC and AVIF may hold it in parts."""
+    brands = container.metadata.get("compatible_brands", "")
+    if "mif1" not in brands or (stream is not None and stream.frames > 1):  # an animation is an ordinary film
+        return None
+    if stream is None or not stream.disposition & av.stream.Disposition.default:
+        return "is a picture made of tiles or other parts"
+    with path.open("rb") as file:
+        head = file.read(1 << 20)  # FFmpeg does not name what it leaves out
+    if b"auxiliary:alpha" in head or b"hevc:2015:auxid:1\0" in head:
+        return "is a picture that keeps its transparency in a second one"
+    sizes = [struct.pack(">II", s.codec_context.width, s.codec_context.height) for s in container.streams.video]
+    whole = all(part[4:12] in sizes for part in head.split(b"ispe")[1:])
+    return None if whole and b"clap" not in head else "is a picture that is to be cropped"
+
+
+def cut_off(path: Path) -> bool:
+    """Whether a file is shorter than its own head says (AVI, MKV, WebM), or lacks its end mark (GIF)."""
+    size = os.path.getsize(path)
+    with path.open("rb") as file:
+        head = file.read(4096)
+        file.seek(-min(size, 16), os.SEEK_END)
+        tail = file.read()
+    if head.startswith(b"GIF8"):
+        return not tail.rstrip(b"\0").endswith(b";")
+    if head.startswith(b"RIFF"):
+        promised = struct.unpack_from("<I", head, 4)[0] + 8
+        return size < promised < 1 << 32
+    at = head.find(b"\x18\x53\x80\x67") + 4  # Matroska's segment; the first bit set tells its size's length
+    if not head.startswith(b"\x1a\x45\xdf\xa3") or at < 4 or at + 8 > len(head) or not head[at]:
+        return False
+    length = 9 - head[at].bit_length()
+    unknown = (1 << 7 * length) - 1
+    promised = int.from_bytes(head[at : at + length]) & unknown
+    return promised != unknown and size < at + length + promised
+
+
+def to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, shape: tuple | None) -> np.ndarray:
+    """One decoded frame as (H, W, 3) uint8, upright; what is transparent shows white. `shape`: that of the frames
+    before it. Raises ValueError for one that is to be turned by anything but quarter turns."""
+    turns, mirrored = orientation(frame)
+    width, height = frame.width, frame.height
+    if size is not None:
+        width = height = size
+    elif shape is not None:  # a stream may change its size on the way
+        height, width = shape[:2] if turns % 2 == 0 else shape[1::-1]
+    frame = on_white(frame)
+    picture = convert.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    return np.ascontiguousarray(np.rot90(picture[::-1] if mirrored else picture, turns))
+
+
+def on_white(frame: av.VideoFrame) -> av.VideoFrame:
+    """A frame with transparency, composited on white; any other as it is."""
+    if not (frame.format.has_palette or any(part.is_alpha for part in frame.format.components)):
+        return frame
+    pixels = frame.reformat(format="rgba").to_ndarray()
+    if (pixels[..., 3] == 255).all():
+        return frame
+    alpha = pixels[..., 3:].astype(np.uint16)
+    blended = (pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return av.VideoFrame.from_ndarray(blended.astype(np.uint8), format="rgb24")
+
+
+def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+    """How a frame is to be shown, by its display matrix: first mirrored, top to bottom, or not; then turned by quarter
+    turns, counter-clockwise. EXIF, MP4 and HEIF say it in this way, through FFmpeg. Raises ValueError for other turns.
+    """
+    try:
+        data = frame.side_data
+    except ValueError:  # there is a kind that PyAV cannot name: leave it out
+        graph = av.filter.Graph()
+        source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=1)
+        drops = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in NEW_SIDE_DATA]
+        graph.link_nodes(source, *drops, graph.add("buffersink")).configure()
+        graph.push(frame)
+        data = graph.pull().side_data
+    matrix = data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    angle = math.degrees(math.atan2(-b, a))
+    turns = round(angle / 90)
+    if abs(angle - 90 * turns) > 1:
+        raise ValueError(f"is to be turned by {angle:.0f} degrees: re-encode it upright")
+    return turns % 4, a * d - b * c < 0
