@@ -675,7 +675,7 @@ def test_frames_come_in_the_decoders_order(name, codec, T, tmp_path):
 def test_the_decoders_order_with_odd_times_and_a_broken_packet(tmp_path):
     """Stamps of a Matroska file that was made from an AVI: those of decoding, at odd times."""
     stamps = np.cumsum([0, *np.random.default_rng(0).integers(20, 200, 39)]).tolist()
-    path = write(tmp_path / "a.mkv", numbered(40), stamps, bf="3", b_strategy="0", g="40")
+    path = write(tmp_path / "a.mkv", numbered(40), stamps, bf="3", b_strategy="0", g="20", sc_threshold="0")
     with av.open(str(path)) as source, av.open(str(tmp_path / "b.mkv"), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet, stamp in zip([p for p in source.demux(video=0) if p.size], stamps, strict=True):
@@ -689,10 +689,12 @@ def test_the_decoders_order_with_odd_times_and_a_broken_packet(tmp_path):
     assert seen == {stamp / 1000: i for i, stamp in enumerate(stamps)} and video.skipped == 0
     raw = bytearray((tmp_path / "b.mkv").read_bytes())
     with av.open(str(tmp_path / "b.mkv")) as container:
-        lost = bytes([p for p in container.demux(video=0) if p.size][20])
+        lost = bytes([p for p in container.demux(video=0) if p.size][10])
     raw[(at := raw.index(lost)) : at + len(lost)] = bytes(len(lost))
     (tmp_path / "b.mkv").write_bytes(raw)
-    assert read_video(tmp_path / "b.mkv", 1000, fps=1000).skipped >= 1
+    broken = read_video(tmp_path / "b.mkv", 1000, fps=1000)
+    after = {t: n for t, n in zip(broken.times, numbers(broken), strict=True) if t >= stamps[20] / 1000}
+    assert broken.skipped >= 1 and after == {stamp / 1000: i for i, stamp in enumerate(stamps) if i >= 20}
 
 
 @pytest.mark.parametrize("name, codec", [("ts", "libx264"), ("ts", "mpeg2video"), ("vob", "mpeg2video")])
@@ -708,6 +710,24 @@ def test_a_clock_that_starts_again_or_leaps_goes_on(name, codec, later, tmp_path
     assert numbers(video) == [*range(30), *range(100, 130)] and video.skipped == 0
     assert video.times == pytest.approx([t / 25 for t in range(60)], abs=1e-3)
     assert numbers(read_video(path, 2, start=1.2, end=1.24)) == [100, 101]
+
+
+def test_a_clock_that_starts_again_is_not_jumped_into(tmp_path):
+    """One Matroska file after the other: their keyframes have the same stamps."""
+    parts = [
+        write(tmp_path / f"{i}.mkv", numbered(60, 100 * i), range(0, 6000, 100), bf="0", g="5", sc_threshold="0")
+        for i in range(2)
+    ]
+    (tmp_path / "a.mkv").write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert (
+        video_module._packet_times(tmp_path / "0.mkv").keys and not video_module._packet_times(tmp_path / "a.mkv").keys
+    )
+    whole = read_video(tmp_path / "a.mkv", 400, fps=30)
+    seen = dict(zip(whole.times, numbers(whole), strict=True))
+    assert list(seen.values()) == [*range(60), *range(100, 160)]
+    for start in range(12):
+        shown = max(t for t in seen if t <= start)
+        assert numbers(read_video(tmp_path / "a.mkv", 1, start=start)) == [seen[shown]]
 
 
 @pytest.mark.parametrize("bf", ["0", "3"])
