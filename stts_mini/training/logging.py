@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stts_mini.data.files import printable
+
 
 class Log:
     """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line."""
@@ -66,7 +68,7 @@ def one_line_errors(command: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"{command}: error: {error}")
+        sys.exit(printable(f"{command}: error: {error}"))
     except ImportError as error:
         sys.exit(f"{command}: error: {error}: pip install {error.name}")
     except KeyboardInterrupt:
