@@ -296,7 +296,7 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
     if not config.blind:
         with eagerly(config.compile):
             picture = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)
-        print(f"pruned clips to look at: {picture}")
+        print(printable(f"pruned clips to look at: {picture}"))
     write_json(out / "result.json", summary)
     return summary
 

@@ -17,7 +17,7 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, tokenizer_of
 from stts_mini.data.clips import WORLD_ID
-from stts_mini.data.files import replacing
+from stts_mini.data.files import printable, replacing
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.scorer import find_scorer
@@ -128,7 +128,7 @@ def keep_old_run(out: Path) -> None:
     if (out / "checkpoint.pt").exists():
         aside = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.{n}")).exists())
         out.rename(aside)
-        print(f"the run in {out} was moved to {aside} (--resume would have gone on with it)")
+        print(printable(f"the run in {out} was moved to {aside} (--resume would have gone on with it)"))
 
 
 def check_world(state: dict, path: str | Path) -> None:
@@ -183,5 +183,5 @@ def restore(
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     torch.set_rng_state(state["rng"])
-    print(f"resumed {path} at step {state['step']} of {config.steps}")
+    print(printable(f"resumed {path} at step {state['step']} of {config.steps}"))
     return state["step"]
