@@ -177,12 +177,13 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
     start, end = times.get("start", 0.0), times.get("end", math.inf)
     require(start <= end, "start {} comes after end {}", start, end)
     split, kind, seed = scene = row.get("split", OWN), row.get("kind", OWN), row.get("seed", number)
-    if {"kind", "split", "seed"} & set(row):
-        good = kind in tuple(world.TASKS) and split in world.SPLITS and type(seed) is int and seed >= 0
-        due = "kind {1}, split {0}, seed {2} name no scene of the world: leave them out"
-        require(good, due, *map(brief, scene))
-        own = "video" in row and not times and Path(paths[0]).name == _file_name(*scene)
-        require(own, "kind, split and seed are for the whole of the world's {}: leave them out", _file_name(*scene))
+    known = kind == split == OWN or (kind in tuple(world.TASKS) and split in world.SPLITS)
+    known = known and type(seed) is int and seed >= 0
+    due = "kind {1}, split {0}, seed {2} name no scene of the world: leave them out"
+    require(known, due, *map(brief, scene))
+    whole = "video" in row and not times and Path(paths[0]).name == _file_name(*scene)
+    due = "kind, split and seed are for the whole of the world's {}: leave them out"
+    require(kind == OWN or whole, due, _file_name(*scene))
     require(isinstance(row.get("qa"), list) and row["qa"], "no qa: give a list of at least one question and answer")
     qa, paths = tuple(_parse_qa(q, kind) for q in row["qa"]), tuple(folder / p for p in paths)
     judged = world.TASKS.get(kind, ())

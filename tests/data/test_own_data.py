@@ -88,8 +88,8 @@ def mixed(tmp_path_factory):
         ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "é", "e\u0301"]}]}, "an option comes twice"),
         *(({"video": "a", "qa": [{**OF_TWO, "task": t}]}, "give another name") for t in (["x"], None, 3, "", "a\nb")),
         ({"video": "a", "qa": [{**OF_TWO, "task": "free"}]}, "task = 'free': give another name"),  # has options
-        *((row_of(seed=seed), "name no scene") for seed in (-1, True, 1.0, None, 7)),
-        *((row_of(kind=kind), "name no scene") for kind in ("short", "own", None, [], {})),
+        *((row_of(seed=seed), "name no scene") for seed in (-1, True, 1.0, None)),
+        *((row_of(kind=kind), "name no scene") for kind in ("short", None, [], {})),
         (row_of(kind="short", split="test", seed=7), "are for the whole of the world's test-short-000007.mp4"),
         (row_of("test-short-000007.mp4", kind="short", split="test", seed=7, end=1), "are for the whole of"),
         (row_of("test-short-000007.mp4", kind="short", split="test", seed=7), "no question of the tasks that short"),

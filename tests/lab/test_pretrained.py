@@ -198,7 +198,7 @@ def test_flags_without_an_effect_are_refused(tmp_path, capsys):
     vision(tmp_path / "vit")
     language(tmp_path / "llm")
     words = ["--vit", str(tmp_path / "vit"), "--llm", str(tmp_path / "llm"), "--dry-run", "--score-after", "0"]
-    for flag, own, kept in (("--llm-mlp", 64, 24), ("--vit-heads", 2, 3), ("--patch-size", 6, 4)):
+    for flag, own, kept in (("--llm-mlp", 64, 24), ("--vit-heads", 2, 3), ("--llm-width", 32, 16)):
         with pytest.raises(SystemExit, match=f"{flag} {own}, but the weights have {kept}: leave it out"):
             pretrained.main([*words, flag, str(own)])
     pretrained.main([*words, "--llm-mlp", "24", "--w", "3", "--connector-mlp", "8"])
