@@ -47,6 +47,15 @@ def test_pipes_and_folders_are_refused_before_anything_is_written(tmp_path):
     assert writable(tmp_path / "a") == (tmp_path / "a").resolve()
 
 
+def test_a_folder_that_takes_no_file_is_noticed_before_the_work(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.touch", full)
+    with pytest.raises(ValueError, match="a cannot be written: No space left on device"):
+        writable(tmp_path / "a")
+
+
 def test_what_is_read_is_not_written_to_nor_anything_twice(tmp_path):
     (tmp_path / "read").write_text("x")
     (tmp_path / "link").symlink_to("read")

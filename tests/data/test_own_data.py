@@ -375,6 +375,9 @@ def test_lines_that_are_no_utf8_are_bad_lines_and_the_others_are_read(mixed, tmp
     assert count == 4 and len(bad) == 2 and bad[0].startswith("line 2: no UTF-8 near") and r"caf\udce9" in bad[0]
     with pytest.raises(ValueError, match=r"a.jsonl, line 2 is not a clip: no UTF-8 near"):
         load_clips(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(good.replace(b"0.mp4", b"caf\xe9.mp4"))
+    with pytest.raises(ValueError, match=r"line 1 is not a clip: no UTF-8 near"):
+        load_clips(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_bytes(good.decode().encode("utf-16-le"))
     with pytest.raises(ValueError, match=r"a.jsonl is no UTF-8 text: save it as UTF-8"):
         load_clips(tmp_path / "a.jsonl")
