@@ -37,7 +37,7 @@ from stts_mini.data.clips import (
     index_file,
     load_clips,
 )
-from stts_mini.data.files import writable, write_json
+from stts_mini.data.files import check_outputs, printable, require, write_json
 from stts_mini.data.progress import Progress
 from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import Video, VideoError
@@ -246,14 +246,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, device: torch.device) -> dict:
     """Evaluate as the command line says; prints the table and returns what --json writes."""
     torch.manual_seed(args.seed)
-    if args.json:
-        writable(args.json)  # better known now than after the work
+    inputs = [args.checkpoint, *[args.data] * is_own(args.data)]
+    check_outputs([args.json] if args.json else [], inputs)  # better known now than after the work
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, device, args.scorer)
     train = state["train_config"]
     frames = train["max_frames"] if args.max_frames is None else args.max_frames
     k = train["k"] if args.k is None else args.k
     if args.clips < 1 or frames < 1:
         raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
+    if train["blind"] and (args.k is not None or args.scorer):
+        raise ValueError(f"{args.checkpoint} was trained blind: leave out --k and --scorer, which change nothing")
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
     clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train))
@@ -262,11 +264,12 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     trained = trained if train["k"] else "unpruned, no scorer"
     pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # it belongs to the model, whoever scores
     name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"
-    print(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames")
+    print(printable(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames"))
     count = f"{len(clips)} clips" if is_own(args.data) else f"{args.clips} clips of each kind"
     which = args.data if is_own(args.data) else f"{args.split} set"
-    print(f"{which} {fingerprint(clips)}: {count}, seed of this evaluation {args.seed}" + ", lenient" * args.lenient)
-    learned_from = load_clips(asked) if asked.exists() else ()
+    seeds = f"{count}, seed of this evaluation {args.seed}" + ", lenient" * args.lenient
+    print(printable(f"{which} {fingerprint(clips)}: {seeds}"))
+    learned_from = load_clips(asked) if asked.is_file() else ()
     numbers = judge(model, clips, reader, k, learned_from, train["blind"], tokenizer, args.lenient)
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
@@ -284,9 +287,15 @@ def is_own(data: str) -> bool:
 
 
 def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], Path]:
-    """The clips that the command line names, and the file of the training clips, to look answers up in."""
+    """The clips that the command line names, and the file of the training clips, to look answers up in. Raises
+    ValueError for a folder that is not there or holds other things: a typing error is no wish for the world."""
     if is_own(args.data):
-        return load_clips(args.data), Path(train["data"])
+        require((args.clips, args.split) == (200, "test"), "--clips and --split are for the world: leave them out")
+        return load_clips(args.data, judged=True), Path(train["data"])
+    folder = Path(args.data)
+    known = folder == Path("data") or (folder.is_dir() and (any(folder.glob("world-v*")) or not any(folder.iterdir())))
+    due = "--data {}: no folder of the world's clips, nor an empty one; a list of clips of your own ends in .jsonl"
+    require(known, due, args.data)
     counts = {kind: train["train_clips"].get(kind, 0) for kind in world.TASKS}
     kinds, size = [kind for kind, count in counts.items() if count], train.get("video_size", train["image_size"])
     return held_out(args.data, size, args.clips, args.split, kinds), index_file(args.data, "train", counts, size)

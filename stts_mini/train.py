@@ -43,7 +43,7 @@ except ImportError:  # Windows
 
 from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
-from stts_mini.data.files import write_json
+from stts_mini.data.files import printable, writable_folder, write_json
 from stts_mini.data.progress import Progress, clock
 from stts_mini.eval import judge
 from stts_mini.model import VLM, Encoded
@@ -57,6 +57,7 @@ from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at
 from stts_mini.training.step import eagerly, forward_backward, wrap
 
+WRITTEN = ("checkpoint.pt", "config.json", "log.csv", "curve.png", "pruned.png", "result.json")  # into config.out
 CLIP_NORM = 1.0  # largest norm of the gradient
 
 
@@ -97,7 +98,7 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
 def judged_clips(config: TrainConfig) -> list[Clip]:
     """What to judge by: clips of your own, or held-out ones of the kinds that are trained on, written if need be."""
     if config.own_data:
-        return load_clips(config.val)
+        return load_clips(config.val, judged=True)
     kinds = [kind for kind, count in config.train_counts.items() if count]
     return distributed.in_turn(lambda: held_out(config.data, config.video_size, config.test_clips, kinds=kinds))
 
@@ -107,11 +108,12 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None)
     if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
     if config.val:
-        load_clips(config.val)  # a bad line is better known before the training than after
+        load_clips(config.val, judged=True)  # a bad line is better known before the training than after
     if config.init:
         checkpoint.check_world(checkpoint.load(config.init), config.init)
     if config.varlen:
         check_varlen(device, (config.model if model is None else model.config).vit.head_dim)
+    writable_folder(config.out, WRITTEN)
 
 
 def train(
@@ -323,7 +325,7 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
     if not config.blind:
         with eagerly(config.compile):
             picture = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)
-        print(f"pruned clips to look at: {picture}")
+        print(printable(f"pruned clips to look at: {picture}"))
     return summary
 
 
@@ -343,7 +345,7 @@ def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | N
     try:
         with sigterm_as_ctrl_c(), distributed.processes(pick_device(config.device)) as device:
             settings = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(config).items())
-            print(f"preset {args.preset}: {settings}")
+            print(printable(f"preset {args.preset}: {settings}"))
             print(f"{device} ({platform.machine()}, {torch.get_num_threads()} threads), torch {torch.__version__}")
             print(describe(config, device, model))
             if args.idle:
@@ -358,11 +360,11 @@ def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | N
             if device.type == "cuda":
                 peak += f", of the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
             done = f"all done in {clock(time.monotonic() - began)}{peak}"
-            print(f"{done}; checkpoint: {Path(config.out) / 'checkpoint.pt'}")
+            print(printable(f"{done}; checkpoint: {Path(config.out) / 'checkpoint.pt'}"))
     except (torch.OutOfMemoryError, MemoryError) as error:
         sys.exit(f"{name}: error: out of memory: give --recompute, or --accumulate 2 or more ({error})")
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"{name}: error: {error}")
+        sys.exit(printable(f"{name}: error: {error}"))
     except KeyboardInterrupt:
         print("\nInterrupted; finished clips and checkpoints are kept.", file=sys.stderr)
         sys.stdout.flush()

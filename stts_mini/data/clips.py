@@ -28,8 +28,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 
-from stts_mini.data.files import replacing, require
+from stts_mini.data.files import printable, replacing, require, utf8
 from stts_mini.data.progress import Progress
 from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import write_video
@@ -165,62 +166,90 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
     ('films/a.mp4', 7, 9.0, 'question', ('he', 'she'))
     """
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(utf8(line), object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from error
+    except RecursionError:
+        raise ValueError("not JSON of a clip: brackets within brackets without end") from None
     require(isinstance(row, dict), "a {}, where an object in curly brackets is due", type(row).__name__)
     unknown = sorted(set(row) - {"video", "image", "images", "qa", "start", "end", "kind", "split", "seed"})
-    require(not unknown, "unknown: {}; know video, image, images, qa, start, end", ", ".join(unknown))
+    require(not unknown, "unknown: {}; know video, image, images, qa, start, end", _listed(unknown))
     named = [name for name in ("video", "image", "images") if name in row]
     require(len(named) == 1, '{} of "video", "image" and "images": give one', len(named))
     paths = row["images"] if "images" in row else [row[named[0]]]
     good = isinstance(paths, list) and paths and all(isinstance(p, str) and p for p in paths)
-    require(good, "{} = {}: give a path" + " or more, in square brackets" * ("images" in row), named[0], paths)
+    require(good, "{} = {}: give a path" + " or more, in square brackets" * ("images" in row), named[0], brief(paths))
     times = {name: row[name] for name in ("start", "end") if row.get(name) is not None}
     for name, value in times.items():
         good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
-        require(good, "{} = {!r}: give seconds, 0 or more", name, value)
+        require(good, "{} = {}: give seconds, 0 or more", name, brief(value))
         times[name] = float(value)
     require(not times or "video" in row, "start and end are for videos")
     start, end = times.get("start", 0.0), times.get("end", math.inf)
     require(start <= end, "start {} comes after end {}", start, end)
-    kind, split, seed = row.get("kind", OWN), row.get("split", OWN), row.get("seed", number)
-    good = kind in (*world.TASKS, OWN) and split in (*world.SPLITS, OWN) and isinstance(seed, int)
-    require(good, "kind {!r}, split {!r}, seed {!r} name no scene of the world: leave them out", kind, split, seed)
+    split, kind, seed = scene = row.get("split", OWN), row.get("kind", OWN), row.get("seed", number)
+    known = kind == split == OWN or (kind in tuple(world.TASKS) and split in world.SPLITS)
+    known = known and type(seed) is int and seed >= 0
+    due = "kind {1}, split {0}, seed {2} name no scene of the world: leave them out"
+    require(known, due, *map(brief, scene))
+    whole = "video" in row and not times and Path(paths[0]).name == _file_name(*scene)
+    due = "kind, split and seed are for the whole of the world's {}: leave them out"
+    require(kind == OWN or whole, due, _file_name(*scene))
     require(isinstance(row.get("qa"), list) and row["qa"], "no qa: give a list of at least one question and answer")
     qa, paths = tuple(_parse_qa(q, kind) for q in row["qa"]), tuple(folder / p for p in paths)
+    judged = world.TASKS.get(kind, ())
+    require(not judged or any(q.task in judged for q in qa), "no question of the tasks that {} is judged by", kind)
     return Clip(paths[0], kind, split, seed, qa, **times, images=() if "video" in row else paths)
+
+
+def _object(pairs: list[tuple]) -> dict:
+    """An object of JSON, none of whose keys comes twice."""
+    row = dict(pairs)
+    require(len(row) == len(pairs), "a name comes twice among {}: give each once", _listed(sorted(k for k, _ in pairs)))
+    return row
+
+
+def _listed(names: Sequence[str]) -> str:
+    return printable(", ".join(names))[:200]
 
 
 def _parse_qa(q: dict, kind: str) -> QA:
     """One question of a line. ValueError as in `parse_clip`."""
-    require(isinstance(q, dict), "a question is {!r}: give an object with question and answer", q)
+    require(isinstance(q, dict), "a question is {}: give an object with question and answer", brief(q))
     unknown = sorted(set(q) - {"question", "answer", "options", "task"})
-    require(not unknown, "unknown in a question: {}; know question, answer, options", ", ".join(unknown))
+    require(not unknown, "unknown in a question: {}; know question, answer, options", _listed(unknown))
     for name in ("question", "answer"):
         text = q.get(name, "")
-        require(isinstance(text, str), "{} = {!r}: give a text, in quotation marks", name, text)
+        require(isinstance(text, str), "{} = {}: give a text, in quotation marks", name, brief(text))
         if not text.strip():
             raise ValueError(f"a question without {name}: {json.dumps(q)[:100]}")
-    options = q.get("options") or []
+    options = [] if q.get("options") is None else q["options"]
     good = isinstance(options, list) and all(isinstance(o, str) and o.strip() for o in options)
-    require(good, "options = {!r}: give a list of texts", options)
-    question, answer, options = q["question"].strip(), q["answer"].strip(), [o.strip() for o in options]
+    require(good, "options = {}: give a list of texts", brief(options))
+    question, answer, *options = (utf8(text).strip() for text in (q["question"], q["answer"], *options))
     same = [option for option in options if normalised(option) == normalised(answer)]
-    require(not options or same, "the answer {!r} is not among its options {}", answer, options)
-    require(len(set(map(normalised, options))) == len(options), "options = {}: an option comes twice", options)
+    require(not options or same, "the answer {} is not among its options {}", brief(answer), brief(options))
+    require(len(set(map(normalised, options))) == len(options), "options = {}: an option comes twice", brief(options))
     task = q.get("task", "question")
+    good = isinstance(task, str) and task.strip() and task.isprintable()
+    good = good and (kind != OWN or task not in (FREE, *world.GENERATED))  # these are judged without options
+    require(good, "task = {}: give another name, or leave it out", brief(task))
     return QA(task if kind != OWN or len(options) > 1 else FREE, question, (same or [answer])[0], tuple(options))
 
 
 def lines_of(index: Path) -> list[str]:
-    """The lines of a file, as JSON lines end: at a line feed and nowhere else (not at U+2028, say)."""
-    return index.read_text(encoding="utf-8-sig").split("\n")
+    """The lines of a file, as JSON lines end: at a line feed and nowhere else (not at U+2028, say). What is no UTF-8
+    stays in them as lone surrogates, for `parse_clip` to refuse. Raises ValueError for what is no file of lines."""
+    require(index.name.endswith(".jsonl"), "{}: a list of clips of your own ends in .jsonl: rename it", index)
+    require(index.is_file() or not index.exists(), "{} is no regular file: give a file of JSON lines", index)
+    raw = index.read_bytes()
+    require(b"\0" not in raw, "{} is no UTF-8 text: save it as UTF-8", index)
+    return raw.decode("utf-8-sig", "surrogateescape").split("\n")
 
 
-def load_clips(index: str | os.PathLike) -> list[Clip]:
-    """The clips of a JSON-lines file; empty lines count, and are skipped. Raises ValueError that names a bad line's
-    number, and for a file without any clip."""
+def load_clips(index: str | os.PathLike, judged: bool = False) -> list[Clip]:
+    """The clips of a JSON-lines file; empty lines count, and are skipped. `judged`: to judge by. Raises ValueError that
+    names a bad line's number, and for a file without any clip."""
     index, clips = Path(index), []
     for number, line in enumerate(lines_of(index), start=1):
         if line.strip():
@@ -229,6 +258,8 @@ def load_clips(index: str | os.PathLike) -> list[Clip]:
             except ValueError as error:
                 check = f"`python -m stts_mini.lab.check {index}` lists all such lines"
                 raise ValueError(f"{index}, line {number} is not a clip: {error}; {check}") from error
+            asked = not judged or world.TASKS.get(clips[-1].kind, True)
+            require(asked, "{}, line {}: a {} clip judges nothing: leave it out", index, number, clips[-1].kind)
     if not clips:
         raise ValueError(f"{index} holds no clip: give a line of JSON for each")
     return clips

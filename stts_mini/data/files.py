@@ -1,5 +1,5 @@
 """Files that are written: all or nothing, through links, and never in place of a pipe or a device. And one way to
-refuse what cannot be."""
+refuse what cannot be, and to print names that hold anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,63 @@ def require(fine: object, message: str, *values: object) -> None:
         raise ValueError(message.format(*values) if values else message)
 
 
+def printable(text: object) -> str:
+    """A text as one line that any terminal shows as it is: line feeds, escape codes and what is no UTF-8 as escapes.
+
+    >>> print(printable("é" + chr(10) + chr(27) + chr(0xDCE9)))
+    é\\n\\x1b\\udce9
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def utf8(text: str) -> str:
+    """The text, if it can be written as UTF-8. Raises ValueError for half a character (a lone surrogate), which also
+    stands for a byte that is no UTF-8."""
+    if bad := re.search("[\ud800-\udfff]", text):
+        near = text[max(bad.start() - 20, 0) : bad.end() + 20]
+        raise ValueError(f"no UTF-8 near {near!r}: give whole characters, and save the text as UTF-8")
+    return text
+
+
 def writable(path: str | os.PathLike) -> Path:
     """The file that a name stands for, links followed. Raises ValueError for what cannot be written as a file: a
-    folder, a pipe, a device; a folder around it that is not there, or without permission. Ask before the work."""
+    folder, a pipe, a device; a folder around it that is not there, or that takes no file. Ask before the work."""
     file = Path(os.path.realpath(path))
-    if file.exists() and not file.is_file():
-        what = "a folder" if file.is_dir() else "no regular file"
-        raise ValueError(f"{path} is {what}: give the name of a file to write")
-    if not file.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {file.parent}: make it first")
-    if not os.access(file.parent, os.W_OK):
-        raise ValueError(f"{path}: no permission to write to the folder {file.parent}")
+    what = "a folder" if os.path.isdir(file) else "no regular file"
+    require(os.path.isfile(file) or not os.path.lexists(file), "{} is {}: give the name of a file to write", path, what)
+    require(os.path.isdir(file.parent), "{}: there is no folder {}: make it first", path, file.parent)
+    partial = _partial(file)
+    try:
+        partial.touch()
+        partial.unlink(missing_ok=True)
+        fine = os.access(file, os.W_OK) or not file.exists()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+    require(fine, "{} cannot be written: no permission", path)
     return file
+
+
+def writable_folder(path: str | os.PathLike, names: Sequence[str]) -> None:
+    """Make a folder unless it is there. Raises ValueError if that cannot be, or as `writable` does for these names in
+    it."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be a folder to write to: {error.strerror}") from error
+    for name in names:
+        writable(Path(path) / name)
+
+
+def check_outputs(outputs: Sequence[str | os.PathLike], inputs: Sequence[str | os.PathLike] = ()) -> None:
+    """Raise ValueError if an output cannot be written (see `writable`), is what is read, or is another output."""
+    for i, out in enumerate(outputs):
+        taken = {os.path.realpath(other) for other in (*inputs, *outputs[:i])}
+        own = str(writable(out)) not in taken
+        require(own, "{} is what is read, or is given twice: give the output a name of its own", out)
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}.{os.getpid()}@{platform.node()}.partial")  # folders are shared by machines
 
 
 @contextmanager
@@ -73,7 +118,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     and OSError that names the file."""
     file = writable(path)
     sweep(file.parent)
-    partial = file.with_name(f"{file.name}.{os.getpid()}@{platform.node()}.partial")  # folders are shared by machines
+    partial = _partial(file)
     try:
         with naming(path):
             yield partial

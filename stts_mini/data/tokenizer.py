@@ -18,6 +18,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from stts_mini.data.files import utf8
 from stts_mini.sequence import MARKS, Marks
 
 SPECIAL = ("<pad>", "<end>", "<frame>", "</frame>", "<question>", "<option>", "<answer>", "<reserved>")
@@ -70,9 +71,9 @@ class Tokenizer:
         return [QUESTION, *self.encode(question), *shown, ANSWER]
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids."""
+        """Text to ids. Raises ValueError for half a character (a lone surrogate)."""
         ids: list[int] = []
-        for chunk in CHUNKS.findall(" " + text):
+        for chunk in CHUNKS.findall(" " + utf8(text)):
             ids += [self.id_of[chunk]] if chunk in self.id_of else [FIRST_BYTE + byte for byte in chunk.encode()]
         return ids
 
@@ -98,6 +99,7 @@ class PretrainedTokenizer:
         self.fast = FastTokenizer.from_str(json_text)
         self.fast.no_truncation()  # a file may ask for both; Hugging Face, too, does neither unless a call asks for it
         self.fast.no_padding()
+        self.fast.encode_special_tokens = True  # written in a text, they are text
         ids = {name: self.fast.token_to_id(text) for name, text in marks.items()}
         if missing := [marks[name] for name, i in ids.items() if i is None]:
             raise ValueError(f"the tokenizer has no {', '.join(missing)}: say which of its tokens to use as marks")
@@ -108,13 +110,13 @@ class PretrainedTokenizer:
         return self.fast.get_vocab_size()
 
     def prompt(self, question: str, options: Sequence[str] = ()) -> list[int]:
-        """The question, the options, and an invitation to answer."""
+        """The question, the options, and an invitation to answer. ValueError as `encode`."""
         lines = ["Question: " + question, *(f"Option: {option}" for option in options), "Answer:"]
-        return self.fast.encode("\n".join(lines), add_special_tokens=False).ids
+        return self.fast.encode(utf8("\n".join(lines)), add_special_tokens=False).ids
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids, with the space before it."""
-        return self.fast.encode(" " + text, add_special_tokens=False).ids
+        """Text to ids, with the space before it. Raises ValueError for half a character (a lone surrogate)."""
+        return self.fast.encode(" " + utf8(text), add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
         """Ids to text, without the space before it; special tokens appear by name."""

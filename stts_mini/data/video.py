@@ -30,7 +30,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from stts_mini.data.files import replacing, require
+from stts_mini.data.files import printable, replacing, require
 from stts_mini.data.pictures import best_stream, cut_off, to_rgb, why_not
 
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # FFmpeg's names of MP4 and MOV, of MKV and WebM
@@ -42,7 +42,10 @@ Wanted = Callable[[Fraction, Fraction], list[Fraction]]
 
 
 class VideoError(ValueError):
-    """A file that cannot be read as a video; the message names the file and says why."""
+    """A file that cannot be read as a video; the message names the file and says why, in one printable line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)

@@ -224,15 +224,6 @@ def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
     return np.concatenate(columns, axis=2)
 
 
-def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Raise ValueError if an output is no file, an input, or another output; folders around it are made."""
-    for i, out in enumerate(outputs):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        files.writable(out)
-        if out.resolve() in {other.resolve() for other in (*inputs, *outputs[:i])}:
-            raise ValueError(f"{out} is what is read, or is given twice: give the output a name of its own")
-
-
 # --------------------------------------------------------------------------------------------- the command
 
 
@@ -262,7 +253,9 @@ def run(args: argparse.Namespace) -> None:
     """Look at the video as the command line says; writes the files, prints what they show."""
     page_file = args.out or (None if args.mp4 or args.json else Path(f"{args.video.stem}.html"))
     outputs = [path for path in (page_file, args.mp4, args.json) if path]
-    check_outputs(outputs, [args.video, args.checkpoint or DEFAULT])
+    for path in outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.check_outputs(outputs, [args.video, args.checkpoint or DEFAULT])
     for scorer in args.scorer:
         find_scorer(scorer)  # before the checkpoint, which may be trained with it
     model, state, tokenizer, name = pick_model(args.checkpoint)
@@ -278,7 +271,8 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
     cells = f"{len(video.frames)} frames of {video.duration:.1f} s, {model.config.cells} cells each"
-    print(f"{args.video}: {cells}; {name}", *(f"note: {note}" for note in notes), table(data, start), sep="\n")
+    said = [f"{args.video}: {cells}; {name}", *(f"note: {note}" for note in notes)]
+    print(*map(files.printable, said), table(data, start), sep="\n")
     side = 2 * data["grid"] * max(round(SHOWN / 2 / data["grid"]), 1)  # even, and every cell as large as the others
     shown = read_video(args.video, args.frames, args.fps, side).frames if page_file or args.mp4 else None
     for path in outputs:
@@ -286,7 +280,7 @@ def run(args: argparse.Namespace) -> None:
             write_video(path, film(data, shown, start), fps=4.0)
         else:
             files.write_text(path, json.dumps(data) + "\n" if path == args.json else page(data, shown))
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        print(files.printable(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)"))
 
 
 def table(data: dict, k: float) -> str:
@@ -296,7 +290,7 @@ def table(data: dict, k: float) -> str:
         one = own["levels"][data["ladder"].index(k)]
         cells = f"{sum(one['kept'])} of {len(one['kept']) * data['grid'] ** 2}"
         rows = f"{one['rows']} ({one['least_rows']})"
-        lines.append(f"{name:12}{cells:>14}{rows:>18}{one['tokens']:12}{100 * one['share']:13.1f}%")
+        lines.append(f"{files.printable(name):12}{cells:>14}{rows:>18}{one['tokens']:12}{100 * one['share']:13.1f}%")
     return "\n".join(lines)
 
 

@@ -337,6 +337,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rest += ["--scorer", args.scorer] if args.scorer else []
     if not args.export and not (args.vit and args.llm):
         parser.error("give --vit and --llm, or --export")
+    beside = [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value is not None]
+    if args.export and (others := [flag for flag in (*beside, *rest) if flag != "--export"]):
+        parser.error(f"--export has no use for {' '.join(others)}: leave it out")
     with one_line_errors(parser.prog):
         if args.export:
             model, _, tokenizer = checkpoint.load_trained(args.export[0], scorer=args.scorer)
@@ -344,6 +347,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         vit_folder, llm_folder = folder_of(args.vit), folder_of(args.llm)
         sizes = settings_of(vit_config(vit_folder, args.image_size, args.vit_depth), llm_config(llm_folder))
         config, flags = parse_flags(rest, {**RECIPE, **sizes})
+        for name in sizes.keys() - {"w", "connector_mlp"}:  # these two are of no pretrained part
+            own, flag = getattr(config, name), name.replace("_", "-")
+            require(own == sizes[name], f"--{flag} {own}, but the weights have {sizes[name]}: leave it out")
         model, tokenizer = build(config, vit_folder, llm_folder)
         job(parser.prog, config, flags, model, tokenizer)
 

@@ -26,7 +26,7 @@ except ImportError:  # Windows: folders are not locked there
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, tokenizer_of
 from stts_mini.data.clips import WORLD_ID
-from stts_mini.data.files import replacing, require, sweep, writable
+from stts_mini.data.files import printable, replacing, require, sweep, writable
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.scorer import SCORERS, find_scorer
@@ -234,7 +234,7 @@ def keep_old_run(out: Path) -> None:
         for file in sorted(out.iterdir(), key=lambda file: file.name == "checkpoint.pt"):  # which goes last
             if file.name != LOCK:
                 file.rename(aside / file.name)
-        print(f"the run in {out} was moved to {aside} (--resume would have gone on with it)")
+        print(printable(f"the run in {out} was moved to {aside} (--resume would have gone on with it)"))
 
 
 def check_world(state: dict, path: str | Path) -> None:
@@ -320,5 +320,5 @@ def restore(
         torch.set_rng_state(rng[distributed.rank() % len(rng)])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged: its optimisers or random state cannot be used ({error})") from error
-    print(f"resumed {path} at step {state['step']} of {config.steps}")
+    print(printable(f"resumed {path} at step {state['step']} of {config.steps}"))
     return state["step"]

@@ -369,7 +369,7 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
     num_clips = sum(config.train_counts.values())
     if config.own_data:  # a line each; whether they can be read is seen when they are loaded
         index = Path(config.data)
-        num_clips = index.read_bytes().count(b"\n") if index.exists() else 0
+        num_clips = index.read_bytes().count(b"\n") if index.is_file() else 0
     clips = min(num_clips * T * 3 * config.image_size**2 / 1e9, config.cache_gb)
     total, beside = activations + fixed + 0.5, f"decoded clips {clips:.1f}"
     return "\n".join(

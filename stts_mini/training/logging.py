@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stts_mini.data.files import naming
+from stts_mini.data.files import naming, printable
 
 
 class Log:
@@ -84,7 +84,7 @@ def one_line_errors(command: str) -> Iterator[None]:
     except MemoryError as error:
         sys.exit(f"{command}: error: out of memory ({error})")
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"{command}: error: {error}")
+        sys.exit(printable(f"{command}: error: {error}"))
     except ImportError as error:
         sys.exit(f"{command}: error: {error}: pip install {error.name}")
     except KeyboardInterrupt:

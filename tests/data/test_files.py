@@ -6,7 +6,13 @@ import stat
 
 import pytest
 
-from stts_mini.data.files import replacing, writable, write_json, write_text
+from stts_mini import eval as evaluation
+from stts_mini import train as training
+from stts_mini.data.files import check_outputs, replacing, writable, write_json, write_text
+from stts_mini.lab import long
+from stts_mini.lab.paper import tables
+from stts_mini.lab.speed import bench
+from tests.tiny import tiny
 
 
 def test_a_file_is_written_whole_or_stays_what_it_was(tmp_path):
@@ -23,12 +29,65 @@ def test_links_are_followed(tmp_path):
     (tmp_path / "link").symlink_to("real")
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    (tmp_path / "ahead").symlink_to("later")
+    write_text(tmp_path / "ahead", "new")
+    assert (tmp_path / "ahead").is_symlink() and (tmp_path / "later").read_text() == "new"
 
 
 def test_pipes_and_folders_are_refused_before_anything_is_written(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, message in (("pipe", "no regular file"), (".", "is a folder"), ("new/a", "there is no folder")):
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (
+        ("pipe", "no regular file"), ("loop", "no regular file"), (".", "is a folder"), ("new/a", "there is no folder"),
+        ("a" * 250, "cannot be written: File name too long"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            write_text(tmp_path / name, "x")
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
+            writable(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and sorted(os.listdir(tmp_path)) == ["loop", "pipe"]
     assert writable(tmp_path / "a") == (tmp_path / "a").resolve()
+
+
+def test_a_folder_that_takes_no_file_is_noticed_before_the_work(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.touch", full)
+    with pytest.raises(ValueError, match="a cannot be written: No space left on device"):
+        writable(tmp_path / "a")
+
+
+def test_what_is_read_is_not_written_to_nor_anything_twice(tmp_path):
+    (tmp_path / "read").write_text("x")
+    (tmp_path / "link").symlink_to("read")
+    for outputs in (["link"], ["a", "b", "./a"]):
+        with pytest.raises(ValueError, match="is what is read, or is given twice"):
+            check_outputs([tmp_path / name for name in outputs], [tmp_path / "read"])
+    check_outputs([tmp_path / "a", tmp_path / "b"], [tmp_path / "read"])
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (bench, ["-o", "OUT"]), (bench, ["--plot", "OUT"]), (long, ["--curve", "OUT"]),
+        (evaluation, ["none.pt", "--json", "OUT"]), (tables, ["--results", "."]),
+        (tables, ["--results", "rows", "--readme", "link.md"]),
+    ],
+)  # fmt: skip
+def test_commands_look_at_what_they_will_write_before_they_work(command, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("README.md")
+    os.mkdir("rows")
+    os.symlink("README.md", "link.md")
+    with pytest.raises(SystemExit, match=r"no regular file: give the name of a file to write"):
+        command.main([word.replace("OUT", "README.md") for word in words])
+    assert stat.S_ISFIFO(os.stat("README.md").st_mode)
+
+
+@pytest.mark.parametrize("name", ["", *training.WRITTEN])
+def test_a_folder_of_a_run_is_looked_at_before_its_data(name, tmp_path):
+    (tmp_path / "run").mkdir()
+    os.rmdir(tmp_path / "run") if not name else None
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(ValueError, match="no regular file" if name else "cannot be a folder to write to"):
+        training.train(tiny(tmp_path), False, training.torch.device("cpu"))
+    assert not (tmp_path / "data").exists()

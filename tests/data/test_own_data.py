@@ -1,6 +1,8 @@
 """Clips of one's own: every bad line is named, what is broken is skipped and listed, pictures lose nothing."""
 
 import json
+import os
+import signal
 
 import av
 import numpy as np
@@ -10,17 +12,23 @@ import torch
 from stts_mini import eval as evaluation
 from stts_mini import train as training
 from stts_mini.data.batches import TOKENIZER, Reader, Sampler, collate
-from stts_mini.data.clips import OWN, QA, Clip, fingerprint, load_clips, parse_clip
+from stts_mini.data.clips import OWN, QA, Clip, fingerprint, load_clips, parse_clip, prepare
 from stts_mini.data.video import Video, VideoError, read_video, write_video
 from stts_mini.eval import evaluate, pick_questions
 from stts_mini.lab import check
 from stts_mini.train import build_model, train
+from stts_mini.training import checkpoint
 from stts_mini.training.step import forward_backward, weights_of, wrap
 from tests.own import own_line, write_own_clips
 from tests.tiny import tiny
 
 CPU = torch.device("cpu")
 ASKED = [{"question": "who ?", "answer": "she"}]
+OF_TWO = {**ASKED[0], "options": ["she", "he"]}
+
+
+def row_of(video="a", **rest):
+    return {"video": video, "qa": ASKED, **rest}
 
 
 def picture(path, colour, size=(40, 60)):
@@ -76,13 +84,30 @@ def mixed(tmp_path_factory):
         ({"video": "a", "qa": ASKED, "kind": "movie"}, "kind 'movie', split 'own', seed 1 name no scene"),
         ({"video": "a", "qa": ASKED, "seed": "x"}, "name no scene of the world: leave them out"),
         ({"video": "a", "qa": ASKED, "start": 10**400}, "give seconds, 0 or more"),
+        *(({"video": "a", "qa": [{**ASKED[0], "options": o}]}, "give a list of texts") for o in ({}, 0, False, "")),
+        ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "é", "e\u0301"]}]}, "an option comes twice"),
+        *(({"video": "a", "qa": [{**OF_TWO, "task": t}]}, "give another name") for t in (["x"], None, 3, "", "a\nb")),
+        ({"video": "a", "qa": [{**OF_TWO, "task": "free"}]}, "task = 'free': give another name"),  # has options
+        *((row_of(seed=seed), "name no scene") for seed in (-1, True, 1.0, None)),
+        *((row_of(kind=kind), "name no scene") for kind in ("short", None, [], {})),
+        (row_of(kind="short", split="test", seed=7), "are for the whole of the world's test-short-000007.mp4"),
+        (row_of("test-short-000007.mp4", kind="short", split="test", seed=7, end=1), "are for the whole of"),
+        (row_of("test-short-000007.mp4", kind="short", split="test", seed=7), "no question of the tasks that short"),
+        (row_of(split=["test"]), "name no scene"),
+        ('{"video": "a", "video": "b", "qa": []}', "a name comes twice among qa, video, video"),
+        ('{"video": "a", "qa": [{"question": "a", "question": "b", "answer": "c"}]}', "a name comes twice"),
+        ("[" * 100_000, "brackets within brackets without end"),
+        *(({"video": "a", "qa": [{**ASKED[0], name: "a \ud800"}]}, r"near 'a \ud800'") for name in ASKED[0]),
+        ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "\udce9"]}]}, r"no UTF-8 near '\udce9'"),
+        ({"video": "a", "qa": ASKED, "a\n\x1b\ud800": 1}, r"unknown: a\n\x1b\ud800; know"),
+        ({"video": "a", "qa": [{**ASKED[0], "options": ["x" * 9**5] * 9**3}]}, "the answer 'she' is not among"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong(line, message, tmp_path):
     text = line if isinstance(line, str) else json.dumps(line)
     with pytest.raises(ValueError) as caught:
         parse_clip(text, 1, tmp_path)
-    assert message in str(caught.value)
+    assert message in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 1000
     (tmp_path / "a.jsonl").write_text("\n\n" + text + "\n")
     with pytest.raises(ValueError, match=r"a.jsonl, line 3 is not a clip: .*lab.check .* lists all such lines"):
         load_clips(tmp_path / "a.jsonl")
@@ -265,7 +290,6 @@ def test_the_fingerprint_sees_parts_and_pictures():
 
 def test_the_worlds_own_index_is_in_that_format(tmp_path, capsys):
     """Written by `prepare`, read as anybody's clips: its kinds and tasks stay."""
-    from stts_mini.data.clips import prepare
     from stts_mini.toy.world import SHORT_TASKS
 
     index = prepare(tmp_path / "data", "train", {"short": 3, "image": 2}, 48)
@@ -382,3 +406,94 @@ def test_resuming_with_other_clips_is_refused(mixed, tmp_path):
     other = write_own_clips(tmp_path / "clips", 2)
     with pytest.raises(ValueError, match=r"the training clips were .*, are "):
         train(tiny(tmp_path, data=str(other), steps=3, warmup=1), True, CPU)
+
+
+def test_lines_that_are_no_utf8_are_bad_lines_and_the_others_are_read(mixed, tmp_path):
+    good = json.dumps(absolute(json.loads(mixed.read_text().splitlines()[0]), mixed.parent)).encode()
+    (tmp_path / "a.jsonl").write_bytes(good + b"\n" + good.replace(b"say red", b"caf\xe9 ?") + b"\nnot JSON\r\n" + good)
+    count, bad, _ = check.check(tmp_path / "a.jsonl")
+    assert count == 4 and len(bad) == 2 and bad[0].startswith("line 2: no UTF-8 near") and r"caf\udce9" in bad[0]
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2 is not a clip: no UTF-8 near"):
+        load_clips(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(good.replace(b"0.mp4", b"caf\xe9.mp4"))
+    with pytest.raises(ValueError, match=r"line 1 is not a clip: no UTF-8 near"):
+        load_clips(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(good.decode().encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"a.jsonl is no UTF-8 text: save it as UTF-8"):
+        load_clips(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=r"a.json: .* ends in .jsonl"):
+        load_clips(tmp_path / "a.json")
+
+
+def test_an_index_that_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").mkdir()
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for a pipe"))
+    signal.alarm(20)
+    try:
+        for name in "ab":
+            index = str(tmp_path / f"{name}.jsonl")
+            for command, words in ((check, [index]), (training, ["--data", index, "--out", str(tmp_path / "run")])):
+                with pytest.raises(SystemExit, match=rf"{name}.jsonl is no regular file: give a file of JSON lines"):
+                    command.main(words)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", [b"bad\xe9.mp4", b"line\nfeed.mp4", b"\x1b[31mred.mp4"])
+def test_names_of_any_bytes_are_read_and_printed_in_one_line(mixed, tmp_path, name, capsys):
+    good, bad = (os.fsdecode(part + name) for part in (b"good", b"bad"))
+    (tmp_path / good).write_bytes((mixed.parent / "0.mp4").read_bytes())
+    (tmp_path / bad).write_bytes(b"no video" * 50)
+    index = tmp_path / os.fsdecode(name.replace(b"mp4", b"jsonl"))
+    index.write_text("\n".join(json.dumps(row_of(video)) for video in (good, bad)))
+    out = tmp_path / os.fsdecode(name)
+    flags = ["--preset", "smoke", "--stages", "none", "--steps", "1", "--warmup", "0", "--device", "cpu"]
+    for _ in range(2):  # the first is moved aside
+        training.main([*flags, "--data", str(index), "--val", str(index), "--out", str(out)])
+    evaluation.main([str(out / "checkpoint.pt"), "--data", str(index), "--json", str(out / "e.json")])
+    with pytest.raises(SystemExit):
+        check.main([str(index)])
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable() and repr(bad)[1:-1] in said and (out / "e.json").exists()
+    assert [line for line in said.splitlines() if line.startswith(("feed", "[31m"))] == []
+
+
+def test_what_judges_nothing_is_refused_before_the_training(tmp_path, mixed):
+    index = prepare(tmp_path / "data", "train", {"short": 1, "brief": 1}, 48)
+    assert [clip.kind for clip in load_clips(index)] == ["short", "brief"]  # to learn from
+    with pytest.raises(ValueError, match=r"line 2: a brief clip judges nothing: leave it out"):
+        train(tiny(tmp_path, data=str(mixed), val=str(index)), False, CPU)
+
+
+def test_the_evaluation_refuses_what_it_would_not_use(mixed, tmp_path, monkeypatch):
+    """A folder that is not there is no wish for the toy world; flags that change nothing; its own input as output."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.mp4").touch()
+    train(tiny(tmp_path, data=str(mixed), steps=3, warmup=1), False, CPU)
+    path, own = str(tmp_path / "run" / "checkpoint.pt"), ["--data", str(mixed)]
+    for words, message in (
+        (["--data", "typo"], "--data typo: no folder of the world's clips"),
+        (["--data", "films"], "--data films: no folder of the world's clips"),
+        (["--data", "clips.json"], "ends in .jsonl"),
+        ([*own, "--clips", "2"], "--clips and --split are for the world"),
+        ([*own, "--split", "val"], "--clips and --split are for the world"),
+        ([*own, "--json", str(mixed)], "is what is read"),
+        ([*own, "--json", path], "is what is read"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evaluation.main([path, *words])
+    assert sorted(os.listdir(tmp_path)) == ["films", "run"] and os.listdir(tmp_path / "films") == ["a.mp4"]
+    state = checkpoint.load(path)
+    torch.save({**state, "train_config": {**state["train_config"], "blind": True}}, path)
+    with pytest.raises(SystemExit, match="was trained blind: leave out --k and --scorer"):
+        evaluation.main([path, *own, "--k", "0.5"])
+
+
+def test_a_model_of_the_world_is_judged_by_ones_own_clips(mixed, tmp_path, capsys):
+    config = tiny(tmp_path, data=str(tmp_path / "data"), steps=3, warmup=1)
+    train(config, False, CPU)
+    evaluation.main([str(tmp_path / "run" / "checkpoint.pt"), "--data", str(mixed)])
+    assert "9 clips" in capsys.readouterr().out

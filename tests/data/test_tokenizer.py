@@ -1,5 +1,6 @@
 """Any text round-trips; a word and a stamp are one token each; specials cannot be typed."""
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -36,6 +37,12 @@ def test_every_question_of_the_world_is_whole_words():
             for q in world.make_scene("train", kind, seed).questions:
                 assert len(TOKENIZER.encode(q.text)) == len(q.text.split())
                 assert all(len(TOKENIZER.encode(option)) == len(option.split()) for option in q.options)
+
+
+def test_half_a_character_is_refused():
+    for read in (TOKENIZER.encode, TOKENIZER.prompt, lambda text: TOKENIZER.prompt("who ?", ["he", text])):
+        with pytest.raises(ValueError, match=r"no UTF-8 near .*: give whole characters"):
+            read("caf\udce9")
 
 
 def test_specials_show_by_name_and_broken_bytes_do_not_raise():

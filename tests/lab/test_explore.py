@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import stat
 
 import av
 import numpy as np
@@ -235,6 +237,33 @@ def test_what_is_refused_and_how(arguments, code, text, place, monkeypatch, caps
     said = capsys.readouterr().err if code == 2 else stopped.value.code
     assert stopped.value.code == 2 or code == 1
     assert text in said and (place / "clip.mp4").read_bytes() == before and "Traceback" not in said
+
+
+@pytest.mark.parametrize("flag", ["-o", "--json", "--mp4"])
+def test_outputs_go_through_links_and_never_in_place_of_a_pipe(flag, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    os.symlink("pipe", "to-pipe")
+    os.symlink("real", "link")
+    words = [str(place / "clip.mp4"), "--checkpoint", str(place / "model.pt"), "--frames", "2", flag]
+    for name in ("pipe", "to-pipe"):
+        with pytest.raises(SystemExit, match=f"{name} is no regular file"):
+            main([*words, name])
+    main([*words, "link"])
+    assert sorted(os.listdir()) == ["link", "pipe", "real", "to-pipe"] and os.path.getsize("real") > 100
+    assert os.path.islink("link") and stat.S_ISFIFO(os.stat("to-pipe").st_mode)
+
+
+def test_names_of_any_bytes_are_shown_and_printed_in_one_line(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"a\xe9\n\x1b[31m.mp4")
+    (tmp_path / name).write_bytes((place / "clip.mp4").read_bytes())
+    os.mkfifo("others.jsonl")  # beside it: looked at for questions, and not waited for
+    main([name, "--checkpoint", str(place / "model.pt"), "-o", f"{name}.html", "--json", f"{name}.json"])
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable() and said.startswith(r"a\udce9\n\x1b[31m.mp4: 12 frames")
+    assert json.loads((tmp_path / f"{name}.json").read_text())["video"] == name
+    assert (tmp_path / f"{name}.html").exists()
 
 
 def test_the_page_loads_nothing_and_no_name_ends_its_script(data):

@@ -421,6 +421,31 @@ def test_train_save_load_ask(tmp_path, capsys):
         pretrained.load_folder(tmp_path / "folder")
 
 
+def test_flags_without_an_effect_are_refused(tmp_path, capsys):
+    for others in (["--steps", "3"], ["--vit-depth", "2"], ["--llm", "a"]):
+        with pytest.raises(SystemExit):
+            pretrained.main(["--export", "a.pt", "folder", *others])
+        assert f"--export has no use for {others[0]}" in capsys.readouterr().err
+    vision(tmp_path / "vit")
+    language(tmp_path / "llm")
+    words = ["--vit", str(tmp_path / "vit"), "--llm", str(tmp_path / "llm"), "--dry-run", "--score-after", "0"]
+    for flag, own, kept in (("--llm-mlp", 64, 24), ("--vit-heads", 2, 3), ("--llm-width", 32, 16)):
+        with pytest.raises(SystemExit, match=f"{flag} {own}, but the weights have {kept}: leave it out"):
+            pretrained.main([*words, flag, str(own)])
+    pretrained.main([*words, "--llm-mlp", "24", "--w", "3", "--connector-mlp", "8"])
+
+
+def test_a_mark_written_in_a_text_is_text(tmp_path):
+    language(tmp_path)
+    tokenizer = pretrained.load_tokenizer(tmp_path)
+    for mark in MARKS:
+        assert not {tokenizer.fast.token_to_id(m) for m in MARKS} & {*tokenizer.encode(mark), *tokenizer.prompt(mark)}
+        assert tokenizer.decode(tokenizer.encode(mark)) == mark
+    for read in (tokenizer.encode, tokenizer.prompt):
+        with pytest.raises(ValueError, match="no UTF-8 near"):
+            read("a \ud800 b")
+
+
 def test_the_largest_grid_gets_cells_of_three(tmp_path):
     vision(tmp_path / "vit", size=54, patch=6)
     language(tmp_path / "llm")

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stts_mini.data.files import check_outputs, write_text
 from stts_mini.lab.paper.reproduce import METHODS, parted
 from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.packing import num_removed
@@ -535,20 +536,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     how.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
     args = parser.parse_args(argv)
     try:
+        if not args.check and not args.seeds:
+            check_outputs([args.results / "README.md", *[args.readme] * bool(args.readme)])
+        readme = args.readme and args.readme.read_text(encoding="utf-8")
+        inserted(readme, "") if readme else None  # whether there is a place: better known now than after the work
         results = Results(args.results / "rows", args.seeds)
         if not results.records:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
         made = {args.results / "README.md": page(results)}
         if args.readme:
             short = ladder(results, ks=(0.5, 0.8, 0.9))  # at the others, most rows have one seed
-            made[args.readme] = inserted(args.readme.read_text(), short)
+            made[args.readme] = inserted(readme, short)
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     for path, text in made.items() if not args.seeds else ():
-        if args.check and (not path.exists() or path.read_text() != text):
+        if args.check and (not path.exists() or path.read_text(encoding="utf-8") != text):
             sys.exit(f"{path} is not what the rows say: run python -m stts_mini.lab.paper.tables --readme README.md")
         if not args.check:
-            path.write_text(text)
+            write_text(path, text)
     print(made[args.results / "README.md"] if not args.check else "the pages are what the rows say")
 
 

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from stts_mini.data.batches import TOKENIZER
-from stts_mini.data.files import write_json
+from stts_mini.data.files import check_outputs, replacing, require, write_json
 from stts_mini.data.tokenizer import END
 from stts_mini.lab.speed import flops
 from stts_mini.lab.speed.machine import in_own_process, in_turns, machine, process_memory
@@ -51,6 +51,7 @@ from stts_mini.scorer import find_scorer
 from stts_mini.sequence import Batch
 from stts_mini.train import pick_device
 from stts_mini.training.config import TrainConfig
+from stts_mini.training.logging import one_line_errors
 from stts_mini.training.step import autocast, recompute
 from stts_mini.vit import ViTConfig
 
@@ -382,7 +383,7 @@ def parser_of_flags() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--varlen", action="store_true", help="packed rows by CUDA's kernel, not by masks")
     add("-o", "--out", type=Path, help="write everything measured to this JSON file")
-    add("--plot", help="draw it to this PNG (needs matplotlib)")
+    add("--plot", type=Path, help="draw it to this PNG (needs matplotlib)")
     return parser
 
 
@@ -390,7 +391,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
     parser = parser_of_flags()
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors(parser.prog):
+        check_outputs([path for path in (args.out, args.plot) if path])  # better known now than after the work
+        if args.plot:
+            import matplotlib.figure  # noqa: F401
+        sizes = all(len(load) == 2 and min(load) > 0 for load in args.load) and args.rounds > 0
+        require(sizes, "--load {}, --rounds {}: give numbers of 1 or more", args.load, args.rounds)
         shape, device = SHAPES[args.shape], pick_device(args.device)
         torch.set_num_threads(args.threads)
         if shape.cuda_only and device.type != "cuda":
@@ -409,6 +415,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.out:
             write_json(args.out, report)
         if args.plot:
-            draw(report, args.plot)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"{parser.prog}: error: {error}")
+            with replacing(args.plot) as partial:
+                draw(report, partial)

@@ -125,7 +125,7 @@ def draw(report: dict, path: Path) -> None:
     for axes in (by_k, by_frames, by_stage):
         axes.legend(fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, format="png")
 
 
 def curve(axes, x: str, rows: list[dict], label: str, **style) -> None:
