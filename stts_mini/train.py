@@ -43,7 +43,7 @@ except ImportError:  # Windows
 
 from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
-from stts_mini.data.files import printable, writable_folder, write_json
+from stts_mini.data.files import printable, write_json
 from stts_mini.data.progress import Progress, clock
 from stts_mini.eval import judge
 from stts_mini.model import VLM, Encoded
@@ -57,7 +57,6 @@ from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at
 from stts_mini.training.step import eagerly, forward_backward, wrap
 
-WRITTEN = ("checkpoint.pt", "config.json", "log.csv", "curve.png", "pruned.png", "result.json")  # into config.out
 CLIP_NORM = 1.0  # largest norm of the gradient
 
 
@@ -113,7 +112,6 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None)
         checkpoint.check_world(checkpoint.load(config.init), config.init)
     if config.varlen:
         check_varlen(device, (config.model if model is None else model.config).vit.head_dim)
-    writable_folder(config.out, WRITTEN)
 
 
 def train(

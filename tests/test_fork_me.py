@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -168,12 +169,13 @@ def test_a_scorer_of_ones_own_is_compared_moved_and_exported(tmp_path, monkeypat
     for flags in (["--no-such-flag"], ["--lr", "1"], ["--vit-depth", "3"]):
         with pytest.raises(SystemExit):
             pretrained.main(["--export", path, str(tmp_path / "other"), *flags])
-        assert f"leave out {flags[0]}" in capsys.readouterr().err
+        assert f"has no use for {flags[0]}" in capsys.readouterr().err
 
 
 def test_export_with_another_scorer_is_a_model_of_that_scorer(tmp_path):
     pytest.importorskip("safetensors")
     config = tiny(tmp_path)
-    checkpoint.save(tmp_path / "a.pt", build_model(config, torch.device("cpu")), step=0, world=WORLD_ID)
+    rest = dict(step=0, world=WORLD_ID, train_config=asdict(config))
+    checkpoint.save(tmp_path / "a.pt", build_model(config, torch.device("cpu")), **rest)
     pretrained.main(["--export", str(tmp_path / "a.pt"), str(tmp_path / "folder"), "--scorer", "cosine"])
     assert pretrained.load_folder(tmp_path / "folder")[0].config.scored_by == "cosine"

@@ -663,7 +663,8 @@ def test_a_run_that_knew_fewer_settings_is_resumed(folder, tmp_path):
     old |= {f"train_{kind}": clips.get(kind, 0) for kind in TASKS}
     old |= {f"{kind}_steps": stages.get(kind, 0) for kind in ("image", "brief", "glance")}
     del old["varlen"], old["bias"]
-    old |= dict(k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False)
+    old |= dict(k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False, video_size=48)
+    old |= dict(thinning=1.0, coarse_steps=0, saliency_steps=0, spread=0.0, elastic=False)  # the lab's today
     torch.save(state, path)
     train(config, True, CPU)
     with pytest.raises(CheckpointError, match=r"bias was 'log', is 'none'"):

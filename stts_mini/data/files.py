@@ -62,17 +62,6 @@ def writable(path: str | os.PathLike) -> Path:
     return file
 
 
-def writable_folder(path: str | os.PathLike, names: Sequence[str]) -> None:
-    """Make a folder unless it is there. Raises ValueError if that cannot be, or as `writable` does for these names in
-    it."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be a folder to write to: {error.strerror}") from error
-    for name in names:
-        writable(Path(path) / name)
-
-
 def check_outputs(outputs: Sequence[str | os.PathLike], inputs: Sequence[str | os.PathLike] = ()) -> None:
     """Raise ValueError if an output cannot be written (see `writable`), is what is read, or is another output."""
     for i, out in enumerate(outputs):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from stts_mini.data.batches import try_read
 from stts_mini.data.clips import lines_of, on_all_cores, parse_clip
+from stts_mini.data.files import printable
 from stts_mini.data.progress import Progress
 from stts_mini.data.video import VideoError
 from stts_mini.training.logging import one_line_errors
@@ -55,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with one_line_errors(f"{parser.prog} {args.index}"):
         count, bad, notes = check(args.index, args.quick)
-    last = f"{count} lines, {len(bad)} bad" if count else f"{args.index} has no line: give one for each clip"
-    print("\n".join([*bad, *notes, last]))
+    last = f"{count} lines, {len(bad)} bad" if count else "no line: give one for each clip"
+    print("\n".join(map(printable, [*bad, *notes, f"{args.index}: {last}"])))
     if bad or not count:
         sys.exit(1)
 

@@ -331,15 +331,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--export", nargs=2, metavar=("CHECKPOINT", "FOLDER"), help="write a checkpoint as a folder")
     parser.add_argument("--scorer", help="what scores the cells; with --export, my_file.py:MyScorer of the checkpoint")
     args, rest = parser.parse_known_args(argv)
-    others = [f"--{n.replace('_', '-')}" for n, x in vars(args).items() if x and n not in ("export", "scorer")] + rest
-    if args.export and others:
-        parser.error(f"--export takes no other flag than --scorer: leave out {' '.join(others)}")
-    rest += ["--scorer", args.scorer] if args.scorer else []
     if not args.export and not (args.vit and args.llm):
         parser.error("give --vit and --llm, or --export")
-    beside = [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value is not None]
-    if args.export and (others := [flag for flag in (*beside, *rest) if flag != "--export"]):
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value is not None]
+    if args.export and (others := [flag for flag in (*given, *rest) if flag not in ("--export", "--scorer")]):
         parser.error(f"--export has no use for {' '.join(others)}: leave it out")
+    rest += ["--scorer", args.scorer] if args.scorer else []
     with one_line_errors(parser.prog):
         if args.export:
             model, _, tokenizer = checkpoint.load_trained(args.export[0], scorer=args.scorer)

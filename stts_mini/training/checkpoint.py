@@ -297,6 +297,7 @@ def restore(
         "varlen",
     }  # fmt: skip
     names = [name for name in {**now, **then} if name not in free]
+    now |= {name: getattr(config, name, None) for name in then.keys() - now.keys()}  # what the lab made settings of
     values = {name: (then.get(name, usual.get(name)), now.get(name)) for name in names}  # then: perhaps fewer settings
     changed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in values.items() if old != new]
     changed += [

@@ -55,7 +55,9 @@ class TrainConfig:
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
     steps: int = setting(1600, "training steps")
-    stages: dict[str, int] = setting(dict(image=400, brief=300), "first steps, each on one kind of clips, unpruned")
+    stages: dict[str, int] = setting(
+        dict(image=400, brief=300), "first steps, on one kind of clips after another, unpruned; or none"
+    )
     batch_size: int = setting(12, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
     questions: int = setting(20, "questions asked about each clip")
@@ -94,7 +96,7 @@ class TrainConfig:
     save_every: int = setting(100, "steps between checkpoints")
 
     # settings of the lab's recipes alone, which lab/paper/train.py adds
-    thinning, coarse_steps, saliency_steps, spread = 1.0, 0, 0, 0.0
+    thinning, coarse_steps, saliency_steps, spread, elastic = 1.0, 0, 0, 0.0, False
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -272,7 +274,12 @@ def parse_flags(
         description="Train a video VLM with Spatio-Temporal Token Scoring, evaluate it and draw what it prunes.",
     )
     parser.add_argument("--preset", choices=tuple(presets), default="cpu", help="where to start from (default: cpu)")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the widths, depths and heads of both backbones")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="times widths, depths and heads, to whole heads",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--dry-run", action="store_true", help="print parameters, tokens and memory, and stop")
     hints = typing.get_type_hints(config_type)

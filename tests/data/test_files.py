@@ -12,6 +12,7 @@ from stts_mini.data.files import check_outputs, replacing, writable, write_json,
 from stts_mini.lab import long
 from stts_mini.lab.paper import tables
 from stts_mini.lab.speed import bench
+from stts_mini.training import checkpoint
 from tests.tiny import tiny
 
 
@@ -83,11 +84,11 @@ def test_commands_look_at_what_they_will_write_before_they_work(command, words, 
     assert stat.S_ISFIFO(os.stat("README.md").st_mode)
 
 
-@pytest.mark.parametrize("name", ["", *training.WRITTEN])
+@pytest.mark.parametrize("name", ["", *checkpoint.FILES])
 def test_a_folder_of_a_run_is_looked_at_before_its_data(name, tmp_path):
     (tmp_path / "run").mkdir()
     os.rmdir(tmp_path / "run") if not name else None
     os.mkfifo(tmp_path / "run" / name)
-    with pytest.raises(ValueError, match="no regular file" if name else "cannot be a folder to write to"):
+    with pytest.raises(ValueError, match="no regular file" if name else "cannot write to the folder"):
         training.train(tiny(tmp_path), False, training.torch.device("cpu"))
     assert not (tmp_path / "data").exists()

@@ -37,7 +37,7 @@ import torch
 
 from stts_mini.data.batches import Reader
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
-from stts_mini.data.files import writable_folder, write_json
+from stts_mini.data.files import writable, write_json
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
 from stts_mini.lab.paper.tome import merging
@@ -437,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     continue
                 print(f"row {row.name}", flush=True)
                 train_base(args.results, args.data, row.seed % BASES, device, row.young)
-                writable_folder(path.parent, [path.name])  # better known now than after the work
+                writable(path)  # better known now than after the work
                 write_json(path, run_row(row, lab, args.results))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")

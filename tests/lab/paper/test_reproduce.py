@@ -31,7 +31,11 @@ def lab(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
     clips = {**TINY["train_clips"], "parade": 2}
-    patch.setattr(reproduce, "BASE", {**TINY, "k": 0.0, "train_clips": clips, "llm_depth": 2, "vit_depth": 5})
+    patch.setattr(
+        reproduce,
+        "BASE",
+        {**TINY, "video_size": 48, "k": 0.0, "train_clips": clips, "llm_depth": 2, "vit_depth": 5},
+    )
     patch.setattr(reproduce, "RECIPE", TINY_ROW)
     patch.setattr(reproduce, "METHODS", TINY_METHODS)
     patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(stages={}, steps=1, warmup=1)})
