@@ -105,13 +105,18 @@ def evaluate(
     progress.close()
     model.train(was_training)
     whole = merged(distributed.gather(result))
-    for broken, skipped in distributed.gather((reader.broken, reader.skipped)):
-        reader.broken |= broken
-        reader.skipped |= skipped
+    share_losses(reader)
     if not whole.chance:
         why = next(iter(reader.broken.values()), "there is none")
         raise VideoError(f"none of {len(clips)} clips can be read: {why}")
     return whole
+
+
+def share_losses(reader: Reader) -> None:
+    """Let each process know what any of them could not read, or not as a whole."""
+    for broken, skipped in distributed.gather((reader.broken, reader.skipped)):
+        reader.broken |= broken
+        reader.skipped |= skipped
 
 
 def judge(

@@ -45,7 +45,7 @@ from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sa
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
 from stts_mini.data.files import printable, write_json
 from stts_mini.data.progress import Progress, clock
-from stts_mini.eval import judge
+from stts_mini.eval import judge, share_losses
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_varlen
 from stts_mini.report.picture import draw_clips, draw_curve
@@ -158,9 +158,7 @@ def train(
         log = open_run(config, resume, start) if distributed.rank() == 0 else None  # when nothing refuses any more
         model.train()
         all_steps(config, start, step_of, save, log, where)
-        for broken, skipped in distributed.gather((reader.broken, reader.skipped)):
-            reader.broken |= broken
-            reader.skipped |= skipped
+        share_losses(reader)
         if log:
             draw_curve(path.with_name("log.csv"), path.with_name("curve.png"))
         print(broken_clips(reader.broken, reader.skipped), end="")
