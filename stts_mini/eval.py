@@ -238,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scorer", default=None, help="another scorer than in training, or my_file.py:MyScorer")
     parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
+    parser.add_argument("--panels", type=int, default=None, help="distractors in a scene; as in training if not given")
     parser.add_argument("--data", default="data", help="folder of the prepared clips, or mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
     parser.add_argument("--lenient", action="store_true", help="generated answers: ignore case and a final full stop")
@@ -295,7 +296,8 @@ def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], P
     """The clips that the command line names, and the file of the training clips, to look answers up in. Raises
     ValueError for a folder that is not there or holds other things: a typing error is no wish for the world."""
     if is_own(args.data):
-        require((args.clips, args.split) == (200, "test"), "--clips and --split are for the world: leave them out")
+        world_only = "--clips, --split and --panels are for the world: leave them out"
+        require((args.clips, args.split, args.panels) == (200, "test", None), world_only)
         return load_clips(args.data, judged=True), Path(train["data"])
     folder = Path(args.data)
     known = folder == Path("data") or (folder.is_dir() and (any(folder.glob("world-v*")) or not any(folder.iterdir())))
@@ -303,7 +305,9 @@ def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], P
     require(known, due, args.data)
     counts = {kind: train["train_clips"].get(kind, 0) for kind in world.TASKS}
     kinds, size = [kind for kind, count in counts.items() if count], train.get("video_size", train["image_size"])
-    return held_out(args.data, size, args.clips, args.split, kinds), index_file(args.data, "train", counts, size)
+    panels = train.get("panels", world.MOST_PANELS) if args.panels is None else args.panels
+    clips = held_out(args.data, size, args.clips, args.split, kinds, panels)
+    return clips, index_file(args.data, "train", counts, size, panels)
 
 
 if __name__ == "__main__":

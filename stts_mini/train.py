@@ -90,7 +90,9 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
     """What to learn from, and the file that lists it: clips of your own, or the world's, written if need be."""
     if config.own_data:
         return load_clips(config.data), Path(config.data)
-    index = distributed.in_turn(lambda: prepare(config.data, "train", config.train_counts, config.video_size))
+    index = distributed.in_turn(
+        lambda: prepare(config.data, "train", config.train_counts, config.video_size, config.panels)
+    )
     return load_clips(index), index
 
 
@@ -99,7 +101,8 @@ def judged_clips(config: TrainConfig) -> list[Clip]:
     if config.own_data:
         return load_clips(config.val, judged=True)
     kinds = [kind for kind, count in config.train_counts.items() if count]
-    return distributed.in_turn(lambda: held_out(config.data, config.video_size, config.test_clips, kinds=kinds))
+    size, clips = config.video_size, config.test_clips
+    return distributed.in_turn(lambda: held_out(config.data, size, clips, config.split, kinds, config.panels))
 
 
 def check_settings(config: TrainConfig, device: torch.device, model: VLM | None) -> None:
@@ -308,16 +311,18 @@ def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: Any
     train_clips, clips = training_clips(config)[0], judged_clips(config)
     reader = own_reader(config, clips)
     named = dict(fingerprint=fingerprint(clips), k=config.k, max_frames=config.max_frames, seed=config.seed)
-    print("\ntest set {fingerprint}, k = {k}, up to {max_frames} frames, 1 seed ({seed})".format(**named))
+    frames = f"up to {config.max_frames} frames, 1 seed ({config.seed})"
+    print(f"\n{config.split} set {named['fingerprint']}, k = {config.k}, {frames}")
     with eagerly(config.compile):  # prompts and answers of all lengths are not worth compiling for
         numbers = judge(model, clips, reader, config.k, train_clips, config.blind, tokenizer)
     if distributed.rank():
         return {}
-    summary = dict(**named, torch=torch.__version__, **numbers)
-    write_json(out / "result.json", summary)  # at once: what follows may fail
+    summary = dict(**named, split=config.split, torch=torch.__version__, **numbers)
+    result = out / ("result.json" if config.split == "test" else f"result-{config.split}.json")
+    write_json(result, summary)  # at once: what follows may fail
     if config.k > 0 and not config.blind and distributed.world_size() == 1:
         summary |= step_time(model, train_clips, reader, config, device, tokenizer)
-        write_json(out / "result.json", summary)
+        write_json(result, summary)
     if not config.blind:
         with eagerly(config.compile):
             picture = draw_clips(model, clips, reader, config.k, out, tokenizer=tokenizer)

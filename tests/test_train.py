@@ -18,7 +18,7 @@ import torch
 from stts_mini import eval as evaluation
 from stts_mini import train as training
 from stts_mini.data.batches import TOKENIZER
-from stts_mini.data.clips import WORLD_ID
+from stts_mini.data.clips import WORLD_ID, fingerprint, held_out
 from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.scorer import SCORERS
 from stts_mini.toy.world import TASKS
@@ -513,6 +513,27 @@ def test_without_room_for_an_unpruned_step_the_rest_is_there(folder, tmp_path, m
     assert "step_time_ratio" not in result and result["k"] == config.k
     said = capsys.readouterr().out
     assert "not measured, for the unpruned step does not fit" in said and "pruned clips to look at" in said
+
+
+def test_settings_can_be_chosen_on_validation_clips_at_any_dial(folder, tmp_path, capsys):
+    """What is judged says so, and leaves the result on test clips alone."""
+    config = tiny(folder, out=str(tmp_path), split="val", panels=0, k=0.0, test_clips=2)
+    (tmp_path / "result.json").write_text("kept")
+    training.finish(config, build_model(config, CPU).eval(), CPU)
+    clips = held_out(config.data, 48, 2, "val", [kind for kind, n in config.train_counts.items() if n], panels=0)
+    assert f"val set {fingerprint(clips)}, k = 0.0" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result-val.json").read_text())
+    assert result["fingerprint"] == fingerprint(clips) and result["split"] == "val"
+    assert (tmp_path / "result.json").read_text() == "kept"
+    assert "-0panels" in str(training.training_clips(config)[1])
+
+
+@pytest.mark.parametrize(
+    "settings, message", [(dict(panels=3), "panels = 3: give 0"), (dict(split="train"), "split =")]
+)
+def test_a_dial_or_a_split_that_is_none_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)
 
 
 @pytest.mark.slow

@@ -83,10 +83,10 @@ def _file_name(split: str, kind: str, seed: int) -> str:
     return f"{split}-{kind}-{seed:06d}.mp4"
 
 
-def _make_clip(job: tuple[str, str, int], folder: Path, size: int) -> dict:
+def _make_clip(job: tuple[str, str, int], folder: Path, size: int, panels: int) -> dict:
     """Write one clip's MP4 unless it is there, and return its JSON line. Runs in worker processes."""
     split, kind, seed = job
-    scene, path = world.make_scene(split, kind, seed), folder / _file_name(*job)
+    scene, path = world.make_scene(split, kind, seed, panels), folder / _file_name(*job)
     if not path.exists():
         write_video(path, render(scene, scene.times, size), fps=scene.fps)
     qa = [dict(task=q.task, question=q.text, answer=q.answer, options=q.options) for q in scene.questions]
@@ -124,27 +124,32 @@ def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-def index_file(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
-    """Where the JSON lines of these clips are, or will be."""
+def index_file(
+    root: str | os.PathLike, split: str, counts: dict[str, int], size: int, panels: int = world.MOST_PANELS
+) -> Path:
+    """Where the JSON lines of these clips are, or will be. The folder's name is part of their `fingerprint`."""
+    fewer = f"-{panels}panels" * (panels < world.MOST_PANELS)
     name = "-".join(f"{kind}{count}" for kind, count in counts.items())
-    return Path(root) / f"world-v{world.WORLD_VERSION}-{size}px" / f"{split}-{name}.jsonl"
+    return Path(root) / f"world-v{world.WORLD_VERSION}-{size}px{fewer}" / f"{split}-{name}.jsonl"
 
 
-def prepare(root: str | os.PathLike, split: str, counts: dict[str, int], size: int) -> Path:
+def prepare(
+    root: str | os.PathLike, split: str, counts: dict[str, int], size: int, panels: int = world.MOST_PANELS
+) -> Path:
     """Make sure that a split of the toy world is on disk; returns its JSON-lines file.
 
     counts: clips of each kind, e.g. {"short": 3000, "image": 400}. A clip is a pure function of
-    (split, kind, seed, size), so what an interrupted or smaller run has written is used again, and what was
+    (split, kind, seed, size, panels), so what an interrupted or smaller run has written is used again, and what was
     deleted is written anew.
     """
-    index = index_file(root, split, counts, size)
+    index = index_file(root, split, counts, size, panels)
     folder = index.parent
     jobs = [(split, kind, seed) for kind, count in counts.items() for seed in range(count)]
     if index.exists() and {_file_name(*job) for job in jobs} <= set(os.listdir(folder)):
         return index
     folder.mkdir(parents=True, exist_ok=True)
     progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []
-    for line in on_all_cores(functools.partial(_make_clip, folder=folder, size=size), jobs):
+    for line in on_all_cores(functools.partial(_make_clip, folder=folder, size=size, panels=panels), jobs):
         lines.append(json.dumps(line))
         progress.update(len(lines))
     progress.close()
@@ -267,14 +272,19 @@ def load_clips(index: str | os.PathLike, judged: bool = False) -> list[Clip]:
 
 def fingerprint(clips: Sequence[Clip]) -> str:
     """12 hex digits that change with any clip, question or answer; printed beside every result."""
-    folders = sorted({c.video.parent.name for c in clips})  # world version and size
+    folders = sorted({c.video.parent.name for c in clips})  # world version, size and panels
     own = [(c.video.name, c.start, c.end, [p.name for p in c.images]) for c in clips if c.kind == OWN]
     text = f"{[(c.split, c.kind, c.seed, c.qa) for c in clips]} {WORLD_ID} {folders} {OPTION_SEED} {SHOWN_OPTIONS}"
     return hashlib.sha256((text + repr(own) * bool(own)).encode()).hexdigest()[:12]
 
 
 def held_out(
-    data: str | Path, size: int, clips: int, split: str = "test", kinds: Sequence[str] = tuple(world.TASKS)
+    data: str | Path,
+    size: int,
+    clips: int,
+    split: str = "test",
+    kinds: Sequence[str] = tuple(world.TASKS),
+    panels: int = world.MOST_PANELS,
 ) -> list[Clip]:
     """`clips` held-out clips of each of the kinds that is judged, written first if need be."""
-    return load_clips(prepare(data, split, {kind: clips for kind in kinds if world.TASKS[kind]}, size))
+    return load_clips(prepare(data, split, {kind: clips for kind in kinds if world.TASKS[kind]}, size, panels))

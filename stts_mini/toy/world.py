@@ -41,6 +41,7 @@ ACTIONS = {"move": "moves", "blink": "blinks", "grow": "grows", "spin": "spins"}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = ("0", "1", "2", "3")
 PANELS = ("flicker", "ripple", "drift")
+MOST_PANELS = 2  # distractors in a scene
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SHORT_TASKS = ("attribute", "count", "action", "direction", "speed", "order")
 LONG_TASKS = ("needle", "needle-sub", "event-count", "at-time", "at-time-sub", "before-after", "open")
@@ -341,8 +342,10 @@ TASKS = {  # what a kind is judged by
 GENERATED = ("open",)  # judged by what the model says; all others by their options
 
 
-def make_scene(split: str, kind: str, seed: int) -> Scene:
-    """The scene with this seed. Splits never share a seed. Raises ValueError for an unknown name.
+def make_scene(split: str, kind: str, seed: int, panels: int = MOST_PANELS) -> Scene:
+    """The scene with this seed. Splits never share a seed. `panels`: how many distractors are left in it. All are drawn
+    first and then cut, so scenes differ in their panels alone. Raises ValueError for an unknown name, and for panels
+    that are not 0, 1 or 2.
 
     >>> scene = make_scene("test", "image", 0)
     >>> len(scene.objects), scene.questions[0].task, scene == make_scene("test", "image", 0)
@@ -350,11 +353,13 @@ def make_scene(split: str, kind: str, seed: int) -> Scene:
     """
     if split not in SPLITS or kind not in SCENES:
         raise ValueError(f"split {split!r}, kind {kind!r}: know {', '.join(SPLITS)} and {', '.join(SCENES)}")
+    if panels not in range(MOST_PANELS + 1):
+        raise ValueError(f"panels {panels!r}: give 0, 1 or {MOST_PANELS}")
     rng = np.random.default_rng((WORLD_VERSION, SPLITS.index(split), tuple(SCENES).index(kind), seed))
     duration, fps, objects, questions, free = SCENES[kind](rng)
-    panels = tuple(Panel(_pick(rng, PANELS), slot, int(rng.integers(1 << 31))) for slot in free[:2])
+    drawn = tuple(Panel(_pick(rng, PANELS), slot, int(rng.integers(1 << 31))) for slot in free[:MOST_PANELS])
     pan = tuple(rng.uniform(-0.03, 0.03, 2)) if rng.random() < 0.5 else (0.0, 0.0)
-    return Scene(kind, duration, fps, tuple(objects), panels, pan, int(rng.integers(1 << 31)), tuple(questions))
+    return Scene(kind, duration, fps, tuple(objects), drawn[:panels], pan, int(rng.integers(1 << 31)), tuple(questions))
 
 
 def words() -> list[str]:

@@ -23,7 +23,7 @@ from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import check_k, num_removed
 from stts_mini.scorer import find_scorer
-from stts_mini.toy.world import TASKS
+from stts_mini.toy.world import MOST_PANELS, TASKS
 from stts_mini.vit import ViTConfig
 
 
@@ -50,7 +50,9 @@ class TrainConfig:
     train_clips: dict[str, int] = setting(
         dict(short=2000, watch=160, image=400, brief=1100), "training clips of each kind"
     )
-    test_clips: int = setting(200, "held-out test clips of each kind")
+    test_clips: int = setting(200, "held-out clips of each kind, to judge by")
+    split: str = setting("test", "held-out clips to judge by: test; or val, to choose settings")
+    panels: int = setting(MOST_PANELS, "distractor panels in the world's scenes: 0, 1 or 2", may_be_0=True)
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
@@ -131,6 +133,8 @@ class TrainConfig:
         require(not self.val, f"val = {self.val!r} goes with clips of your own: give --data mine.jsonl")
         folder = index.suffix != ".json" and not index.is_file()
         require(folder, f"data = {self.data!r} is no folder: a list of clips of your own ends in .jsonl")
+        require(self.panels <= MOST_PANELS, f"panels = {self.panels}: give 0, 1 or {MOST_PANELS}")
+        require(self.split in ("test", "val"), f"split = {self.split!r}: give test or val")
         require(size % 2 == 0, f"frames of {size} pixels: give an even --image-size, as H.264 needs")
         asked = any(count for kind, count in self.train_counts.items() if TASKS[kind])
         require(asked, "no training clips that anything is asked about: give --train-clips short=2000, say")
@@ -321,7 +325,11 @@ def idle(config: TrainConfig, given: Iterable[str]) -> list[str]:
     learns = getattr(find_scorer(config.scorer), "injects_bias", False)
     of_scorer = ("scorer", "bias", "sim_weight", "scorer_lr_ratio")
     reasons = [
-        (config.own_data, ("stages", "train_clips", "test_clips", "video_size"), "--data has clips of your own"),
+        (
+            config.own_data,
+            ("stages", "train_clips", "test_clips", "split", "panels", "video_size"),
+            "--data has clips of your own",
+        ),
         (config.blind, ("k", *of_scorer), "--blind has no vision tokens"),
         (not config.k and not config.blind, of_scorer, "--k 0 prunes nothing"),
         (not learns, ("bias", "sim_weight", "scorer_lr_ratio"), f"the scorer {config.scorer} does not learn from it"),

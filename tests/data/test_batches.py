@@ -71,6 +71,15 @@ def test_a_deleted_clip_is_written_anew(tmp_path):
     assert clips[1].video.read_bytes() == before
 
 
+def test_each_dial_has_a_folder_and_a_fingerprint_of_its_own(tmp_path):
+    indices = [prepare(tmp_path, "val", {"brief": 1}, 48, panels) for panels in (2, 0, 1)]
+    assert [index.parent.name for index in indices] == [f"world-v6-48px{end}" for end in ("", "-0panels", "-1panels")]
+    clips = [load_clips(index) for index in indices]
+    assert len({fingerprint(own) for own in clips}) == 3 and clips[0][0].qa == clips[1][0].qa == clips[2][0].qa
+    assert len({own[0].video.read_bytes() for own in clips}) == 3
+    assert load_clips(prepare(tmp_path, "val", {"brief": 1}, 48))[0].video == clips[0][0].video
+
+
 def test_a_bad_line_is_named(prepared, tmp_path):
     lines = prepared.read_text().splitlines()
     for bad in ("{", "[]", json.dumps({"video": "x.mp4"})):

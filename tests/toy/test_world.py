@@ -316,6 +316,23 @@ def test_panels_change_and_the_rest_does_not(kind):
         assert slots == {p.slot for p in scene.panels}
 
 
+@pytest.mark.parametrize("kind", world.SCENES)
+def test_the_dial_takes_panels_away_and_changes_nothing_else(kind):
+    scenes = [make_scene("val", kind, 3, panels) for panels in (0, 1, 2)]
+    assert scenes[2] == make_scene("val", kind, 3) and [len(s.panels) for s in scenes] == [0, 1, 2]
+    assert all(replace(s, panels=()) == scenes[0] for s in scenes) and scenes[1].panels == scenes[2].panels[:1]
+    pictures = [render(s, s.times, 48) for s in scenes]
+    for fewer, more, slot in ((0, 1, scenes[2].panels[0].slot), (1, 2, scenes[2].panels[1].slot)):
+        cells = (pictures[fewer] != pictures[more]).any((0, 3)).reshape(3, 16, 3, 16).any((1, 3)).flatten()
+        assert np.flatnonzero(cells).tolist() == [slot]
+
+
+@pytest.mark.parametrize("panels", [-1, 3, 0.5])
+def test_a_dial_beyond_its_ends_is_refused(panels):
+    with pytest.raises(ValueError, match=f"panels {panels}: give 0, 1 or 2"):
+        make_scene("val", "short", 3, panels)
+
+
 def test_a_background_pans_as_fast_as_it_says():
     scene = Scene("short", 4.0, 4.0, (), (), (0.02, -0.03), 5)
     before, after = render(scene, np.array([0.0, 2.0]), 200).astype(int)[..., 0]

@@ -47,6 +47,7 @@ from stts_mini.packing import scaled_frames
 from stts_mini.report.result import Result
 from stts_mini.scorer import find_scorer
 from stts_mini.toy import world
+from stts_mini.toy.world import MOST_PANELS
 from stts_mini.train import pick_device, train
 from stts_mini.training import checkpoint
 
@@ -61,25 +62,28 @@ BASE_RUNS = {
     "wide": dict(AGAIN, steps=1000, thinning=5.0),  # 13 to 64 frames
     "many": dict(AGAIN, steps=900, thinning=2.5),  # 26 to 64
 }
+JUDGED = {kind: count for kind, count in BASE["train_clips"].items() if world.TASKS[kind]}  # a row sees no others
 RECIPE = dict(
-    max_frames=FRAMES, thinning=1.0, stages={}, coarse_steps=0, steps=400, warmup=10, muon_lr=0.002, lr=1e-3,
-    scorer_lr_ratio=5.0, save_every=1000,
+    train_clips=JUDGED, max_frames=FRAMES, thinning=1.0, stages={}, coarse_steps=0, steps=400, warmup=10, muon_lr=0.002,
+    lr=1e-3, scorer_lr_ratio=5.0, save_every=1000,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
     """One trained model: by this method (a key of METHODS, or a scorer's name), at this k, from base `seed` mod
-    BASES. A key may end in @ and a number of steps, in the place of the recipe's."""
+    BASES, in the world with so many panels. A key may end in @ and a number of steps, instead of the recipe's."""
 
     method: str
     k: float
     seed: int
+    panels: int = MOST_PANELS
 
     @property
     def name(self) -> str:
         """The result's file name, without its end; a scorer of yours is known by its class."""
-        return f"{self.method.rpartition(':')[2]}-k{round(100 * self.k)}-seed{self.seed}"
+        fewer = f"-panels{self.panels}" * (self.panels < MOST_PANELS)
+        return f"{self.method.rpartition(':')[2]}-k{round(100 * self.k)}-seed{self.seed}{fewer}"
 
     @property
     def young(self) -> bool:
@@ -99,6 +103,7 @@ class Row:
         if method == "resolution":  # the budget as fewer cells in a frame: 4 of 9, or 1
             k, settings["image_size"] = 0.0, 32 if self.k <= 0.6 else 16
         own = dict(data=data, init=str(init), out=str(Path("runs") / "rows" / self.name), k=k, seed=self.seed)
+        own["panels"] = self.panels
         return PaperConfig(**{**BASE, **RECIPE, **settings, **own})
 
 
@@ -237,15 +242,16 @@ def askings(row: Row) -> dict[str, Asking]:
 
 
 class Lab:
-    """Data that all rows share, decoded once: training clips and test clips, at each number of frames; and what
-    the test questions are worth without any video."""
+    """Data that all rows of one dial share, decoded once: training clips and held-out clips, at each number of frames;
+    and what the held-out questions are worth without any video."""
 
-    def __init__(self, data: str, clips: int, device: torch.device):
+    def __init__(self, data: str, clips: int, device: torch.device, panels: int = MOST_PANELS, split: str = "test"):
         self.data, self.device = data, device
-        self.config = PaperConfig(**{**BASE, "data": data})
-        self.test = held_out(data, self.config.video_size, clips)
+        self.config = PaperConfig(**{**BASE, **RECIPE, "data": data, "panels": panels})
+        size = self.config.video_size
+        self.test = held_out(data, size, clips, split, panels=panels)
         self.readers: dict[tuple[int, int], Reader] = {}
-        self.train = load_clips(prepare(data, "train", self.config.train_counts, self.config.video_size))
+        self.train = load_clips(prepare(data, "train", self.config.train_counts, size, panels))
         self.look_up = look_up(self.train, self.test)
 
     def reader(self, max_frames: int, size: int) -> Reader:
@@ -326,7 +332,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     model = train(config, False, lab.device, reader, **taught_by(row.method))
     trained, cpu = time.monotonic() - began, time.process_time() - cpu
     return dict(
-        row=dict(method=row.method, k=row.k, seed=row.seed), base=row.seed % BASES,
+        row=dataclasses.asdict(row), base=row.seed % BASES,
         base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
         config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
         threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1),
@@ -404,7 +410,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="folder of bases and rows")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
-    parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
+    parser.add_argument("--panels", type=int, choices=range(MOST_PANELS + 1), default=MOST_PANELS, help="the dial")
+    parser.add_argument("--clips", type=int, default=200, help="held-out clips of each kind")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="which; val writes to runs/val")
     args = parser.parse_args(argv)
     if args.base is None and not (args.table or args.all or args.scorer or args.ship):
         parser.error("give --base, --table, --all, --scorer or --ship")
@@ -420,14 +428,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.base is not None:
             return
         if args.scorer:
-            rows = [Row(args.scorer, args.k, seed) for seed in args.seeds]
+            rows = [Row(args.scorer, args.k, seed, args.panels) for seed in args.seeds]
         else:
             tables = [args.table] if args.table else TABLES
-            rows = [row for table in tables for row in rows_of(table) if row.seed in args.seeds]
-            rows = list(dict.fromkeys(rows))
-        lab = Lab(args.data, args.clips, device)
+            rows = dict.fromkeys(row for table in tables for row in rows_of(table) if row.seed in args.seeds)
+            rows = [dataclasses.replace(row, panels=args.panels) for row in rows]
+        lab = Lab(args.data, args.clips, device, args.panels, args.split)
         for row in rows:
-            path = args.results / "rows" / f"{row.name}.json"
+            path = (args.results / "rows" if args.split == "test" else Path("runs/val")) / f"{row.name}.json"
             with claimed(Path("runs") / "rows" / f"{row.name}.lock") as mine:
                 if path.exists():
                     other = json.loads(path.read_text()).get("row", {}).get("method", row.method)

@@ -33,6 +33,7 @@ from stts_mini.packing import num_removed
 from stts_mini.report.markdown import markdown
 from stts_mini.report.result import grouped
 from stts_mini.toy import world
+from stts_mini.toy.world import MOST_PANELS
 from stts_mini.training.config import upgraded
 
 DRAWS = 2000
@@ -119,6 +120,7 @@ ONE_METHODS_OWN = {  # settings that need not be the same in all rows (the steps
 def in_common(record: dict) -> dict[str, object]:
     """What a row must have in common with every other row that has it, each under the name of what it is."""
     config = {**asdict(PaperConfig()), **upgraded(record["config"])}  # what a row did not know had the usual value
+    config["train_clips"] = {kind: n for kind, n in config["train_clips"].items() if world.TASKS[kind]}  # all it saw
     method, k = record["row"]["method"], record["row"]["k"]
     return {
         "test sets": record["fingerprint"],
@@ -131,12 +133,13 @@ def in_common(record: dict) -> dict[str, object]:
 
 
 class Results:
-    """All finished rows: `scores(method, k, way)` over whatever seeds there are. Raises ValueError for rows that
-    were not made alike: another test set, base, device, or recipe."""
+    """All finished rows of one dial: `scores(method, k, way)` over whatever seeds there are. Raises ValueError for rows
+    that were not made alike: another test set, base, device, or recipe."""
 
-    def __init__(self, folder: Path, only: Sequence[int] | None = None):
+    def __init__(self, folder: Path, only: Sequence[int] | None = None, panels: int = MOST_PANELS):
         key = itemgetter("method", "k", "seed")
         every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        every = [r for r in every if r["row"].get("panels", MOST_PANELS) == panels]
         self.records = {key(r["row"]): r for r in every if only is None or r["row"]["seed"] in only}
         common: dict[str, object] = {}
         for row, record in self.records.items():
