@@ -47,6 +47,7 @@ from stts_mini.report.result import GENERATED, Result, broken_clips, merged, sum
 from stts_mini.toy import world
 from stts_mini.toy.drawing import evidence
 from stts_mini.training import checkpoint, distributed
+from stts_mini.training.health import Health, dead, sums
 from stts_mini.training.logging import one_line_errors
 
 
@@ -138,6 +139,8 @@ def judge(
     lookup = look_up(train_clips, clips, lenient) if train_clips else None
     print(table(result, unseeing, lookup))
     print(broken_clips(reader.broken, reader.skipped), end="")
+    if warning := dead(Health.of(result.health)):
+        print(f"warning: {warning}")
     return summarise(result, unseeing, lookup)
 
 
@@ -178,9 +181,10 @@ def _evidence_per_cell(split: str, kind: str, seed: int, times: tuple, size: int
 
 
 def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos: Sequence) -> None:
-    """Add a batch's kept cells, rows and kept evidence to the result."""
+    """Add a batch's kept cells, rows, kept evidence and its scorer's health to the result."""
     if encoded.keep is None:
         return
+    result.health += sums(encoded).cpu().numpy()
     if encoded.packed is not None:
         rows = len(encoded.packed.frame), encoded.packed.least_rows
         result.rows = (result.rows[0] + rows[0], result.rows[1] + rows[1])

@@ -131,6 +131,7 @@ class Encoded:
     scores   (B, T, C), or None if nothing was scored
     packed   the rows and their source frames, or None
     sim_loss L_sim; 0 if nothing was pruned, or if the scorer does not learn from it (`injects_bias`)
+    target   (B, T−1, C), what L_sim compares the scores with, or None where sim_loss is 0 for one of those reasons
     """
 
     tokens: Tensor
@@ -141,6 +142,7 @@ class Encoded:
     scores: Tensor | None = None
     packed: Packed | None = None
     sim_loss: Tensor | float = 0.0
+    target: Tensor | None = None
 
 
 Encoder = Callable[..., Encoded]
@@ -234,7 +236,7 @@ class VLM(nn.Module):
         scorer = self.scorer if scorer is None else scorer
         counts, real, prunable = ragged(frames, num_frames, k, cfg.cells, still)  # (B,), (B, T), (B,), on the CPU
         own_frame = real.nonzero().to(frames.device).unbind(1)  # (F,) videos, (F,) times: the real frames in order
-        scores, key_bias, sim_loss = None, None, 0.0
+        scores, key_bias, sim_loss, target = None, None, 0.0, None
         keep = (real & ~prunable[:, None]).to(frames.device)[..., None].expand(-1, -1, cfg.cells)  # (B, T, C)
 
         x = self.stem(frames[own_frame])  # blocks 0..l: (F, N, D)
@@ -245,13 +247,14 @@ class VLM(nn.Module):
             scores = check_scores(scorer(grid, counts), keep.shape, own_frame, teaches)  # (B, T, C)
             keep = keep | select(spread(scores, cfg.spread), k, counts)  # the other cells go after block l+1
             if prunable.any() and teaches:
-                key_bias, sim_loss = self.teach(scores, grid, torch.where(prunable, counts, 1), own_frame)
+                target = temporal_target(grid, cfg.w)  # (B, T−1, C)
+                key_bias, sim_loss = self.teach(scores, target, torch.where(prunable, counts, 1), own_frame)
 
         x = self.vit.blocks[l + 1](x, key_bias=key_bias)
 
         kept = keep.sum(2).cpu()  # here, where packing waits for the device anyway
         tokens, packed = self.encode_kept(x, keep[own_frame], l + 2, bool(prunable.any()))  # pack … connect
-        return Encoded(tokens, kept, real, keep.nonzero(), keep, scores, packed, sim_loss)
+        return Encoded(tokens, kept, real, keep.nonzero(), keep, scores, packed, sim_loss, target)
 
     def encode_kept(self, x: Tensor, keep: Tensor, first: int, pruned: bool = True) -> tuple[Tensor, Packed]:
         """The second half of Figure 3: pack the kept cells, run the blocks from `first` on, unpack, connect.
@@ -278,15 +281,15 @@ class VLM(nn.Module):
             x = block(x)
         return x
 
-    def teach(self, scores: Tensor, grid: Tensor, counts: Tensor, real: tuple) -> tuple[Tensor | None, Tensor]:
+    def teach(self, scores: Tensor, target: Tensor, counts: Tensor, real: tuple) -> tuple[Tensor | None, Tensor]:
         """STTS's two teachers: the key bias of block l+1, (F, N) or None, and L_sim.
 
-        scores (B, T, C) of the tokens grid (B, T, N, D) after block l; real: the indices of its real frames. counts
-        (B,) says how many frames a video has, and 1 for a video that loses nothing: like an image, it gets no bias,
-        and L_sim leaves it out.
+        scores (B, T, C), and their target (B, T−1, C); real: the indices of the real frames. counts (B,) says how many
+        frames a video has, and 1 for a video that loses nothing: like an image, it gets no bias, and L_sim leaves it
+        out.
         """
         cfg = self.config
-        sim_loss = similarity_loss(scores, temporal_target(grid, cfg.w), counts, cfg.detach_target)
+        sim_loss = similarity_loss(scores, target, counts, cfg.detach_target)
         if cfg.bias == "none":
             return None, sim_loss
         bias = attention_bias(scores, cfg.w, counts, rescale=cfg.bias == "rescaled")  # (B, T, N)

@@ -195,6 +195,9 @@ def all_steps(
             if log:
                 log.add(step, *numbers, seconds=time.monotonic() - began)
                 progress.update(step + 1, log.text())
+                if warning := log.warning():
+                    progress.close()
+                    print(f"warning: step {step}: {warning}")
                 if due:
                     log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
                     save(step + 1, rng)
@@ -224,11 +227,11 @@ def open_run(config: TrainConfig, resume: bool, start: int) -> Log:
     return Log(out / "log.csv", start)
 
 
-def one_step(model, optimizers, batch, step, config, device, encode, run) -> tuple[float, float, float, float, int]:
+def one_step(model, optimizers, batch, step, config, device, encode, run) -> tuple:
     """Gradients of a batch, clipped, and a step of the optimisers, unless a number is none. Returns the losses L_task
-    and L_sim, the gradient's norm, the share of right answers, and tokens."""
+    and L_sim, the gradient's norm, the share of right answers, tokens, and the scorer's health (or None)."""
     saliency = config.learns_saliency(step)
-    task, sim, right, answers, tokens = forward_backward(
+    task, sim, right, answers, tokens, health = forward_backward(
         model, batch, config, device, config.k_at(step), encode, run, saliency
     )
     if config.saliency_steps and not saliency:
@@ -241,7 +244,7 @@ def one_step(model, optimizers, batch, step, config, device, encode, run) -> tup
                 group["lr"] = group["peak_lr"] * rate_at(step, config)
             optimizer.step()
             optimizer.zero_grad()
-    return task, sim, norm, right / answers, tokens
+    return task, sim, norm, right / answers, tokens, health
 
 
 def went_wrong(step: int, numbers: Sequence[float], clips: str, saved: Path | None) -> TrainError:

@@ -66,6 +66,7 @@ from stts_mini.scorer import find_scorer, spread
 from stts_mini.train import pick_device
 from stts_mini.training import checkpoint
 from stts_mini.training.config import TrainConfig
+from stts_mini.training.health import Health, dead, sums
 from stts_mini.training.logging import one_line_errors
 
 FORMAT = "stts_mini explore 2"
@@ -157,6 +158,9 @@ def remarks(model: VLM, state: dict, video: Video) -> list[str]:
     """What a reader must know before believing anything."""
     train, config = state.get("train_config", {}), model.config
     k, blind = train.get("k", 0), ", blind" * bool(train.get("blind"))
+    batch = collate([video], [[]]).to(next(model.parameters()).device)
+    with torch.no_grad():
+        dying = dead(Health.of(sums(model.encode_video(batch.frames, k=0.5)).tolist()))
     notes = {
         "Untrained: no checkpoint was given and none is there, so the weights are random and the STTS scores mean"
         " nothing. Cosine still says what changed, and random is random.": not state,
@@ -165,6 +169,7 @@ def remarks(model: VLM, state: dict, video: Video) -> list[str]:
         f"This model spreads what it keeps over time (spread = {config.spread:g}), whoever scores: a cell may stay"
         " where another with a higher score goes.": config.spread,
         "One frame: an image is never pruned, whatever k, and nothing is scored.": len(video.frames) == 1,
+        f"In this video, {dying}.": dying,
         f"{video.skipped} packets or frames of the file are broken or missing, and were left out.": video.skipped,
     }
     return [note for note, holds in notes.items() if holds]

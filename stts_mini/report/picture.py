@@ -38,7 +38,7 @@ GLYPHS = {  # 3 × 5 pixels each, row by row
     "-": "000000111000000", "/": "001001010100100", "=": "000111000111000", "%": "101001010100101",
     "(": "010100100100010", ")": "010001001001010", "<": "001010100010001", ">": "100010001010100",
 }  # fmt: skip
-LOSS, ACCURACY = (250, 180, 50), (110, 190, 250)
+LOSS, ACCURACY, HEALTH = (250, 180, 50), (110, 190, 250), ((240, 110, 90), (150, 210, 120))
 UNKNOWN = "111111111111111"
 HEAT = np.array([(15, 10, 45), (110, 25, 110), (215, 70, 60), (250, 180, 50), (255, 255, 200)], float)
 DIM = 0.2
@@ -134,33 +134,68 @@ def draw_clips(
 
 
 def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, int] = (900, 420)) -> None:
-    """Draw a log.csv (`Log` in training/logging.py): loss (L_task, on a logarithmic scale) and accuracy against steps,
-    smoothed over 2% of them."""
+    """Draw a log.csv (`Log` in training/logging.py), smoothed over 2% of the steps: loss (L_task, on a logarithmic
+    scale) and accuracy against steps. Below, if it was watched, the scorer's health (training/health.py): the gradients
+    of its two teachers, and its correlation with the target (drawn at 0 where it is less) and the share saturated."""
     with open(log, newline="") as file:
-        rows = [[float(x) for x in row] for row in list(csv.reader(file))[1:]]
+        rows = list(csv.DictReader(file))
     if not rows:
         return
-    step, loss, _, accuracy = np.array(rows).T[:4]
-    window = max(len(step) // 50, 1)
-    smooth = lambda y: np.convolve(np.pad(y, (window - 1, 0), "edge"), np.ones(window) / window, "valid")
+    window = max(len(rows) // 50, 1)
+
+    def column(name: str) -> np.ndarray:
+        """One column, smoothed; NaN where nothing is known."""
+        y = np.array([float(row.get(name) or "nan") for row in rows])
+        known = np.isfinite(y)
+        if known.any():
+            padded = np.pad(y[known], (window - 1, 0), "edge")
+            y[known] = np.convolve(padded, np.ones(window) / window, "valid")
+        return y
+
+    panels = [({"loss": (column("task_loss"), LOSS)}, {"accuracy": (column("accuracy"), ACCURACY)})]
+    if np.isfinite(teacher := column("sim_gradient")).any():
+        gradients = {"gradient of l-sim": (teacher, LOSS), "of the lm": (column("lm_gradient"), HEALTH[0])}
+        shares = {"r": (column("correlation"), ACCURACY), "saturated": (column("saturated"), HEALTH[1])}
+        panels.append((gradients, shares))
+    picture = np.concatenate([panel(*curves, size) for curves in panels])
+    write_text(picture, f"{rows[0]['step']}", 70, len(picture) - 26, colour=(170, 170, 170))
+    steps = f"{int(rows[-1]['step']) + 1} steps"
+    write_text(picture, steps, size[0] - 160, len(picture) - 26, colour=(170, 170, 170))
+    av.VideoFrame.from_ndarray(picture, format="rgb24").save(str(png))
+
+
+def panel(logs: dict[str, tuple], shares: dict[str, tuple], size: tuple[int, int]) -> np.ndarray:
+    """Curves over their index as a picture of this (width, height), each given as {name: (values, colour)}, NaN where
+    there is none: `logs` on a logarithmic scale, left, `shares` from 0 to 100%, right."""
     width, height = size
     left, top, right, bottom = 70, 40, width - 70, height - 40
     picture = np.full((height, width, 3), 24, np.uint8)
-    log_loss = np.log10(np.maximum(smooth(loss), 1e-4))
-    low, high = np.floor(log_loss.min()), max(np.ceil(log_loss.max()), np.floor(log_loss.min()) + 1)
+    logs = {name: (np.log10(np.maximum(y, 1e-8)), colour) for name, (y, colour) in logs.items()}
+    every = np.concatenate([y for y, _ in logs.values()])
+    low, high = np.floor(np.nanmin(every)), np.ceil(np.nanmax(every))
+    high = max(high, low + 1)
+    curves = [((y - low) / (high - low), colour) for y, colour in logs.values()]
     for i in range(5):
         y = round(bottom - i * (bottom - top) / 4)
         picture[y, left:right] = 70
-        write_text(picture, f"{10 ** (low + i * (high - low) / 4):.3g}", 8, y - 5, colour=LOSS)
-        write_text(picture, f"{25 * i}%", right + 8, y - 5, colour=ACCURACY)
-    for curve, colour in (((log_loss - low) / (high - low), LOSS), (smooth(accuracy), ACCURACY)):
-        x = np.arange(left, right)
-        y = np.interp(np.linspace(0, len(step) - 1, len(x)), np.arange(len(step)), curve)
-        at = np.round(bottom - y * (bottom - top)).astype(int)
-        for column, a, b in zip(x, at, [at[0], *at[:-1]], strict=True):  # joined, two pixels thick
-            picture[min(a, b) : max(a, b) + 2, column] = colour
-    write_text(picture, "loss", left, 12, colour=LOSS)
-    write_text(picture, "accuracy", right - 64, 12, colour=ACCURACY)
-    write_text(picture, f"{int(step[0])}", left, bottom + 14, colour=(170, 170, 170))
-    write_text(picture, f"{int(step[-1]) + 1} steps", right - 90, bottom + 14, colour=(170, 170, 170))
-    av.VideoFrame.from_ndarray(picture, format="rgb24").save(str(png))
+        write_text(picture, f"{10 ** (low + i * (high - low) / 4):.2g}", 4, y - 5, colour=curves[0][1])
+        write_text(picture, f"{25 * i}%", right + 8, y - 5, colour=next(iter(shares.values()))[1])
+    for curve, colour in (*curves, *((np.clip(y, 0, 1), colour) for y, colour in shares.values())):
+        known = np.flatnonzero(np.isfinite(curve))
+        if not len(known):
+            continue
+        at = np.interp(np.linspace(0, len(curve) - 1, right - left), known, curve[known], left=np.nan)
+        there = np.flatnonzero(np.isfinite(at))
+        ys = np.round(bottom - at[there] * (bottom - top)).astype(int)
+        for x, a, b in zip(there + left, ys, [ys[0], *ys[:-1]], strict=True):  # joined, two pixels thick
+            picture[min(a, b) : max(a, b) + 2, x] = colour
+    x = left
+    for name, (_, colour) in logs.items():
+        write_text(picture, name, x, 12, colour=colour)
+        x += 8 * len(name) + 24
+    x = right
+    for name, (_, colour) in shares.items():
+        x -= 8 * len(name)
+        write_text(picture, name, x, 12, colour=colour)
+        x -= 24
+    return picture

@@ -17,6 +17,7 @@ import numpy as np
 
 from stts_mini.data.clips import FREE
 from stts_mini.toy import world
+from stts_mini.training.health import NUM_SUMS
 
 GENERATED = (*world.GENERATED, FREE)  # tasks that are judged by what the model says
 
@@ -30,6 +31,7 @@ class Result:
     kept, cells  vision tokens kept and before pruning, summed over the videos (an image loses none)
     rows         packed rows, and ⌈Σ/N⌉, the fewest that could hold the kept tokens, summed over batches
     evidence   {task: (pixels in kept cells, all pixels) that its answers depend on}
+    health     sums over the cells that a scorer scored which learns (`training/health.py`)
     """
 
     correct: dict[str, dict[str, list[tuple[int, int]]]] = field(
@@ -40,6 +42,7 @@ class Result:
     cells: int = 0
     rows: tuple[int, int] = (0, 0)
     evidence: dict[str, tuple[int, int]] = field(default_factory=dict)
+    health: np.ndarray = field(default_factory=lambda: np.zeros(NUM_SUMS))
 
     def evidence_kept(self, tasks: Sequence[str] | None = None) -> float:
         """The share of the pixels that answers depend on (frame 0 excluded) that lie in kept cells: mean over tasks
@@ -85,6 +88,7 @@ def merged(results: Sequence[Result]) -> Result:
             whole.chance[task] += chances
         whole.kept, whole.cells = whole.kept + result.kept, whole.cells + result.cells
         whole.rows = (whole.rows[0] + result.rows[0], whole.rows[1] + result.rows[1])
+        whole.health += result.health
         for task, (kept, every) in result.evidence.items():
             before = whole.evidence.get(task, (0, 0))
             whole.evidence[task] = before[0] + kept, before[1] + every

@@ -3,41 +3,61 @@
 from __future__ import annotations
 
 import csv
+import math
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stts_mini.data.files import naming, printable
+from stts_mini.training.health import WINDOW, Health, dead
 
 
 class Log:
-    """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line."""
+    """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line. The columns of the
+    scorer's health (`training/health.py`) are empty where nothing was pruned, and a correlation where there is none."""
 
-    NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds")
+    NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds", *Health._fields)
 
     def __init__(self, path: Path, start: int):
         self.path, self.rows, self.tokens = path, [], 0
         self.loss = self.accuracy = None
-        old = list(csv.reader(path.read_text().splitlines()))[1:] if start and path.exists() else []
-        old = [row for row in old if len(row) == len(self.NAMES)]  # the last one may have been cut off
+        self.healths, self.warned = deque(maxlen=WINDOW), False
+        header, *old = csv.reader(path.read_text().splitlines() if start and path.exists() else [""])
+        old = [row for row in old if len(row) == len(header)]  # the last one may have been cut off
+        old = [row + [""] * (len(self.NAMES) - len(row)) for row in old]  # begun when there were fewer columns
         with naming(path), path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
             csv.writer(file).writerows([self.NAMES, *(row for row in old if int(row[0]) < start)])
 
-    def add(self, step: int, task: float, sim: float, norm: float, accuracy: float, tokens: int, seconds: float):
+    def add(
+        self, step: int, task: float, sim: float, norm: float, accuracy: float, tokens: int, health: Health | None,
+        seconds: float,
+    ) -> None:  # fmt: skip
         """One training step."""
         self.tokens, self.seconds = self.tokens + tokens, seconds
+        known = [""] * len(Health._fields) if health is None else ["" if math.isnan(x) else f"{x:.4g}" for x in health]
         self.rows.append(
-            (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}")
+            (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}", *known)
         )
+        self.healths += [health] if health else []
         mix = lambda old, new: new if old is None else 0.9 * old + 0.1 * new
         self.loss, self.accuracy = mix(self.loss, task + sim), mix(self.accuracy, accuracy)
 
     def text(self) -> str:
         """For the progress line."""
         speed = self.tokens / max(self.seconds, 1e-9)
-        return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}% tokens/s {speed:.0f}"
+        health = self.healths and f" r {self.healths[-1].correlation:.2f} ties {100 * self.healths[-1].ties:.0f}%"
+        return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}%{health or ''} tokens/s {speed:.0f}"
+
+    def warning(self) -> str:
+        """That the scorer is dead, said once, when its last pruned steps say so; else nothing."""
+        if self.warned or len(self.healths) < WINDOW:
+            return ""
+        said = dead(*self.healths)
+        self.warned = bool(said)
+        return said
 
     def flush(self) -> None:
         """Append the rows since the last call."""

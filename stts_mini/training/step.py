@@ -23,6 +23,7 @@ from stts_mini.packing import num_removed
 from stts_mini.sequence import Batch
 from stts_mini.training import distributed
 from stts_mini.training.config import TrainConfig
+from stts_mini.training.health import Health, sums, watch
 from stts_mini.training.saliency import saliency_loss, taught
 
 
@@ -64,7 +65,8 @@ def forward_backward(
     """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
     losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
     several processes. `saliency`: unpruned, with L_sal in the place of L_sim (which has no say once
-    a scorer was taught by saliency). Returns mean L_task, mean L_sim or L_sal, answers right, answers, tokens."""
+    a scorer was taught by saliency). Returns mean L_task, mean L_sim or L_sal, answers right, answers, tokens, and the
+    scorer's health (None if nothing was pruned by a scorer that learns). They leave the device together, at the end."""
     k, run = config.k if k is None else k, run or model
     encode = model.encode_blind if config.blind else encode
     if saliency:
@@ -74,7 +76,7 @@ def forward_backward(
     if saliency:
         weights = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(weights, parts, strict=True)]
     questions, videos = distributed.total(*(sum(column) for column in zip(*weights, strict=True)))
-    sums = [0.0] * 5
+    seen, tokens = 0.0, 0
     for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
         shares = own_questions / questions, own_videos / max(videos, 1)
         last = i == len(parts) - 1
@@ -87,23 +89,23 @@ def forward_backward(
                 if saliency:
                     sim_loss, weight = saliency_loss(output, part.num_frames, part.still), 1.0
                 loss = shares[0] * output.task_loss + weight * shares[1] * sim_loss
+                watch(output.encoded)
                 if run is not model and output.encoded.scores is not None:
                     loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits
             (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
-        task, sim = (float(torch.as_tensor(x).detach()) for x in (output.task_loss, sim_loss))
-        correct = answers_right(output)
-        own = shares[0] * task, shares[1] * sim, int(correct.sum()), len(correct), output.tokens
-        sums = [a + b for a, b in zip(sums, own, strict=True)]
-    task, sim, right, answers, tokens = distributed.total(*sums)
-    return task, sim, int(right), int(answers), int(tokens)
+        health = sums(output.encoded, weight / max(videos, 1), distributed.world_size())
+        numbers = output.task_loss, torch.as_tensor(sim_loss), answers_right(output, own_questions).sum()
+        task, sim, correct = (x.detach().to(health) for x in numbers)
+        seen = seen + torch.cat([torch.stack([shares[0] * task, shares[1] * sim, correct]), health])
+        tokens += output.tokens
+    task, sim, right, *health, tokens = distributed.total(*seen.tolist(), tokens)
+    return task, sim, int(right), int(questions), int(tokens), Health.of(health)
 
 
-def answers_right(output: Output) -> torch.Tensor:
-    """For each answer, whether all of its tokens were predicted: (answers,) bool."""
+def answers_right(output: Output, answers: int) -> torch.Tensor:
+    """For each of so many answers, whether all of its tokens were predicted: (answers,) bool."""
     wrong = (output.logits.argmax(-1) != output.targets).long()
-    return torch.zeros(int(output.branch[-1]) + 1, dtype=torch.long, device=wrong.device).index_add(
-        0, output.branch, wrong
-    ) == 0  # fmt: skip
+    return wrong.new_zeros(answers).index_add(0, output.branch, wrong) == 0
 
 
 def autocast(device: torch.device):

@@ -42,10 +42,10 @@ if __name__ == "__main__":
         batch.frames = batch.frames.double() / 127.5 - 1
         model = build_model(config, device).double()
         run = wrap(model, config, device)
-        seen = forward_backward(model, batch, config, device, 0.5, None, run)
+        *seen, health = forward_backward(model, batch, config, device, 0.5, None, run)
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         assert len(batch.num_frames) == {1: (6,), 2: (3, 3)}[shard[1]][shard[0]]
-        torch.save(dict(seen=seen, gradients=gradients), f"{out}/rank{shard[0]}of{shard[1]}.pt")
+        torch.save(dict(seen=seen, health=list(health), gradients=gradients), f"{out}/rank{shard[0]}of{shard[1]}.pt")
 """
 
 
@@ -91,6 +91,7 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
     for other in two:
         assert other["seen"][2:] == one["seen"][2:]
         assert other["seen"][:2] == pytest.approx(one["seen"][:2], rel=1e-10)
+        assert other["health"] == pytest.approx(one["health"], rel=1e-8) and min(one["health"][-2:]) > 0
         assert other["gradients"].keys() == one["gradients"].keys()
         for name, gradient in one["gradients"].items():
             torch.testing.assert_close(other["gradients"][name], gradient, rtol=1e-8, atol=1e-12)

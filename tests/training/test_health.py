@@ -1,0 +1,193 @@
+"""The scorer's health: each number by its definition, whatever the cuts; and who is told when it dies."""
+
+import functools
+import math
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from stts_mini import train as training
+from stts_mini.data.clips import held_out
+from stts_mini.eval import Reader, judge
+from stts_mini.lab.explore import remarks
+from stts_mini.model import Encoded
+from stts_mini.report.picture import draw_curve
+from stts_mini.scorer import SCORERS
+from stts_mini.training import logging
+from stts_mini.training.config import TrainConfig
+from stts_mini.training.health import WINDOW, Health, dead, sums
+from stts_mini.training.logging import Log
+from stts_mini.training.step import forward_backward
+from tests.test_model import batch_of, build
+from tests.test_train import make_sampler
+from tests.tiny import tiny
+
+CPU = torch.device("cpu")
+ALIVE = Health(0.5, 0.1, 0.0, 0.9, 0.0, 1.0, 0.1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("health")
+
+
+def given(scores, keep, target, num_frames):
+    """What an encoder with these scores (B, T, C) gives; only what is looked at."""
+    shown = torch.arange(scores.shape[1]) < torch.tensor(num_frames)[:, None]
+    return Encoded(torch.zeros(0, 4), shown.long(), shown, torch.zeros(0, 3), keep, scores, None, 0.0, target)
+
+
+def test_each_number_by_a_loop_and_padding_and_unpruned_videos_do_not_count():
+    draw = torch.Generator().manual_seed(0)
+    scores, target = (torch.rand(3, t, 2, generator=draw) for t in (4, 3))
+    scores[0, 1, 0], scores[0, 2, 1], scores[0, 3, 0] = 1e-5, 1 - 1e-6, 1e-9
+    scores[1, 3:], target[1, 2:] = math.nan, math.inf
+    keep = torch.ones(3, 4, 2).bool()  # the third video loses nothing
+    keep[0, 1, 0] = keep[0, 3, 0] = keep[1, 2, 0] = keep[1, 3] = False
+    health = Health.of(sums(given(scores, keep, target, [4, 3, 4])).tolist())
+    cells = [(b, t, c) for b, frames in ((0, 4), (1, 3)) for t in range(1, frames) for c in range(2)]
+    s = np.array([scores[cell] for cell in cells])
+    y = np.array([target[b, t - 1, c] for b, t, c in cells])
+    assert health.score_mean == pytest.approx(s.mean()) and health.score_spread == pytest.approx(s.std())
+    assert health.correlation == pytest.approx(np.corrcoef(s, y)[0, 1])
+    assert health.saturated == 3 / len(cells) and health.ties == 0
+
+
+@pytest.mark.parametrize(
+    "scores, gone, share",
+    [
+        ([3, 3, 3, 3], 2, 1.0),  # all alike
+        ([1, 3, 3, 4], 2, 0.5),  # the first would have gone anyway
+        ([1, 2, 3, 3], 2, 0.0),  # alike, but none of them goes
+        ([1, 1, 3, 4], 2, 0.0),  # alike, but both go
+        ([3, 3, 3, 3], 4, 0.0),  # all go
+    ],
+)
+def test_the_share_of_removals_that_ties_decide(scores, gone, share):
+    keep = torch.ones(1, 2, 4).bool()
+    keep[0, 1, :gone] = False
+    scores = torch.tensor([[[3.0, 3.0, 3.0, 3.0], scores]]) / 10  # frame 0 is never removed, and ties with nothing
+    assert Health.of(sums(given(scores, keep, torch.zeros(1, 1, 4), [2])).tolist()).ties == share
+    near = scores.clone()
+    near[0, 1, :gone] -= 1e-7
+    assert Health.of(sums(given(near, keep, torch.zeros(1, 1, 4), [2])).tolist()).ties == 0
+
+
+@pytest.mark.parametrize("weight, bias", [(0.5, "log"), (0.0, "log"), (3.0, "rescaled"), (1.0, "none")])
+def test_the_gradients_are_those_of_the_two_losses(weight, bias):
+    """Each alone, by autograd, at the scores."""
+    model = build(bias=bias)
+    batch = batch_of(model, [4, 1, 3])
+    config = TrainConfig(sim_weight=weight)
+    *_, health = forward_backward(model, batch, config, CPU, 0.5)
+    output = model(batch, 0.5)
+    scores = output.encoded.scores
+    both = torch.autograd.grad(weight * output.sim_loss, scores, retain_graph=True)
+    both += torch.autograd.grad(output.task_loss + 0 * scores.sum(), scores)
+    for found, expected in zip(health[-2:], (g.norm().item() for g in both), strict=True):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-15)
+    assert (health.sim_gradient > 0) == (weight > 0) and (health.lm_gradient > 0) == (bias != "none")
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_and_recomputing_change_nothing(folder, parts):
+    found = []
+    for options in ({}, dict(accumulate=parts), dict(recompute=True)):
+        config = tiny(folder, **options)
+        model = training.build_model(config, CPU).double()
+        run = training.wrap(model, config, CPU)
+        batch = make_sampler(config)(0)
+        batch.frames = batch.frames.double() / 127.5 - 1
+        found.append(forward_backward(model, batch, config, CPU, 0.5, None, run)[5])
+    assert found[1] == pytest.approx(found[0]) and found[2] == pytest.approx(found[0])
+    assert min(found[0].sim_gradient, found[0].lm_gradient, found[0].score_spread) > 0
+
+
+def test_nothing_is_measured_where_nothing_is_taught():
+    model = build()
+    batch = batch_of(model, [4, 2])
+    config = TrainConfig()
+    assert forward_backward(model, batch, config, CPU, 0.0)[5] is None
+    assert forward_backward(model, batch_of(model, [1, 1]), config, CPU, 0.5)[5] is None
+    cosine = functools.partial(model.encode_video, scorer=SCORERS["cosine"](model.config.scorer))
+    assert forward_backward(model, batch, config, CPU, 0.5, cosine)[5] is None
+    assert dead(None) == "" == dead()
+
+
+def test_scores_that_are_all_alike_have_no_correlation():
+    keep = torch.tensor([[[True, True], [False, True]]])
+    for value in (0.0, 0.3):
+        health = Health.of(sums(given(torch.full((1, 2, 2), value), keep, torch.rand(1, 1, 2), [2])).tolist())
+        assert math.isnan(health.correlation) and health.ties == 1 and health.score_spread < 1e-7
+
+
+# ------------------------------------------------------------------------------------ who is told
+
+
+def kill(model):
+    model.scorer.mlp[-1].bias.data.fill_(-50)
+    return model
+
+
+def test_the_death_of_a_scorer_is_told_once_by_train_and_by_eval(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging, "WINDOW", 3)
+    said = {}
+    for name, change in (("healthy", lambda model: model), ("dead", kill)):
+        config = tiny(folder, out=str(tmp_path / name), steps=8, lr=1e-6, muon_lr=1e-6)
+        model = training.train(config, False, CPU, model=change(training.build_model(config, CPU)))
+        told = capsys.readouterr()
+        judge(model, held_out(config.data, 48, 4, kinds=["short"]), Reader(4, 48), 0.5)
+        said[name] = told.out.count("the scorer is dead"), capsys.readouterr().out.count("the scorer is dead")
+        assert " r " in told.err and " ties " in told.err
+    assert said == {"healthy": (0, 0), "dead": (1, 1)}
+    assert "saturated" in (tmp_path / "dead" / "log.csv").read_text().splitlines()[0]
+
+
+def test_the_first_steps_and_a_single_one_raise_no_alarm(tmp_path):
+    log = Log(tmp_path / "log.csv", 0)
+    worst = ALIVE._replace(ties=1.0, saturated=1.0)
+    said = []
+    for step in range(3 * WINDOW):
+        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, None if step % 2 else worst, 1.0)
+        said.append(log.warning())
+    assert [step for step, warning in enumerate(said) if warning] == [2 * WINDOW - 2]
+    assert "--scorer-lr-ratio" in said[2 * WINDOW - 2] and "100% of what is removed" in said[2 * WINDOW - 2]
+    assert dead(*[ALIVE] * (WINDOW - 1), worst) == "" and dead(*[worst] * 11, *[ALIVE] * 9)
+
+
+def test_the_explorer_says_so(folder):
+    config = tiny(folder)
+    clip = held_out(config.data, 48, 1, kinds=["short"])[0]
+    video, model = Reader(4, 48)(clip), training.build_model(config, CPU).eval()
+    state = {"train_config": {"k": 0.5}}
+    assert not any("dead" in note for note in remarks(model, state, video))
+    assert any("the scorer is dead" in note for note in remarks(kill(model), state, video))
+
+
+# ------------------------------------------------------------------------------------ log and picture
+
+
+def test_a_log_with_fewer_columns_is_gone_on_with(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,task_loss,sim_loss,accuracy,grad_norm,tokens,seconds\n0,1,0,1,1,1,1\n1,1,0,1,1,1,1\n")
+    log = Log(path, start=2)
+    log.add(2, 1.0, 0.5, 1.0, 0.5, 10, ALIVE._replace(correlation=math.nan), seconds=2.0)
+    log.flush()
+    header, *rows = (line.split(",") for line in path.read_text().splitlines())
+    assert header == list(Log.NAMES) and [row[0] for row in rows] == ["0", "1", "2"]
+    assert {len(row) for row in rows} == {len(header)} and rows[0][7:] == [""] * 7
+    assert rows[2][7:] == ["0.5", "0.1", "0", "", "0", "1", "0.1"]
+
+
+@pytest.mark.parametrize("watched, panels", [(False, 1), (True, 2)])
+def test_the_picture_has_a_panel_more_if_there_was_a_scorer_to_watch(tmp_path, watched, panels):
+    log = Log(tmp_path / "log.csv", 0)
+    for step in range(9):
+        health = ALIVE._replace(correlation=math.nan, lm_gradient=0.0) if watched and step > 5 else None
+        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, health, 1.0)
+    log.flush()
+    draw_curve(log.path, tmp_path / "curve.png")
+    with av.open(str(tmp_path / "curve.png")) as file:
+        assert next(file.decode(video=0)).height == panels * 420
