@@ -264,7 +264,8 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     k = train["k"] if args.k is None else args.k
     if args.clips < 1 or frames < 1:
         raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
-    if train["blind"] and (args.k is not None or args.scorer):
+    blind = train.get("blind", False)  # a setting of the lab's
+    if blind and (args.k is not None or args.scorer):
         raise ValueError(f"{args.checkpoint} was trained blind: leave out --k and --scorer, which change nothing")
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
@@ -273,14 +274,14 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     trained, scorer = train["scorer"], args.scorer or model.config.scored_by
     trained = trained if train["k"] else "unpruned, no scorer"
     pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # it belongs to the model, whoever scores
-    name = "blind" if train["blind"] else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"
+    name = "blind" if blind else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"
     print(printable(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames"))
     count = f"{len(clips)} clips" if is_own(args.data) else f"{args.clips} clips of each kind"
     which = args.data if is_own(args.data) else f"{args.split} set"
     seeds = f"{count}, seed of this evaluation {args.seed}" + ", lenient" * args.lenient
     print(printable(f"{which} {fingerprint(clips)}: {seeds}"))
     learned_from = load_clips(asked) if asked.is_file() else ()
-    numbers = judge(model, clips, reader, k, learned_from, train["blind"], tokenizer, args.lenient)
+    numbers = judge(model, clips, reader, k, learned_from, blind, tokenizer, args.lenient)
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
         lenient=args.lenient, split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__,

@@ -18,6 +18,8 @@ Where we differ from the paper
       them all alike. (The public code does as we do.)
     - "Previous frame" starts anew in every video.
     - log s is clamped below at 1e-4. The paper names no range.
+    - A fresh scorer starts at scores of about 0.05, near most targets. From 0.5 it runs down so fast that it ends in
+      the sigmoid's saturation, where nothing teaches it any more (`tutorials/dead_scorer.py`).
 
 What this file does not do: select or pack (`packing.py`). A scorer of your own is any callable
 (x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C); see `CosineScorer` for a short one. As a class in a
@@ -36,6 +38,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+START = -3.0  # of the output bias: a score of 0.05
 
 
 def cell_side(num_patches: int, w: int) -> int:
@@ -102,7 +106,8 @@ class Scorer(nn.Module):
     x           (B, T, N, D) cell-major tokens after ViT block l
     num_frames  (B,) int or None; the scores of padding frames are 0
     returns     (B, T, C) in (0, 1), float32 or better, also under autocast
-    Paper §3.2. All weights start normal with std 1/√fan_in, truncated at two of them, and biases at zero.
+    Paper §3.2. All weights start normal with std 1/√fan_in, truncated at two of them, and biases at zero, but the last
+    one at START.
     """
 
     injects_bias = True  # STTS alone: its log-scores enter the attention of block l+1
@@ -118,6 +123,7 @@ class Scorer(nn.Module):
                 std = layer.in_features**-0.5
                 nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
                 nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.mlp[-1].bias, START)
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         pooled = self.pooler(x.unflatten(2, (-1, self.config.w**2)))  # (B, T, C, D)

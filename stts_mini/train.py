@@ -55,9 +55,7 @@ from stts_mini.training import checkpoint, distributed
 from stts_mini.training.config import TrainConfig, describe, parse_flags
 from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at
-from stts_mini.training.step import eagerly, forward_backward, wrap
-
-CLIP_NORM = 1.0  # largest norm of the gradient
+from stts_mini.training.step import CLIP_NORM, eagerly, forward_backward, warm_up, wrap
 
 
 class TrainError(RuntimeError):
@@ -96,13 +94,13 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
     return load_clips(index), index
 
 
-def judged_clips(config: TrainConfig) -> list[Clip]:
+def judged_clips(config: TrainConfig, split: str = "test") -> list[Clip]:
     """What to judge by: clips of your own, or held-out ones of the kinds that are trained on, written if need be."""
     if config.own_data:
         return load_clips(config.val, judged=True)
     kinds = [kind for kind, count in config.train_counts.items() if count]
     size, clips = config.video_size, config.test_clips
-    return distributed.in_turn(lambda: held_out(config.data, size, clips, config.split, kinds, config.panels))
+    return distributed.in_turn(lambda: held_out(config.data, size, clips, split, kinds, config.panels))
 
 
 def check_settings(config: TrainConfig, device: torch.device, model: VLM | None) -> None:
@@ -155,7 +153,14 @@ def train(
             config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
         )  # fmt: skip
         run, encode = wrap(model, config, device), encoder(model) if encoder else None
-        step_of = lambda step: one_step(model, optimizers, sampler(step), step, config, device, encode, run)
+        fresh = config.scorer_steps and not (annotate or encoder) and getattr(model.scorer, "injects_bias", False)
+
+        def step_of(step: int) -> tuple:
+            """Make a step; before the first pruned one, get the scorer ready for it."""
+            if fresh and step == config.unpruned_steps:
+                warm_up(model, optimizers, sampler.beyond(config.steps, config.scorer_steps), config, device)
+            return one_step(model, optimizers, sampler(step), step, config, device, encode, run)
+
         save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)
         where = lambda step: f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
         log = open_run(config, resume, start) if distributed.rank() == 0 else None  # when nothing refuses any more
@@ -305,23 +310,25 @@ def step_time(
     return {}
 
 
-def finish(config: TrainConfig, model: VLM, device: torch.device, tokenizer: AnyTokenizer = TOKENIZER) -> dict:
-    """Evaluate on held-out clips, time a step against the unpruned model, draw; print and save it all."""
+def finish(
+    config: TrainConfig, model: VLM, device: torch.device, tokenizer: AnyTokenizer = TOKENIZER, split: str = "test"
+) -> dict:
+    """Evaluate on held-out clips of a split, time a step against the unpruned model, draw; print and save it all."""
     out = Path(config.out)
     if config.own_data and not config.val:
         print("no --val: nothing held out, nothing to judge by")
         return {}
-    train_clips, clips = training_clips(config)[0], judged_clips(config)
+    train_clips, clips = training_clips(config)[0], judged_clips(config, split)
     reader = own_reader(config, clips)
     named = dict(fingerprint=fingerprint(clips), k=config.k, max_frames=config.max_frames, seed=config.seed)
     frames = f"up to {config.max_frames} frames, 1 seed ({config.seed})"
-    print(f"\n{config.split} set {named['fingerprint']}, k = {config.k}, {frames}")
+    print(f"\n{split} set {named['fingerprint']}, k = {config.k}, {frames}")
     with eagerly(config.compile):  # prompts and answers of all lengths are not worth compiling for
         numbers = judge(model, clips, reader, config.k, train_clips, config.blind, tokenizer)
     if distributed.rank():
         return {}
-    summary = dict(**named, split=config.split, torch=torch.__version__, **numbers)
-    result = out / ("result.json" if config.split == "test" else f"result-{config.split}.json")
+    summary = dict(**named, split=split, torch=torch.__version__, **numbers)
+    result = out / checkpoint.RESULTS[split != "test"]
     write_json(result, summary)  # at once: what follows may fail
     if config.k > 0 and not config.blind and distributed.world_size() == 1:
         summary |= step_time(model, train_clips, reader, config, device, tokenizer)
@@ -359,7 +366,7 @@ def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | N
             began = time.monotonic()
             with checkpoint.alone(config.out):
                 model = train(config, args.resume, device, model=model, tokenizer=tokenizer)
-                finish(config, model, device, tokenizer)
+                finish(config, model, device, tokenizer, args.split)
             peak = "" if resource is None else f", peak memory {peak_memory():.1f} GB"
             if device.type == "cuda":
                 peak += f", of the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"

@@ -2,9 +2,9 @@
 
     python tutorials/dead_scorer.py        prints a table and draws tutorials/results/dead_scorer.png
 
-The features are those of an unpruned base model (`base0.pt`) on clips of the world without panels. Little changes there,
-so most targets are near 0. A fresh scorer learns them by L_sim alone, for 100 steps of four clips, at several rates,
-by two optimisers, from two starts, with three seeds. Then it scores clips that it has not seen.
+The features are those of an unpruned base model (`base0.pt`) on clips of the world without panels. Little changes
+there, so most targets are near 0. A fresh scorer learns them by L_sim alone, for 100 steps of four clips, at several
+rates, by two optimisers, from two starts, with three seeds. Then it scores clips that it has not seen.
 
     start   the output bias at the beginning: 0, a score of about 0.5; −3, about 0.05
     r       correlation of scores and targets: 1 is perfect

@@ -11,8 +11,9 @@ What this file does not do: write or list clips (`clips.py`), decode (`video.py`
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -195,6 +196,12 @@ class Sampler:
             full = len(order) // self.batch_size * self.batch_size
             batches += order[:full].reshape(-1, self.batch_size).tolist()
         return batches[rng.permutation(per_epoch)[place]]
+
+    def beyond(self, steps: int, count: int) -> Iterator[Batch]:
+        """The batches of `count` steps after a run of so many; whole ones, whatever the shard."""
+        whole = copy.copy(self)
+        whole.shard = (0, 1)
+        return (whole(step) for step in range(steps, steps + count))
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 1, step))

@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
     """What the command line says."""
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, pick_device("auto"), args.scorer)
     train = state["train_config"]
-    if train["blind"]:
+    if train.get("blind"):
         raise ValueError(f"{args.checkpoint} was trained blind: it has learned nothing of videos")
     frames = train["max_frames"] if args.frames is None else args.frames
     k = train["k"] if args.k is None else args.k

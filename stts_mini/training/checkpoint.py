@@ -36,18 +36,10 @@ from stts_mini.training.config import TrainConfig, upgraded
 from stts_mini.vit import ViTConfig, resized_positions
 
 FORMAT = "stts_mini 1"
-FILES = ("checkpoint.pt", "config.json", "log.csv", "curve.png", "result.json", "pruned.png")  # of a run
+RESULTS = ("result.json", "result-val.json")
+FILES = ("checkpoint.pt", "config.json", "log.csv", "curve.png", "pruned.png", *RESULTS)  # of a run
 LOCK = "lock"  # in its folder while it lives; holds its process's number
-READ = (
-    "k",
-    "blind",
-    "max_frames",
-    "fps",
-    "image_size",
-    "seed",
-    "data",
-    "train_clips",
-)  # settings that commands ask for
+READ = ("k", "max_frames", "fps", "image_size", "seed", "data", "train_clips")  # settings that commands ask for
 
 
 class CheckpointError(ValueError):

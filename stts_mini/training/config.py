@@ -42,7 +42,6 @@ class TrainConfig:
     # what is trained on what
     k: float = setting(0.5, "share of the cells to remove, 0 ≤ k < 1; 0 trains the unpruned model", may_be_0=True)
     scorer: str = setting("stts", "what scores the cells: stts, cosine, random, or my_file.py:MyScorer")
-    blind: bool = setting(False, "train without any vision tokens (the control)")
     init: str = setting("", "checkpoint of an unpruned model to start from; its scorer is left out")
     data: str = setting("data", "folder of the world's clips; or mine.jsonl, clips of your own to train on")
     val: str = setting("", "with --data mine.jsonl: the clips of your own to judge by")
@@ -51,7 +50,6 @@ class TrainConfig:
         dict(short=2000, watch=160, image=400, brief=1100), "training clips of each kind"
     )
     test_clips: int = setting(200, "held-out clips of each kind, to judge by")
-    split: str = setting("test", "held-out clips to judge by: test; or val, to choose settings")
     panels: int = setting(MOST_PANELS, "distractor panels in the world's scenes: 0, 1 or 2", may_be_0=True)
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
@@ -98,7 +96,7 @@ class TrainConfig:
     save_every: int = setting(100, "steps between checkpoints")
 
     # settings of the lab's recipes alone, which lab/paper/train.py adds
-    thinning, coarse_steps, saliency_steps, spread, elastic = 1.0, 0, 0, 0.0, False
+    thinning, coarse_steps, saliency_steps, spread, elastic, blind = 1.0, 0, 0, 0.0, False, False
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -134,7 +132,6 @@ class TrainConfig:
         folder = index.suffix != ".json" and not index.is_file()
         require(folder, f"data = {self.data!r} is no folder: a list of clips of your own ends in .jsonl")
         require(self.panels <= MOST_PANELS, f"panels = {self.panels}: give 0, 1 or {MOST_PANELS}")
-        require(self.split in ("test", "val"), f"split = {self.split!r}: give test or val")
         require(size % 2 == 0, f"frames of {size} pixels: give an even --image-size, as H.264 needs")
         asked = any(count for kind, count in self.train_counts.items() if TASKS[kind])
         require(asked, "no training clips that anything is asked about: give --train-clips short=2000, say")
@@ -194,6 +191,16 @@ class TrainConfig:
         """The smallest share of the cells that a long clip loses in any step."""
         return 0.0 if self.saliency_steps else self.k
 
+    @property
+    def scorer_steps(self) -> int:
+        """Steps of L_sim alone for a fresh scorer, before pruning begins: a quarter of the pruned steps, at most 100.
+
+        >>> TrainConfig(stages={}, steps=200).scorer_steps, TrainConfig().scorer_steps, TrainConfig(k=0.0).scorer_steps
+        (50, 100, 0)
+        """
+        learns = self.k and self.sim_weight and not (self.blind or self.saliency_steps)
+        return min((self.steps - self.unpruned_steps) // 4, 100) if learns else 0
+
     def learns_saliency(self, step: int) -> bool:
         """Whether the scorer's teacher at a step is saliency (`saliency.py`)."""
         return self.curriculum_steps <= step < self.unpruned_steps
@@ -208,7 +215,9 @@ class TrainConfig:
         return self.k if step >= self.unpruned_steps else 0.0
 
 
-GONE = dict(k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False)  # former settings, and what is done now
+GONE = dict(
+    k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False, blind=False
+)  # former settings, and what is done now
 
 
 def upgraded(settings: dict) -> dict:
@@ -270,8 +279,8 @@ def parse_flags(
     presets: dict[str, dict] = PRESETS,
     prog: str = "python -m stts_mini.train",
 ) -> tuple[TrainConfig, argparse.Namespace]:
-    """A config from --preset, --scale and flags, and what is not a setting: resume, dry_run, preset, and `idle`, the
-    flags without an effect. `given`: settings that go before the preset's, and that flags override."""
+    """A config from --preset, --scale and flags, and what is not a setting: resume, dry_run, preset, split, and `idle`,
+    the flags without an effect. `given`: settings that go before the preset's, and that flags override."""
     parser = argparse.ArgumentParser(
         prog,
         allow_abbrev=False,
@@ -284,6 +293,7 @@ def parse_flags(
         default=1.0,
         help="times widths, depths and heads, to whole heads",
     )
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="judge by these clips; val: to choose")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--dry-run", action="store_true", help="print parameters, tokens and memory, and stop")
     hints = typing.get_type_hints(config_type)
@@ -312,7 +322,7 @@ def parse_flags(
         config = config_type(**{**settings, **flags})
     except ValueError as error:
         parser.error(str(error))
-    rest = {name: args[name] for name in ("resume", "dry_run", "preset")}
+    rest = {name: args[name] for name in ("resume", "dry_run", "preset", "split")}
     return config, argparse.Namespace(**rest, idle=idle(config, flags))
 
 
@@ -323,16 +333,16 @@ def idle(config: TrainConfig, given: Iterable[str]) -> list[str]:
     ['--stages (--data has clips of your own)']
     """
     learns = getattr(find_scorer(config.scorer), "injects_bias", False)
-    of_scorer = ("scorer", "bias", "sim_weight", "scorer_lr_ratio")
+    taught = ("bias", "sim_weight", "scorer_lr_ratio")
     reasons = [
         (
             config.own_data,
-            ("stages", "train_clips", "test_clips", "split", "panels", "video_size"),
+            ("stages", "train_clips", "test_clips", "panels", "video_size"),
             "--data has clips of your own",
         ),
-        (config.blind, ("k", *of_scorer), "--blind has no vision tokens"),
-        (not config.k and not config.blind, of_scorer, "--k 0 prunes nothing"),
-        (not learns, ("bias", "sim_weight", "scorer_lr_ratio"), f"the scorer {config.scorer} does not learn from it"),
+        (config.blind, ("k", "scorer", *taught), "--blind has no vision tokens"),
+        (not config.k and not config.blind, ("scorer", *taught), "--k 0 prunes nothing"),
+        (not learns, taught, f"the scorer {config.scorer} does not learn from it"),
         (bool(config.saliency_steps), ("sim_weight",), "--saliency-steps teach the scorer alone"),
     ]
     found = {name: why for holds, names, why in reversed(reasons) if holds for name in names if name in given}

@@ -12,19 +12,25 @@ What this file does not do: draw batches (`data/batches.py`), step optimisers, l
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from stts_mini.model import VLM, Encoded, Output
+from stts_mini.data.progress import Progress
+from stts_mini.model import VLM, Encoded, Output, ragged
 from stts_mini.packing import num_removed
+from stts_mini.scorer import similarity_loss, temporal_target
 from stts_mini.sequence import Batch
 from stts_mini.training import distributed
 from stts_mini.training.config import TrainConfig
 from stts_mini.training.health import Health, sums, watch
+from stts_mini.training.optim import Muon
 from stts_mini.training.saliency import saliency_loss, taught
+
+CLIP_NORM = 1.0  # largest norm of the gradient
+WARM_UP_RATE = 5.0  # of a scorer that L_sim teaches alone, times the LLM's rate
 
 
 def parts_of(batch: Batch, count: int) -> list[Batch]:
@@ -100,6 +106,32 @@ def forward_backward(
         tokens += output.tokens
     task, sim, right, *health, tokens = distributed.total(*seen.tolist(), tokens)
     return task, sim, int(right), int(questions), int(tokens), Health.of(health)
+
+
+def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: TrainConfig, device: torch.device) -> None:
+    """Teach the scorer L_sim alone, while everything else stands still: a step for each batch, through blocks 0..l.
+
+    It is ours, not the paper's, which prunes by a fresh scorer and has thousands of steps to mend what that does. The
+    rate, WARM_UP_RATE times the LLM's, falls to zero. Every process must be given whole batches: so all stay alike.
+    """
+    progress, cfg = Progress("scorer", config.scorer_steps), model.config
+    for i, batch in enumerate(batches):
+        batch = batch.to(device)
+        counts, real, prunable = ragged(batch.frames, batch.num_frames, config.k, cfg.cells, batch.still)
+        own_frame, counts = real.nonzero().to(device).unbind(1), torch.where(prunable, counts, 1)
+        with torch.no_grad(), autocast(device):
+            x = model.stem(batch.frames[own_frame])  # (F, N, D)
+            grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
+        similarity_loss(model.scorer(grid, counts), temporal_target(grid, cfg.w), counts).backward()
+        torch.nn.utils.clip_grad_norm_(model.scorer.parameters(), CLIP_NORM)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                rate = config.muon_lr if isinstance(optimizer, Muon) else config.lr
+                group["lr"] = WARM_UP_RATE * rate * min((i + 1) / 10, 1 - i / config.scorer_steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        progress.update(i + 1)
+    progress.close()
 
 
 def answers_right(output: Output, answers: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from stts_mini import train as training
 from stts_mini.data import files
 from stts_mini.data.batches import TOKENIZER
 from stts_mini.data.files import naming, write_text
+from stts_mini.lab.paper.train import main as lab_main
 from stts_mini.train import build_model, build_optimizers, train
 from stts_mini.training import checkpoint, distributed
 from stts_mini.training.checkpoint import CheckpointError, alone, origin, restore, save_run
@@ -379,15 +380,15 @@ def test_settings_that_would_end_a_run_in_its_middle_are_refused(settings, messa
 
 
 def test_flags_without_an_effect_are_told(folder, capsys):
-    def said(*flags):
-        training.main([*flags, "--dry-run", "--device", "cpu"])
+    def said(*flags, main=training.main):
+        main([*flags, "--dry-run", "--device", "cpu"])
         return next((x for x in capsys.readouterr().out.splitlines() if x.startswith("note: without effect")), "")
 
     assert said("--steps", "2000", "--k", "0.3", "--bias", "none") == ""
     assert "--stages (--data has clips of your own)" in said("--data", "mine.jsonl", "--stages", "image=3")
     assert "--sim-weight (--k 0 prunes nothing)" in said("--k", "0", "--sim-weight", "2")
     assert "--bias (the scorer cosine does not learn from it)" in said("--scorer", "cosine", "--bias", "none")
-    assert "--k (--blind has no vision tokens)" in said("--blind", "--k", "0.3")
+    assert "--k (--blind has no vision tokens)" in said("--blind", "--k", "0.3", main=lab_main)
 
 
 def test_a_kind_that_comes_twice_is_refused(capsys):

@@ -32,6 +32,7 @@ class PaperConfig(TrainConfig):
         may_be_0=True,
     )
     spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time; 0: off", may_be_0=True)
+    blind: bool = setting(False, "train without any vision tokens (the control)")
     elastic: bool = setting(False, "draw k anew in each step, from 0 to --k: one model for every budget")
     video_size: int = setting(0, "side of a frame in pixels, in the world's files; 0: as --image-size", may_be_0=True)
 
