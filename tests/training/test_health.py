@@ -15,7 +15,8 @@ from stts_mini.lab.explore import remarks
 from stts_mini.model import Encoded
 from stts_mini.report.picture import draw_curve
 from stts_mini.scorer import SCORERS
-from stts_mini.training import logging
+from stts_mini.training import checkpoint, logging
+from stts_mini.training import step as steps
 from stts_mini.training.config import TrainConfig
 from stts_mini.training.health import WINDOW, Health, dead, sums
 from stts_mini.training.logging import Log
@@ -164,6 +165,71 @@ def test_the_explorer_says_so(folder):
     state = {"train_config": {"k": 0.5}}
     assert not any("dead" in note for note in remarks(model, state, video))
     assert any("the scorer is dead" in note for note in remarks(kill(model), state, video))
+
+
+# ------------------------------------------------------------------------------------- the warm-up
+
+
+@torch.no_grad()
+def sim_loss(model, batches):
+    encoded = [model.encode_video(batch.frames, batch.num_frames, 0.5) for batch in batches]
+    return sum(float(e.sim_loss) for e in encoded)
+
+
+def test_before_pruning_begins_the_scorer_alone_learns(folder):
+    config = tiny(folder, stages={}, steps=80, batch_size=3, lr=5e-3, muon_lr=0.02)
+    model, batches = training.build_model(config, CPU), list(make_sampler(config).beyond(80, 20))
+    state, before = {name: p.clone() for name, p in model.state_dict().items()}, sim_loss(model, batches)
+    steps.warm_up(model, training.build_optimizers(model, config), batches, config, CPU)
+    changed = {name.split(".")[0] for name, p in model.state_dict().items() if not torch.equal(p, state[name])}
+    assert changed == {"scorer"} and sim_loss(model, batches) < 0.8 * before
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_every_process_warms_up_on_whole_batches_beyond_the_run(folder):
+    config = tiny(folder, stages={})
+    whole, half = make_sampler(config), make_sampler(config)
+    half.shard = (1, 2)
+    for step_number, (a, b) in enumerate(zip(whole.beyond(7, 3), half.beyond(7, 3), strict=True), start=7):
+        assert torch.equal(a.frames, b.frames) and torch.equal(a.frames, whole(step_number).frames)
+    assert half.shard == (1, 2)
+
+
+@pytest.mark.parametrize("settings, count", [({}, 2), (dict(sim_weight=0.0), 0), (dict(scorer="cosine"), 0)])
+def test_a_run_warms_up_once_and_resumes_as_if_it_had_not_been_cut(settings, count, folder, tmp_path, monkeypatch):
+    warmed, plain = [], training.warm_up
+
+    def counting(model, optimizers, batches, *rest):
+        batches = list(batches)
+        warmed.append(len(batches))
+        plain(model, optimizers, batches, *rest)
+
+    monkeypatch.setattr(training, "warm_up", counting)
+    config = tiny(folder, out=str(tmp_path / "whole"), stages={"image": 2}, steps=10, **settings)
+    assert training.train(config, False, CPU) and warmed == [count] * bool(count)
+    if not count:
+        return
+    monkeypatch.setattr(training, "warm_up", plain)
+    cut, states = tiny(folder, out=str(tmp_path / "cut"), stages={"image": 2}, steps=10), []
+    for stop in (2, 4):  # right before the warm-up, and after it
+        monkeypatch.setattr(training, "one_step", stopping_at(stop, training.one_step))
+        with pytest.raises(KeyboardInterrupt):
+            training.train(cut, stop > 2, CPU)
+        monkeypatch.undo()
+    training.train(cut, True, CPU)
+    states = [checkpoint.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("whole", "cut")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def stopping_at(stop, plain):
+    """A step that is interrupted when it is the one with this number."""
+
+    def one_step(model, optimizers, batch, step, *rest):
+        if step == stop:
+            raise KeyboardInterrupt
+        return plain(model, optimizers, batch, step, *rest)
+
+    return one_step
 
 
 # ------------------------------------------------------------------------------------ log and picture
