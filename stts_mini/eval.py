@@ -9,6 +9,7 @@
 
     python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
     python -m stts_mini.eval CHECKPOINT --data mine.jsonl          clips of your own (see data/clips.py)
+    python -m stts_mini.eval CHECKPOINT --why UNPRUNED             also why it was wrong, in twice the time
 
 What this file does not do: means, intervals and tables of the scores (`report/result.py`).
 """
@@ -283,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lenient", action="store_true", help="generated answers: ignore case and a final full stop")
     parser.add_argument(
         "--why", nargs="?", const="", metavar="CHECKPOINT",
-        help="also say why answers were wrong, beside this model unpruned, or the same one if none is named",
+        help="also say why answers were wrong, compared with this model, unpruned; with the same one if none is named",
     )  # fmt: skip
     parser.add_argument("--json", default=None, help="also write the scores to this file")
     args = parser.parse_args(argv)

@@ -2,7 +2,8 @@
 
 Accuracies are means over questions, with a 95% interval from resampling clips. "short" is the mean over
 the short tasks, "long" over the long ones. "evidence" is the share of the pixels that answers depend on
-(frame 0 excluded) that lie in kept cells, task by task, and then the mean over tasks.
+(frame 0 excluded) that lie in kept cells, task by task, and then the mean over tasks. `wrong_kinds` says why answers
+were wrong.
 
 What this file does not do: ask a model anything (`eval.py`).
 """

@@ -495,7 +495,10 @@ def wrong(results: Results) -> str:
             name = named(m) if way == "as trained" else way.rpartition(",")[0]
             percents = map(percent, (sum(means), *means))
             rows.append([name, round(100 * next(iter(asked.values()))["k"]), *percents, ", ".join(map(str, asked))])
-    return table("|k|wrong|unpruned, too|evidence pruned|kept, not used|seeds", rows)
+    text = table("|k|wrong|unpruned, too|evidence pruned|kept, not used|seeds", rows)
+    how = "Percent of all questions, on average. *Unpruned, too*: the unpruned row of this seed is wrong as well."
+    how += " *Evidence pruned*: it is not, and of an object that the answer depends on no frame keeps half."
+    return text and f"{how}\n\n{text}"
 
 
 def of_bases(results: Results) -> str:

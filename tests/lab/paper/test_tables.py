@@ -374,7 +374,7 @@ def test_why_answers_were_wrong(tmp_path):
     assert tuple(kinds) == videos and kinds["speed"] == dict(unpruned=0, pruned=0, unused=0)
     assert kinds["count"] == kinds["open"] == dict(unpruned=0.04, pruned=0.08, unused=0.08)
     lines = page(results).split("## Why answers were wrong")[1].split("##")[0].strip().splitlines()
-    assert lines[2:] == ["| STTS | 80 | 3.1 | 0.6 | 1.2 | 1.2 | 0 |"]  # (1/6 + 1/7)/2 of 20%, 4%, 8%, 8%
+    assert lines[4:] == ["| STTS | 80 | 3.1 | 0.6 | 1.2 | 1.2 | 0 |"]  # (1/6 + 1/7)/2 of 20%, 4%, 8%, 8%
     assert value(results.scores("stts", 0.8, seeds=[0]), "average") == pytest.approx(1 - 0.2 * (1 / 6 + 1 / 7) / 2)
 
 
