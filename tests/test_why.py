@@ -127,18 +127,22 @@ def test_models_that_are_wrong_for_one_reason_each(setup, monkeypatch):
     assert why_wrong(merged([result, Result()]), whole) == kinds  # of several processes
 
 
-def test_the_command_says_why(setup, tmp_path, capsys):
+def test_the_command_says_why(setup, tmp_path, capsys, monkeypatch):
     """Only where it is asked to; the other numbers stay. The reference is the model itself, or another one."""
     config, said = tiny(tmp_path, out=str(tmp_path / "run"), data=setup[2].data), {}
     train(config, False, CPU)
     path, other = str(tmp_path / "run" / "checkpoint.pt"), str(tmp_path / "run" / "other.pt")
     state = checkpoint.load(path)
     torch.save({**state, "model": {name: w + torch.randn_like(w) for name, w in state["model"].items()}}, other)
+    asked = []
+    spied = lambda *args, **options: asked.append((options.get("name"), args[3])) or evaluate(*args, **options)
+    monkeypatch.setattr(evaluation, "evaluate", spied)
     flags = ["--data", config.data, "--clips", "3", "--json", str(tmp_path / "a.json")]
     for name, more in dict(plain=[], itself=["--why"], other=["--why", other]).items():
         capsys.readouterr()
         evaluation.main([path, *flags, *more])
         said[name] = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
+    assert asked[-1] == ("unpruned", 0.0) and len(asked) == 2 + 3 + 3
     assert said["other"][1]["why_wrong"] != said["itself"][1]["why_wrong"]
     text, numbers = said["itself"]
     assert text.startswith(said["plain"][0].rstrip("\n")) and "why wrong" not in said["plain"][0]
