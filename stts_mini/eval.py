@@ -9,6 +9,7 @@
 
     python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
     python -m stts_mini.eval CHECKPOINT --data mine.jsonl          clips of your own (see data/clips.py)
+    python -m stts_mini.eval CHECKPOINT --why UNPRUNED             also why it was wrong, in twice the time
 
 What this file does not do: means, intervals and tables of the scores (`report/result.py`).
 """
@@ -22,6 +23,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +45,9 @@ from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import Video, VideoError
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
-from stts_mini.report.result import GENERATED, Result, broken_clips, merged, summarise, table
+from stts_mini.report.result import GENERATED, Result, broken_clips, merged, summarise, table, why_wrong, wrong_table
 from stts_mini.toy import world
-from stts_mini.toy.drawing import evidence
+from stts_mini.toy.drawing import Question, Scene, evidence
 from stts_mini.training import checkpoint, distributed
 from stts_mini.training.health import Health, dead, sums
 from stts_mini.training.logging import one_line_errors
@@ -101,7 +103,7 @@ def evaluate(
             for qa, ids in zip(spoken[b], said[b], strict=True):
                 right = normalised(tokenizer.decode(ids), lenient) == normalised(qa.answer, lenient)
                 result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
-        _count_kept(result, output.encoded, [clips[n] for n in numbers], videos)
+        _count_kept(result, output.encoded, [clips[n] for n in numbers], videos, numbers)
         progress.update(numbers[-1] + 1)
     progress.close()
     model.train(was_training)
@@ -129,9 +131,11 @@ def judge(
     blind: bool = False,
     tokenizer: AnyTokenizer = TOKENIZER,
     lenient: bool = False,
+    unpruned: tuple[VLM, AnyTokenizer] | None = None,
 ) -> dict:
     """Evaluate a model with and without the video (`blind`: without it, both times), beside what question text alone
-    is worth after `train_clips`; print the table, and return its numbers."""
+    is worth after `train_clips`; print the table, and return its numbers. With a model to ask `unpruned`, at k = 0,
+    also those of `why_wrong`."""
     without = model.encode_blind
     how = dict(tokenizer=tokenizer, lenient=lenient)
     result = evaluate(model, clips, reader, k, without if blind else None, **how)
@@ -141,7 +145,14 @@ def judge(
     print(broken_clips(reader.broken, reader.skipped), end="")
     if warning := dead(Health.of(result.health)):
         print(f"warning: {warning}")
-    return summarise(result, unseeing, lookup)
+    numbers = summarise(result, unseeing, lookup)
+    if unpruned:
+        whole = evaluate(
+            unpruned[0], clips, reader, 0.0, generate=False, name="unpruned", tokenizer=unpruned[1], lenient=lenient
+        )
+        numbers["why_wrong"] = why_wrong(result, whole)
+        print(f"\n{wrong_table(result, numbers['why_wrong'])}")
+    return numbers
 
 
 def _readable(clips: Sequence[Clip], reader: Reader) -> Iterator[tuple[int, Video]]:
@@ -172,16 +183,33 @@ def evidence_per_cell(clip: Clip, video: Video, side: int) -> dict[str, np.ndarr
 
 @functools.lru_cache(maxsize=10000)
 def _evidence_per_cell(split: str, kind: str, seed: int, times: tuple, size: int, side: int) -> dict[str, np.ndarray]:
-    scene, T = world.make_scene(split, kind, seed), len(times)
-    tasks = {}
-    for task in world.TASKS[kind]:
-        pixels = evidence(scene, tuple(q for q in scene.questions if q.task == task), np.array(times), size)
-        tasks[task] = pixels.reshape(T, side, size // side, side, size // side).sum((2, 4)).reshape(T, side * side)
-    return tasks
+    scene = world.make_scene(split, kind, seed)
+    of = {task: tuple(q for q in scene.questions if q.task == task) for task in world.TASKS[kind]}
+    return {task: _in_cells(scene, questions, times, size, side) for task, questions in of.items()}
 
 
-def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos: Sequence) -> None:
-    """Add a batch's kept cells, rows, kept evidence and its scorer's health to the result."""
+def _in_cells(scene: Scene, questions: tuple[Question, ...], times: tuple, size: int, side: int) -> np.ndarray:
+    """How many pixels of each cell these questions' answers depend on: (T, side²) int."""
+    pixels = evidence(scene, questions, np.array(times), size)
+    return pixels.reshape(len(times), side, size // side, side, size // side).sum((2, 4)).reshape(len(times), -1)
+
+
+@functools.lru_cache(maxsize=10000)
+def _objects_in_cells(clip: Clip, times: tuple, size: int, side: int) -> dict[str, list[np.ndarray]]:
+    """The same of each object apart that the answer to the task's one question (`pick_questions`) depends on."""
+    scene, objects = world.make_scene(clip.split, clip.kind, clip.seed), {}
+    asked = {(qa.task, qa.question) for qa, _ in pick_questions(clip)}
+    for q in scene.questions:
+        if (q.task, q.text) in asked:
+            apart = (_in_cells(scene, (replace(q, evidence=(o,)),), times, size, side) for o in q.evidence)
+            objects[q.task] = [pixels for pixels in apart if pixels.any()]
+    return objects
+
+
+def _count_kept(
+    result: Result, encoded: Encoded, clips: Sequence[Clip], videos: Sequence, numbers: Sequence[int]
+) -> None:
+    """Add a batch's kept cells, rows, kept evidence and scorer's health to the result; `numbers`: the clips'."""
     if encoded.keep is None:
         return
     result.health += sums(encoded).cpu().numpy()
@@ -199,6 +227,19 @@ def _count_kept(result: Result, encoded: Encoded, clips: Sequence[Clip], videos:
         for task, pixels in evidence_per_cell(clip, video, side).items() if T > 1 and clip.kind != OWN else ():
             seen, every = result.evidence.get(task, (0, 0))
             result.evidence[task] = seen + int(pixels[keep[b, :T]].sum()), every + int(pixels.sum())
+        for task, share in kept_shares(clip, video, keep[b, :T]).items():
+            result.shares[task][numbers[b]] = share
+
+
+def kept_shares(clip: Clip, video: Video, keep: np.ndarray) -> dict[str, float | None]:
+    """How much can be seen of what each task's question depends on, in cells that are kept, `keep` (T, C) bool. Of an
+    object that is its share of pixels in kept cells, in the frame where that is largest (frame 0 left out); of several
+    objects, the least; None if no frame shows any. Nothing for images and for clips of your own."""
+    if clip.kind in ("image", OWN):
+        return {}
+    best = lambda x: float(((x * keep).sum(1) / x.sum(1).clip(min=1)).max())  # (T, C) pixels
+    objects = _objects_in_cells(clip, tuple(video.times), video.frames.shape[1], round(keep.shape[1] ** 0.5))
+    return {task: min(map(best, of), default=None) for task, of in objects.items()}
 
 
 def look_up(train: Sequence[Clip], test: Sequence[Clip], lenient: bool = False) -> dict[str, float]:
@@ -246,6 +287,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="data", help="folder of the prepared clips, or mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
     parser.add_argument("--lenient", action="store_true", help="generated answers: ignore case and a final full stop")
+    parser.add_argument(
+        "--why", nargs="?", const="", metavar="CHECKPOINT",
+        help="also say why answers were wrong, compared with this model, unpruned; with the same one if none is named",
+    )  # fmt: skip
     parser.add_argument("--json", default=None, help="also write the scores to this file")
     args = parser.parse_args(argv)
     cuda = torch.cuda.is_available()
@@ -256,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, device: torch.device) -> dict:
     """Evaluate as the command line says; prints the table and returns what --json writes."""
     torch.manual_seed(args.seed)
-    inputs = [args.checkpoint, *[args.data] * is_own(args.data)]
+    inputs = [args.checkpoint, *[args.data] * is_own(args.data), *[args.why] * bool(args.why)]
     check_outputs([args.json] if args.json else [], inputs)  # better known now than after the work
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, device, args.scorer)
     train = state["train_config"]
@@ -267,6 +312,15 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     blind = train.get("blind", False)  # a setting of the lab's
     if blind and (args.k is not None or args.scorer):
         raise ValueError(f"{args.checkpoint} was trained blind: leave out --k and --scorer, which change nothing")
+    unpruned = None if args.why is None else (model, tokenizer)
+    if unpruned:
+        require(k > 0 and not blind, "--why is for a pruned model: give a --k above 0")
+        require(not is_own(args.data), "--why is for the world's clips, whose evidence is known: leave out --data")
+    if args.why:
+        other, _, words = checkpoint.load_trained(args.why, device)
+        sizes = model.config.vit.image_size, other.config.vit.image_size
+        require(sizes[0] == sizes[1], "frames of {} pixels, of {} in {}: give one of the same", *sizes, args.why)
+        unpruned = other, words
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
     clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train))
@@ -281,7 +335,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     seeds = f"{count}, seed of this evaluation {args.seed}" + ", lenient" * args.lenient
     print(printable(f"{which} {fingerprint(clips)}: {seeds}"))
     learned_from = load_clips(asked) if asked.is_file() else ()
-    numbers = judge(model, clips, reader, k, learned_from, blind, tokenizer, args.lenient)
+    numbers = judge(model, clips, reader, k, learned_from, blind, tokenizer, args.lenient, unpruned)
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
         lenient=args.lenient, split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__,

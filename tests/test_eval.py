@@ -208,7 +208,7 @@ def test_pictures_are_no_part_of_the_tokens_of_videos(setup):
         for n, s in ((1, False), (2, True), (2, False))
     ]
     encoded = Encoded(torch.zeros(40, 8), kept, kept > 0, keep.nonzero(), keep)
-    evaluation._count_kept(result := Result(), encoded, [clip("own")] * 3, videos)
+    evaluation._count_kept(result := Result(), encoded, [clip("own")] * 3, videos, range(3))
     assert (result.kept, result.cells, result.evidence) == (13, 18, {})
 
 
@@ -221,7 +221,7 @@ def test_evidence_is_weighed_by_pixels_in_kept_cells(setup):
     keep[0, 3, 4] = True  # the middle cell of the last frame: pixels 16..31
     result = Result()
     zero = torch.zeros(1, 4, dtype=torch.long)
-    evaluation._count_kept(result, Encoded(torch.zeros(0, 8), zero, zero.bool(), zero, keep), [one], [video])
+    evaluation._count_kept(result, Encoded(torch.zeros(0, 8), zero, zero.bool(), zero, keep), [one], [video], [7])
     for task in world.SHORT_TASKS:
         pixels = evidence(scene, tuple(q for q in scene.questions if q.task == task), np.array(video.times), 48)
         assert result.evidence[task] == (int(pixels[3, 16:32, 16:32].sum()), int(pixels.sum()))

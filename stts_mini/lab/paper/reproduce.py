@@ -358,7 +358,8 @@ def settings_of(config: Mapping) -> dict:
 def scores_of(result: Result, way: Asking) -> dict:
     """A result as plain values: the accuracies, and each answer of each task as 0 or 1, in the order of the clips;
     vision tokens kept, of all videos together; the share of evidence kept, where cells are kept or not (nothing
-    merged) and all frames are there."""
+    merged) and all frames are there: of all, and of each question of a video as one digit, 3 for 30% to below 40%
+    (9: to 100%), or - where it has no evidence."""
     tasks = list(result.correct["choice"])
     judged = parted(way.method)[0] != "tome" and (way.max_frames, way.size) == (FRAMES, 48) and result.evidence
     return dict(
@@ -368,6 +369,10 @@ def scores_of(result: Result, way: Asking) -> dict:
         chance={t: round(float(np.mean(result.chance[t])), 4) for t in tasks},
         tokens=result.kept,
         evidence_kept=round(result.evidence_kept(), 4) if judged else None,
+        kept_deciles={
+            t: "".join("-" if (x := shares[n]) is None else str(min(int(10 * x), 9)) for n, _ in result.answers(t))
+            for t, shares in (result.shares.items() if judged else ())
+        },
     )
 
 

@@ -31,7 +31,7 @@ from stts_mini.lab.paper.reproduce import METHODS, parted
 from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.packing import num_removed
 from stts_mini.report.markdown import markdown
-from stts_mini.report.result import grouped
+from stts_mini.report.result import grouped, wrong_kinds
 from stts_mini.toy import world
 from stts_mini.toy.world import MOST_PANELS
 from stts_mini.training.config import upgraded
@@ -464,6 +464,46 @@ def images(results: Results) -> str:
     return table("|k|attribute|against unpruned|count|against unpruned|seeds", rows)
 
 
+def why_wrong(row: dict, reference: dict) -> dict[str, dict[str, float]]:
+    """Why a row's answers were wrong, beside an unpruned row's (each: what its file says of a way of asking), as shares
+    of each task's questions: {task: {kind: share}}; the kinds are those of `wrong_kinds`.
+
+    >>> why_wrong(dict(answers={"count": "1000"}, kept_deciles={"count": "3-49"}), dict(answers={"count": "1110"}))
+    {'count': {'unpruned': 0.25, 'pruned': 0.25, 'unused': 0.25}}
+    """
+    kinds = {}
+    for task, deciles in row["kept_deciles"].items():
+        ours, theirs = ([int(bit) for bit in asked["answers"][task]] for asked in (row, reference))
+        counts = wrong_kinds(ours, theirs, [None if d == "-" else int(d) / 10 for d in deciles])
+        kinds[task] = {kind: n / len(deciles) for kind, n in counts.items()}
+    return kinds
+
+
+def wrong(results: Results) -> str:
+    """Why answers were wrong, on average, over the seeds whose files say what was kept; beside the unpruned row of the
+    same seed."""
+    ways = [(m, k, "as trained") for k, m in sorted({(k, m) for m, k, _ in results.records})]
+    ways += [(*UNPRUNED, f"{m}, inference only, k = {k}") for k in (0.5, 0.8) for m in ("cosine", "random")]
+    rows = []
+    for m, k, way in ways:
+        both = results.shared((m, k, way), UNPRUNED) if not m.startswith("young-") else ()  # they start elsewhere
+        asked = {s: results.records[m, k, s]["asked"][way] for s in both}
+        asked = {s: x for s, x in asked.items() if x["k"] and x.get("kept_deciles")}
+        each = [why_wrong(x, results.records[(*UNPRUNED, s)]["asked"]["as trained"]) for s, x in asked.items()]
+        if each:
+            means = [
+                np.mean([averaged(lambda t, x=x, kind=kind: x[t][kind], x, "average") for x in each])
+                for kind in ("unpruned", "pruned", "unused")
+            ]
+            name = named(m) if way == "as trained" else way.rpartition(",")[0]
+            percents = map(percent, (sum(means), *means))
+            rows.append([name, round(100 * next(iter(asked.values()))["k"]), *percents, ", ".join(map(str, asked))])
+    text = table("|k|wrong|unpruned, too|evidence pruned|kept, not used|seeds", rows)
+    how = "Percent of all questions, on average. *Unpruned, too*: the unpruned row of this seed is wrong as well."
+    how += " *Evidence pruned*: it is not, and of an object that the answer depends on no frame keeps half."
+    return text and f"{how}\n\n{text}"
+
+
 def of_bases(results: Results) -> str:
     """How good the bases are, unpruned, seed by seed; and what follows."""
     bases = len({r["base"] for r in results.records.values()})
@@ -507,6 +547,7 @@ def page(results: Results) -> str:
         "Learning in the same time, from a base after its first run": learning(results),
         "One model for every k (ours)": elastic(results),
         "Single images, which lose nothing (Table 4)": images(results),
+        "Why answers were wrong": wrong(results),
         "The tasks, unpruned": tasks(results),
     }
     parts = intro + [f"## {title}\n\n{table}" for title, table in sections.items() if table]

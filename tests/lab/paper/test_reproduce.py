@@ -14,6 +14,7 @@ from stts_mini.lab.paper import reproduce, tables
 from stts_mini.lab.paper.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
 from stts_mini.lab.paper.tables import NAMES, Results, page
 from stts_mini.lab.paper.train import PaperConfig
+from stts_mini.toy import world
 from stts_mini.training import checkpoint
 from tests.tiny import TINY
 
@@ -79,6 +80,9 @@ def test_every_method_makes_a_row(method, lab):
     other = ("tome", "frames", "resolution", "blind", "saliency-few", "saliency-many")
     other += ("unpruned-range", "saliency-range", "young-frames")
     assert (trained["evidence_kept"] is None) == (method in other)
+    digits = trained["kept_deciles"]
+    assert set(digits) == (set() if method in other else {*world.SHORT_TASKS, *world.LONG_TASKS})
+    assert all(len(x) == 3 and set(x) <= {*"0123456789-"} for x in digits.values())
     if method == "unpruned":
         ways = {way.split(",")[0] for way in record["asked"] if "inference" in way}
         assert ways == {"cosine", "random", "tome"} and "64 frames" in record["asked"]

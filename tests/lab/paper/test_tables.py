@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 from stts_mini.lab.paper.reproduce import Row, settings_of
-from stts_mini.lab.paper.tables import BEGIN, END, Results, Scores, difference, interval, kind_of, main, page, value
+from stts_mini.lab.paper.tables import (
+    BEGIN,
+    END,
+    Results,
+    Scores,
+    difference,
+    interval,
+    kind_of,
+    main,
+    page,
+    value,
+    why_wrong,
+)
 from stts_mini.toy import world
 from stts_mini.training.config import TrainConfig, upgraded
 
@@ -339,6 +351,31 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     image = next(line for line in lines["Single images, which lose nothing"] if line.startswith("| STTS, taught"))
     half = "50.0 (0.0–100.0) | −50.0 (−100.0 to +0.0)"
     assert image == f"| STTS, taught by saliency, spread (ours) | 50 | {half} | {half} | 0, 1 |"
+
+
+def test_why_answers_were_wrong(tmp_path):
+    """By hand, in two tasks of seed 0: ten answers are wrong, two of them unpruned, too, four with pruned evidence.
+    Files from before know no digits."""
+    for method, k, seed in (("unpruned", 0.0, 0), ("unpruned", 0.0, 1), ("stts", 0.8, 0), ("stts", 0.8, 1)):
+        write(tmp_path, method, k, seed, p=1.0)
+    assert "Why answers were wrong" not in page(Results(tmp_path / "rows"))
+    videos = (*world.SHORT_TASKS, *world.LONG_TASKS)
+    for method, wrong, digits in (("unpruned0.0", 2, "9" * 50), ("stts0.8", 10, "0940005-95" + "0" * 40)):
+        path = tmp_path / "rows" / f"{method}-0.json"
+        record = json.loads(path.read_text())
+        asked = record["asked"]["as trained"]
+        asked["answers"] |= dict.fromkeys(("count", "open", "image/count"), "0" * wrong + "1" * (50 - wrong))
+        asked["kept_deciles"] = dict.fromkeys(videos, digits)
+        path.write_text(json.dumps(record))
+    results = Results(tmp_path / "rows")
+    kinds = why_wrong(
+        *(results.records[row]["asked"]["as trained"] for row in (("stts", 0.8, 0), ("unpruned", 0.0, 0)))
+    )
+    assert tuple(kinds) == videos and kinds["speed"] == dict(unpruned=0, pruned=0, unused=0)
+    assert kinds["count"] == kinds["open"] == dict(unpruned=0.04, pruned=0.08, unused=0.08)
+    lines = page(results).split("## Why answers were wrong")[1].split("##")[0].strip().splitlines()
+    assert lines[4:] == ["| STTS | 80 | 3.1 | 0.6 | 1.2 | 1.2 | 0 |"]  # (1/6 + 1/7)/2 of 20%, 4%, 8%, 8%
+    assert value(results.scores("stts", 0.8, seeds=[0]), "average") == pytest.approx(1 - 0.2 * (1 / 6 + 1 / 7) / 2)
 
 
 def test_rows_are_trained_today_as_those_that_are_shipped():
