@@ -151,6 +151,7 @@ def test_results_of_several_processes_are_one(folder):
     joined = merged(shares)
     assert joined.correct == whole.correct and joined.evidence == whole.evidence
     assert (joined.kept, joined.cells) == (whole.kept, whole.cells)
+    assert joined.health.tolist() == pytest.approx(whole.health.tolist()) and whole.health[0] > 0
 
 
 def test_a_single_process_needs_nothing(monkeypatch):
