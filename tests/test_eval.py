@@ -10,8 +10,7 @@ import torch
 
 from stts_mini import eval as evaluation
 from stts_mini.data.batches import TOKENIZER, Reader
-from stts_mini.data.clips import OWN, QA, Clip, held_out, parse_clip
-from stts_mini.data.tokenizer import normalised
+from stts_mini.data.clips import OWN, QA, Clip, held_out, normalised, parse_clip
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, look_up, option_likelihoods, pick_questions
 from stts_mini.model import Encoded, Output

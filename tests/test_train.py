@@ -25,10 +25,10 @@ from stts_mini.toy.world import TASKS
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
 from stts_mini.training import checkpoint
 from stts_mini.training.checkpoint import CheckpointError
-from stts_mini.training.config import PRESETS, TrainConfig, as_text, parse_flags
+from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
 from stts_mini.training.logging import Log
 from stts_mini.training.step import forward_backward, wrap
-from tests.tiny import TINY, tiny
+from tests.tiny import flags_of, tiny
 
 CPU = torch.device("cpu")
 
@@ -517,8 +517,8 @@ def test_without_room_for_an_unpruned_step_the_rest_is_there(folder, tmp_path, m
 
 @pytest.mark.slow
 def test_the_command_end_to_end_without_a_warning(tmp_path):
-    flags = [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in TINY.items()]
-    command = [sys.executable, "-W", "error", "-m", "stts_mini.train", *flags, "--out", "run", "--data", "data"]
+    flags = flags_of(out="run", data="data")
+    command = [sys.executable, "-W", "error", "-m", "stts_mini.train", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr

@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer
-from stts_mini.data.tokenizer import PretrainedTokenizer, normalised
+from stts_mini.data.clips import normalised
+from stts_mini.data.tokenizer import PretrainedTokenizer
 from stts_mini.llm import LLMConfig, from_qwen3
 from stts_mini.model import VLM
 from stts_mini.train import job

@@ -372,7 +372,7 @@ def test_an_image_s_page_works(browser, place):
 
 
 def test_256_frames_of_81_cells_stay_small_and_smooth(browser, tmp_path):
-    config = tiny(tmp_path, image_size=54, patch_size=2, w=3)
+    config = tiny(tmp_path, image_size=54, patch_size=6, w=1)
     model = VLM(config.model)
     frames = moving(256, 162)
     video = Video(moving(256, 54), [t / 2 for t in range(256)], 127.5)

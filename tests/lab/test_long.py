@@ -76,7 +76,9 @@ def test_what_is_held_does_not_grow_with_the_clip(one_pass):
             yield torch.randn(n, 3, size, size, dtype=torch.float64)
 
     taken = []
+    gc.freeze()  # what is there already does not count, and need not be looked at
     encode_long(model, chunks, 0.9, one_pass)
+    gc.unfreeze()
     chunk = 8 * n * (model.config.vit.num_patches * width + 3 * size**2)  # its tokens and its pixels
     assert max(taken) - min(taken) < 4 * chunk, taken
 

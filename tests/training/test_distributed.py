@@ -15,27 +15,26 @@ from stts_mini.eval import evaluate
 from stts_mini.report.result import merged
 from stts_mini.train import build_model, train
 from stts_mini.training import checkpoint, distributed
-from stts_mini.training.config import as_text
+from stts_mini.training.step import forward_backward, wrap
 from tests.own import write_own_clips
 from tests.test_any_scorer import MINE
-from tests.test_train import TINY
-from tests.tiny import tiny
+from tests.tiny import flags_of, tiny
 
 CPU = torch.device("cpu")
 SCRIPT = """
-import sys, torch
+import sys
 from pathlib import Path
-from stts_mini.training import distributed
-from stts_mini.data.clips import load_clips
-from stts_mini.data.batches import Reader, Sampler
-from stts_mini.training.step import forward_backward, wrap
-from stts_mini.train import build_model
-from tests.tiny import tiny
+from tests.training.test_distributed import write_gradients
 
 if __name__ == "__main__":
-    index, out = sys.argv[1:]
-    config = tiny(Path(out), batch_size=6, accumulate=2)  # parts of 3 and 3 clips, or of 2, 1, 2 and 1
-    with distributed.processes(torch.device("cpu")) as device:
+    write_gradients(*map(Path, sys.argv[1:]))
+"""
+
+
+def write_gradients(index, out):
+    """Of one step, by however many processes there are; one file each."""
+    config = tiny(out, batch_size=6, accumulate=2)  # parts of 3 and 3 clips, or of 2, 1, 2 and 1
+    with distributed.processes(CPU) as device:
         shard = distributed.rank(), distributed.world_size()
         sampler = Sampler(load_clips(index), Reader(4, 48), 6, 3, 0, shard=shard)
         batch = sampler(0)
@@ -45,8 +44,7 @@ if __name__ == "__main__":
         seen = forward_backward(model, batch, config, device, 0.5, None, run)
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         assert len(batch.num_frames) == {1: (6,), 2: (3, 3)}[shard[1]][shard[0]]
-        torch.save(dict(seen=seen, gradients=gradients), f"{out}/rank{shard[0]}of{shard[1]}.pt")
-"""
+        torch.save(dict(seen=seen, gradients=gradients), out / f"rank{shard[0]}of{shard[1]}.pt")
 
 
 def torchrun(count, *arguments, cwd):
@@ -85,7 +83,7 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
         del row["split"], row["seed"]
     mixed.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "script.py").write_text(SCRIPT)
-    torchrun(1, "script.py", str(mixed), str(tmp_path), cwd=tmp_path)
+    write_gradients(mixed, tmp_path)
     torchrun(2, "script.py", str(mixed), str(tmp_path), cwd=tmp_path)
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("rank0of1", "rank0of2", "rank1of2"))
     for other in two:
@@ -100,9 +98,7 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
 @pytest.mark.slow
 def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path):
     """One checkpoint, one log, one result; the weights of a single process; resumed with another number of them."""
-    flags = [
-        f"--{name.replace('_', '-')}={as_text(value)}" for name, value in {**TINY, "data": folder / "data"}.items()
-    ]
+    flags = flags_of(data=folder / "data")
     said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "two", cwd=tmp_path)
     assert said.count("all done") == 1 and said.count("short (mean)") == 1
     rows = (tmp_path / "two" / "log.csv").read_text().splitlines()
@@ -173,7 +169,6 @@ def test_two_processes_with_broken_clips_and_a_scorer_of_ones_own(tmp_path):
     lines[1] = lines[1].replace("1.mp4", "missing.mp4")
     index.write_text("\n".join(lines))
     (tmp_path / "mine.py").write_text(MINE)
-    settings = {**TINY, "data": index, "val": index, "scorer": "mine.py:Mine", "steps": 4}
-    flags = [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in settings.items()]
+    flags = flags_of(data=index, val=index, scorer="mine.py:Mine", steps=4)
     said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "run", cwd=tmp_path)
     assert said.count("all done") == 1 and "missing.mp4" in said and (tmp_path / "run" / "result.json").exists()
