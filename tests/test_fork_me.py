@@ -92,14 +92,6 @@ def test_the_diffs_apply(copy):
         apply(copy, diff)
 
 
-def test_a_scorer_in_a_file_of_ones_own(tmp_path):
-    (tmp_path / "my_file.py").write_text(dict(PYTHON)["my_file.py"])
-    test = ROOT / "tests" / "test_any_scorer.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test), "--scorer"]
-    said = run(ROOT, *command, f"{tmp_path / 'my_file.py'}:Contrast")
-    assert "passed" in said or "100%" in said
-
-
 def test_the_pages_data_is_in_the_format():
     from stts_mini.data.clips import parse_clip
 
