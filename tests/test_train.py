@@ -466,6 +466,15 @@ def test_a_device_that_is_not_there_is_refused():
         training.main(["--device", "gpu", "--dry-run"])
 
 
+def test_a_dry_run_counts_for_a_device_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    training.main(["--device", "cuda", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "on the GPU; decoded clips" in said and " train_clips=short=" in said
+    with pytest.raises(SystemExit, match="device 'cuda' is not there"):
+        training.main(["--device", "cuda"])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_dry_run_describes_any_preset(preset, capsys):
     training.main(["--preset", preset, "--dry-run", "--device", "cpu"])

@@ -249,7 +249,11 @@ def test_the_command_on_a_file(tmp_path, capsys):
     (tmp_path / "nan.py").write_text(MINE.replace("return torch.rand", "return torch.nan * torch.rand"))
     with pytest.raises(SystemExit, match="give no NaN"):
         long.main([*words, "--scorer", f"{tmp_path / 'nan.py'}:Mine"])
-    for wrong, message in (([], "give a video, or --curve out.json"), ([*words, "--chunk", "0"], "--chunk 0: give")):
+    for wrong, message in (
+        ([], "give a video, or --curve out.json"),
+        ([*words, "--chunk", "0"], "--chunk 0: give"),
+        ([*words, "--curve", str(tmp_path / "c.json")], "give no video, --scorer or --one-pass"),
+    ):
         with pytest.raises(SystemExit, match=message):
             long.main(wrong)
 

@@ -22,12 +22,18 @@ from tests.tiny import flags_of, tiny
 
 CPU = torch.device("cpu")
 SCRIPT = """
-import sys
+import os, socket, sys
+import torch._dynamo  # takes seconds, as PyTorch itself: now, and not in both
 from pathlib import Path
 from tests.training.test_distributed import write_gradients
 
-if __name__ == "__main__":
-    write_gradients(*map(Path, sys.argv[1:]))
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2")
+child = os.fork()  # two processes, as torchrun's
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
+write_gradients(*map(Path, sys.argv[1:]))
+sys.exit(child and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
@@ -49,9 +55,13 @@ def write_gradients(index, out):
 
 def torchrun(count, *arguments, cwd):
     """Run a command in `count` processes; returns what it printed."""
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return run(sys.executable, *start, *arguments, cwd=cwd)
+
+
+def run(*command, cwd):
     here = str(Path(__file__).parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[:6000]
     return done.stdout
@@ -82,9 +92,8 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
         row["qa"] = [dict(question=q["question"], answer=q["answer"]) for q in row["qa"]]
         del row["split"], row["seed"]
     mixed.write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "script.py").write_text(SCRIPT)
     write_gradients(mixed, tmp_path)
-    torchrun(2, "script.py", str(mixed), str(tmp_path), cwd=tmp_path)
+    run(sys.executable, "-c", SCRIPT, str(mixed), str(tmp_path), cwd=tmp_path)
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("rank0of1", "rank0of2", "rank1of2"))
     for other in two:
         assert other["seen"][2:] == one["seen"][2:]

@@ -165,7 +165,9 @@ def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, mo
         reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
     assert run == ["stts-k30-seed2"] and (lab[1] / "rows" / "stts-k30-seed2.json").exists()
     reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
-    assert run == ["stts-k30-seed2", "stts-k20-seed2"]
+    assert run == ["stts-k30-seed2", "stts-k20-seed2"] and "3 rows: all there" in capsys.readouterr().out
+    reproduce.main(["--base", "0", "--results", str(lab[1])])
+    assert capsys.readouterr().out.endswith("base0.pt is there\n")
     for path in (lab[1] / "rows").glob("stts-k[123]0-seed2.json"):
         path.unlink()
 
