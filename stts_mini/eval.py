@@ -2,7 +2,7 @@
 
     multiple choice   the shown option with the largest log-likelihood, summed over its tokens and the end token
     generation        greedy decoding, no options shown; right only if the text is the answer, once both are
-                      `normalised` (data/tokenizer.py); --lenient: whatever the case and the final full stop
+                      `normalised` (data/clips.py); --lenient: whatever the case and the final full stop
     chance            1 / number of shown options
     look-up           the commonest training answer to that very question text (a leak would show here)
     blind             the same model without any vision tokens
@@ -38,10 +38,10 @@ from stts_mini.data.clips import (
     held_out,
     index_file,
     load_clips,
+    normalised,
 )
 from stts_mini.data.files import check_outputs, printable, require, write_json
 from stts_mini.data.progress import Progress
-from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import Video, VideoError
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k

@@ -52,7 +52,7 @@ from stts_mini.report.picture import draw_clips, draw_curve
 from stts_mini.report.result import broken_clips
 from stts_mini.sequence import Batch
 from stts_mini.training import checkpoint, distributed
-from stts_mini.training.config import TrainConfig, describe, parse_flags
+from stts_mini.training.config import TrainConfig, as_text, describe, parse_flags
 from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at
 from stts_mini.training.step import CLIP_NORM, eagerly, forward_backward, warm_up, wrap
@@ -62,11 +62,12 @@ class TrainError(RuntimeError):
     """Training cannot go on; the message says at which step, on which data, and what was saved."""
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" takes CUDA, then MPS, then the CPU. Raises ValueError for a device that is not there."""
+def pick_device(name: str, counted: bool = False) -> torch.device:
+    """ "auto" takes CUDA, then MPS, then the CPU. Raises ValueError for a device that is not there, unless it is only
+    `counted` for."""
     kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     there = [kind for kind, ok in kinds.items() if ok]
-    if name not in ("auto", *there):
+    if name not in ("auto", *(kinds if counted else there)):
         raise ValueError(f"device {name!r} is not there: give auto or one of {there}")
     return torch.device(there[0] if name == "auto" else name)
 
@@ -354,8 +355,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | None = None, tokenizer=TOKENIZER):
     """What the command `name` does, from the settings to the picture; ends the process with one line on an error."""
     try:
-        with sigterm_as_ctrl_c(), distributed.processes(pick_device(config.device)) as device:
-            settings = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(config).items())
+        with sigterm_as_ctrl_c(), distributed.processes(pick_device(config.device, args.dry_run)) as device:
+            settings = " ".join(f"{name}={as_text(value)}" for name, value in dataclasses.asdict(config).items())
             print(printable(f"preset {args.preset}: {settings}"))
             print(f"{device} ({platform.machine()}, {torch.get_num_threads()} threads), torch {torch.__version__}")
             print(describe(config, device, model))

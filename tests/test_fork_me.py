@@ -19,9 +19,8 @@ from stts_mini.scorer import SCORERS
 from stts_mini.sequence import Batch
 from stts_mini.train import build_model, train
 from stts_mini.training import checkpoint
-from stts_mini.training.config import as_text
 from tests.test_model import batch_of, build
-from tests.tiny import TINY, tiny
+from tests.tiny import flags_of, tiny
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "tutorials" / "fork_me.md").read_text()
@@ -54,8 +53,7 @@ def copy(tmp_path):
 
 
 def flags(**options):
-    every = {**TINY, "data": "data", "out": "run", "test_clips": 2, **options}
-    return [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in every.items()]
+    return flags_of(data="data", out="run", test_clips=2, **options)
 
 
 def apply(folder, diff):
@@ -92,14 +90,6 @@ def test_the_diffs_apply(copy):
     assert len(DIFFS) == 2
     for diff in DIFFS[::-1]:
         apply(copy, diff)
-
-
-def test_a_scorer_in_a_file_of_ones_own(tmp_path):
-    (tmp_path / "my_file.py").write_text(dict(PYTHON)["my_file.py"])
-    test = ROOT / "tests" / "test_any_scorer.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test), "--scorer"]
-    said = run(ROOT, *command, f"{tmp_path / 'my_file.py'}:Contrast")
-    assert "passed" in said or "100%" in said
 
 
 def test_the_pages_data_is_in_the_format():

@@ -9,13 +9,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import stts_mini
 from stts_mini import model, packing, scorer
 from stts_mini.lab import grade as command
+from tests import conftest
 from tests.grading import GRADED, put_in_place, replace
+from tests.test_fork_me import PYTHON
 
 ROOT = Path(__file__).parent.parent
 WRONG = ROOT / "tests" / "wrong"
@@ -100,9 +103,11 @@ def test_a_right_module_passes_and_nothing_is_written_beside_it(elsewhere):
 
 
 def test_a_scorer_class_is_graded(elsewhere):
-    done = grade(elsewhere, "--scorer", "mine.py:MyScorer", "-k", "finite or trains")
+    """The one of the page for forks."""
+    (elsewhere / "my_file.py").write_text(dict(PYTHON)["my_file.py"])
+    done = grade(elsewhere, "--scorer", "my_file.py:Contrast")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[0] == "grading mine.py:MyScorer" and "2 passed" in done.stdout
+    assert done.stdout.splitlines()[0] == "grading my_file.py:Contrast" and "8 passed" in done.stdout
 
 
 @pytest.mark.slow
@@ -151,8 +156,9 @@ def test_a_class_is_named_and_graded_by_its_own_tests(elsewhere):
     for module, path, files, message in refused:
         with pytest.raises(ValueError, match=message):
             put_in_place(module, path, files)
-    done = run(ROOT, "pytest", "tests/test_any_scorer.py", f"--scorer={mine}")
-    assert done.returncode == 4 and f"--scorer {mine}:MyScorer" in done.stderr and "Traceback" not in done.stderr
+    given = SimpleNamespace(args=["tests/test_any_scorer.py"], getoption={"--scorer": mine}.get)
+    with pytest.raises(pytest.UsageError, match=f"--scorer {mine}:MyScorer"):  # pytest says it in one line
+        conftest.pytest_configure(given)
 
 
 def test_an_installation_without_the_tests_is_refused(tmp_path, monkeypatch, capsys):

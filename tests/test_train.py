@@ -25,10 +25,10 @@ from stts_mini.toy.world import TASKS
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
 from stts_mini.training import checkpoint
 from stts_mini.training.checkpoint import CheckpointError
-from stts_mini.training.config import PRESETS, TrainConfig, as_text, parse_flags
+from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
 from stts_mini.training.logging import Log
 from stts_mini.training.step import forward_backward, wrap
-from tests.tiny import TINY, tiny
+from tests.tiny import flags_of, tiny
 
 CPU = torch.device("cpu")
 
@@ -466,6 +466,15 @@ def test_a_device_that_is_not_there_is_refused():
         training.main(["--device", "gpu", "--dry-run"])
 
 
+def test_a_dry_run_counts_for_a_device_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    training.main(["--device", "cuda", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "on the GPU; decoded clips" in said and " train_clips=short=" in said
+    with pytest.raises(SystemExit, match="device 'cuda' is not there"):
+        training.main(["--device", "cuda"])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_dry_run_describes_any_preset(preset, capsys):
     training.main(["--preset", preset, "--dry-run", "--device", "cpu"])
@@ -535,8 +544,8 @@ def test_a_dial_that_is_none_is_refused():
 
 @pytest.mark.slow
 def test_the_command_end_to_end_without_a_warning(tmp_path):
-    flags = [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in TINY.items()]
-    command = [sys.executable, "-W", "error", "-m", "stts_mini.train", *flags, "--out", "run", "--data", "data"]
+    flags = flags_of(out="run", data="data")
+    command = [sys.executable, "-W", "error", "-m", "stts_mini.train", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr

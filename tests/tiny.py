@@ -1,6 +1,8 @@
 """Settings so small that a training step takes milliseconds, for tests of train and eval."""
 
-from stts_mini.training.config import TrainConfig
+import tempfile
+
+from stts_mini.training.config import TrainConfig, as_text
 
 TINY = dict(
     train_clips=dict(short=6, watch=2, image=2, brief=2), stages=dict(image=1, brief=1), test_clips=4,
@@ -10,5 +12,13 @@ TINY = dict(
 )  # fmt: skip
 
 
+CLIPS = tempfile.TemporaryDirectory(prefix="stts_mini_tests_")  # of the world: written once, for all tests
+
+
 def tiny(tmp_path, config=TrainConfig, **options) -> TrainConfig:
-    return config(**{**TINY, "data": str(tmp_path / "data"), "out": str(tmp_path / "run"), **options})
+    return config(**{**TINY, "data": CLIPS.name, "out": str(tmp_path / "run"), **options})
+
+
+def flags_of(**options) -> list[str]:
+    """The same as flags of a command."""
+    return [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in {**TINY, **options}.items()]

@@ -9,6 +9,7 @@ world's own lines also name their scene ("kind", "split", "seed") and each quest
 
     prepare   writes clips of the world, with a JSON line for each
     load_clips   reads such a file, of the world or of your own
+    normalised   says which texts are the same answer
 
 What this file does not do: draw (`toy/drawing.py`), decode (`video.py`), make batches (`batches.py`).
 """
@@ -21,18 +22,19 @@ import json
 import math
 import multiprocessing
 import os
+import re
+import reprlib
 import signal
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as brief
 
 from stts_mini.data.files import printable, replacing, require, utf8
 from stts_mini.data.progress import Progress
-from stts_mini.data.tokenizer import normalised
 from stts_mini.data.video import write_video
 from stts_mini.toy import world
 from stts_mini.toy.drawing import render
@@ -43,6 +45,18 @@ SHOWN_OPTIONS = 4  # at most so many options are shown with a question
 OPTION_SEED = 20  # of what is asked about a test clip, and in which order its options are shown
 OWN = "own"  # the kind of a clip that is not of the world
 FREE = "free"  # the task of its questions that have no options
+
+
+def normalised(text: str, lenient: bool = False) -> str:
+    """A text as answers are compared. Letters are composed (Unicode's NFC: é is one character, however a file spells
+    it), white space of any length is one space, and there is none at the ends. `lenient`: capitals do not count
+    either, nor does a full stop at the end.
+
+    >>> normalised(" The  cafe\\u0301. "), normalised("The café.", lenient=True)
+    ('The café.', 'the café')
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return unicodedata.normalize("NFC", re.sub(r" ?[.。]$", "", text.casefold())) if lenient else text
 
 
 @dataclass(frozen=True)
@@ -216,6 +230,16 @@ def _object(pairs: list[tuple]) -> dict:
 
 def _listed(names: Sequence[str]) -> str:
     return printable(", ".join(names))[:200]
+
+
+class brief:
+    """A value for an error message, cut short when that is written: there are many lines, and few errors."""
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __str__(self) -> str:
+        return reprlib.repr(self.value)
 
 
 def _parse_qa(q: dict, kind: str) -> QA:

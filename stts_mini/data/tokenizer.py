@@ -7,7 +7,7 @@ from 0.0 to `last_stamp`. Special tokens can never be written as text.
     ids 0..7: special · then 256 bytes · then stamps · then words
 
 `PretrainedTokenizer` gives a real LLM's own tokenizer the same methods. `Marks` names the few ids that the model
-itself must know. `normalised` says which texts are the same answer.
+itself must know.
 
 What this file does not do: learn merges.
 """
@@ -15,7 +15,6 @@ What this file does not do: learn merges.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from stts_mini.data.files import utf8
@@ -26,18 +25,6 @@ PAD, END, FRAME_START, FRAME_END = MARKS.pad, MARKS.end, MARKS.frame_start, MARK
 QUESTION, OPTION, ANSWER = 4, 5, 6
 FIRST_BYTE = len(SPECIAL)
 CHUNKS = re.compile(r" \d+\.\d(?!\w)| \w+| [^\w\s]|.", re.DOTALL)
-
-
-def normalised(text: str, lenient: bool = False) -> str:
-    """A text as answers are compared. Letters are composed (Unicode's NFC: é is one character, however a file spells
-    it), white space of any length is one space, and there is none at the ends. `lenient`: capitals do not count
-    either, nor does a full stop at the end.
-
-    >>> normalised(" The  cafe\\u0301. "), normalised("The café.", lenient=True)
-    ('The café.', 'the café')
-    """
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    return unicodedata.normalize("NFC", re.sub(r" ?[.。]$", "", text.casefold())) if lenient else text
 
 
 class Tokenizer:

@@ -54,8 +54,7 @@ from torch import Tensor
 
 from stts_mini.data import files
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, collate, pick_questions
-from stts_mini.data.clips import load_clips
-from stts_mini.data.tokenizer import normalised
+from stts_mini.data.clips import load_clips, normalised
 from stts_mini.data.video import Video, read_video, write_video
 from stts_mini.eval import parse_k
 from stts_mini.lab.speed import flops

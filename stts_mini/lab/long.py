@@ -239,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, least in (("--chunk", args.chunk), ("--frames", min(args.frames))):
             if least < 1:
                 raise ValueError(f"{name} {least}: give at least 1 frame")
+        if args.curve and (args.video or args.scorer or args.one_pass):
+            raise ValueError("--curve measures a model of its own, each way: give no video, --scorer or --one-pass")
         if args.curve:
             writable(args.curve)  # better known now than after the work
             report = curve(args.frames, 0.5 if args.k is None else args.k, args.chunk)

@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer
-from stts_mini.data.tokenizer import PretrainedTokenizer, normalised
+from stts_mini.data.clips import normalised
+from stts_mini.data.tokenizer import PretrainedTokenizer
 from stts_mini.llm import LLMConfig, from_qwen3
 from stts_mini.model import VLM
 from stts_mini.train import job
@@ -343,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return save_folder(Path(args.export[1]), model, tokenizer)
         vit_folder, llm_folder = folder_of(args.vit), folder_of(args.llm)
         sizes = settings_of(vit_config(vit_folder, args.image_size, args.vit_depth), llm_config(llm_folder))
-        config, flags = parse_flags(rest, {**RECIPE, **sizes})
+        config, flags = parse_flags(rest, {**RECIPE, **sizes}, prog=parser.prog)
         for name in sizes.keys() - {"w", "connector_mlp"}:  # these two are of no pretrained part
             own, flag = getattr(config, name), name.replace("_", "-")
             require(own == sizes[name], f"--{flag} {own}, but the weights have {sizes[name]}: leave it out")

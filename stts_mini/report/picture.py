@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, Reader, collate, pick_questions
-from stts_mini.data.clips import OWN, Clip
-from stts_mini.data.tokenizer import normalised
+from stts_mini.data.clips import OWN, Clip, normalised
 from stts_mini.model import VLM
 
 GLYPHS = {  # 3 × 5 pixels each, row by row

@@ -5,7 +5,7 @@
 
 Why. The paper's two teachers say nothing of what a cell is worth to an answer. The auxiliary loss says what changed.
 The LM's gradient on a score says whether *more* attention to a cell would help; a model that is trained already would
-have paid it, and in ours the mean cannot be told from zero, whether a cell matters or not (notebook 9). What tells
+have paid it, and in ours the mean may as well be zero, whether a cell matters or not (notebook 9). What tells
 them apart is its size: where nothing is read, nothing depends on it. |xᵀ∂/∂x| is the first-order change of the
 log-odds were the token taken away (Taylor importance, as in Molchanov et al., arXiv 1611.06440). Log-odds, since the
 log-likelihood's gradient carries a factor 1 − p: what is answered with certainty would count for nothing. The LLM's

@@ -70,7 +70,7 @@ def forward_backward(
 ):
     """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
     losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
-    several processes. `saliency`: unpruned, with L_sal in the place of L_sim (which has no say once
+    several processes. `saliency`: unpruned, with L_sal instead of L_sim (which does not count once
     a scorer was taught by saliency). Returns mean L_task, mean L_sim or L_sal, answers right, answers, tokens, and the
     scorer's health (None if nothing was pruned by a scorer that learns). They leave the device together, at the end."""
     k, run = config.k if k is None else k, run or model

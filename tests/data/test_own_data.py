@@ -1,8 +1,10 @@
 """Clips of one's own: every bad line is named, what is broken is skipped and listed, pictures lose nothing."""
 
+import gc
 import json
 import os
 import signal
+import weakref
 
 import av
 import numpy as np
@@ -20,7 +22,7 @@ from stts_mini.train import build_model, train
 from stts_mini.training import checkpoint
 from stts_mini.training.step import forward_backward, weights_of, wrap
 from tests.own import own_line, write_own_clips
-from tests.tiny import tiny
+from tests.tiny import flags_of, tiny
 
 CPU = torch.device("cpu")
 ASKED = [{"question": "who ?", "answer": "she"}]
@@ -100,7 +102,7 @@ def mixed(tmp_path_factory):
         *(({"video": "a", "qa": [{**ASKED[0], name: "a \ud800"}]}, r"near 'a \ud800'") for name in ASKED[0]),
         ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "\udce9"]}]}, r"no UTF-8 near '\udce9'"),
         ({"video": "a", "qa": ASKED, "a\n\x1b\ud800": 1}, r"unknown: a\n\x1b\ud800; know"),
-        ({"video": "a", "qa": [{**ASKED[0], "options": ["x" * 9**5] * 9**3}]}, "the answer 'she' is not among"),
+        ({"video": "a", "qa": [{**ASKED[0], "options": ["x" * 9**3] * 9**3}]}, "the answer 'she' is not among"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong(line, message, tmp_path):
@@ -356,9 +358,6 @@ def test_a_broken_clip_is_told_each_time_and_holds_on_to_nothing(mixed):
 
 
 def test_evaluation_holds_no_more_videos_than_a_batch(mixed, tmp_path):
-    import gc
-    import weakref
-
     clips = [load_clips(mixed)[0]] * 12
     reader, alive, most = Reader(4, 48, cache_gb=0.0), [], []
 
@@ -372,7 +371,9 @@ def test_evaluation_holds_no_more_videos_than_a_batch(mixed, tmp_path):
             most.append(sum(ref() is not None for ref in alive))
             return video
 
+    gc.freeze()  # what is there already need not be looked at
     evaluate(build_model(tiny(tmp_path), CPU), clips, Counting(), 0.5, batch_size=2, generate=False)
+    gc.unfreeze()
     assert len(most) == 12 and max(most) <= 5  # the batch before, this one, and the one being read
 
 
@@ -441,17 +442,17 @@ def test_an_index_that_is_no_file_is_refused_and_not_waited_for(tmp_path):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("name", [b"bad\xe9.mp4", b"line\nfeed.mp4", b"\x1b[31mred.mp4"])
-def test_names_of_any_bytes_are_read_and_printed_in_one_line(mixed, tmp_path, name, capsys):
+def test_names_of_any_bytes_are_read_and_printed_in_one_line(mixed, tmp_path, capsys):
+    name = b"no UTF-8 \xe9, line\nfeed, \x1b[31mred.mp4"
     good, bad = (os.fsdecode(part + name) for part in (b"good", b"bad"))
     (tmp_path / good).write_bytes((mixed.parent / "0.mp4").read_bytes())
     (tmp_path / bad).write_bytes(b"no video" * 50)
     index = tmp_path / os.fsdecode(name.replace(b"mp4", b"jsonl"))
     index.write_text("\n".join(json.dumps(row_of(video)) for video in (good, bad)))
     out = tmp_path / os.fsdecode(name)
-    flags = ["--preset", "smoke", "--stages", "none", "--steps", "1", "--warmup", "0", "--device", "cpu"]
+    flags = flags_of(stages={}, steps=1, warmup=0, data=index, val=index, out=out)
     for _ in range(2):  # the first is moved aside
-        training.main([*flags, "--data", str(index), "--val", str(index), "--out", str(out)])
+        training.main(flags)
     evaluation.main([str(out / "checkpoint.pt"), "--data", str(index), "--json", str(out / "e.json")])
     with pytest.raises(SystemExit):
         check.main([str(index)])

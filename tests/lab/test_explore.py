@@ -22,7 +22,6 @@ from stts_mini.model import VLM
 from stts_mini.packing import select
 from stts_mini.sequence import Layout, prefix_ids
 from stts_mini.training import checkpoint
-from stts_mini.training.config import TrainConfig
 from tests.lab.browser import Browser
 from tests.tiny import tiny
 
@@ -372,7 +371,7 @@ def test_an_image_s_page_works(browser, place):
 
 
 def test_256_frames_of_81_cells_stay_small_and_smooth(browser, tmp_path):
-    config = tiny(tmp_path, image_size=54, patch_size=2, w=3)
+    config = tiny(tmp_path, image_size=54, patch_size=6, w=1)
     model = VLM(config.model)
     frames = moving(256, 162)
     video = Video(moving(256, 54), [t / 2 for t in range(256)], 127.5)
@@ -399,8 +398,8 @@ def test_256_frames_of_81_cells_stay_small_and_smooth(browser, tmp_path):
     assert sum(browser.run(SHOWN)["kept"]) == sum(found["scorers"]["stts"]["levels"][3]["kept"])
 
 
-def test_a_model_that_spreads_is_shown_as_it_prunes():
-    config = dataclasses.replace(TrainConfig().model, spread=0.5)
+def test_a_model_that_spreads_is_shown_as_it_prunes(tmp_path):
+    config = dataclasses.replace(tiny(tmp_path).model, spread=0.5)
     model, video = VLM(config).eval(), Video(np.zeros((12, 48, 48, 3), np.uint8), [i / 2 for i in range(12)], 5.5)
     shown = explore.explore(model, video, {"stts": model.scorer}, ladder=(0.5,))
     (level,) = shown["scorers"]["stts"]["levels"]

@@ -432,6 +432,9 @@ def test_flags_without_an_effect_are_refused(tmp_path, capsys):
     for flag, own, kept in (("--llm-mlp", 64, 24), ("--vit-heads", 2, 3), ("--llm-width", 32, 16)):
         with pytest.raises(SystemExit, match=f"{flag} {own}, but the weights have {kept}: leave it out"):
             pretrained.main([*words, flag, str(own)])
+    with pytest.raises(SystemExit):
+        pretrained.main([*words, "--no-such-flag"])
+    assert "usage: python -m stts_mini.lab.pretrained" in capsys.readouterr().err
     pretrained.main([*words, "--llm-mlp", "24", "--w", "3", "--connector-mlp", "8"])
 
 

@@ -15,27 +15,32 @@ from stts_mini.eval import evaluate
 from stts_mini.report.result import merged
 from stts_mini.train import build_model, train
 from stts_mini.training import checkpoint, distributed
-from stts_mini.training.config import as_text
+from stts_mini.training.step import forward_backward, wrap
 from tests.own import write_own_clips
 from tests.test_any_scorer import MINE
-from tests.test_train import TINY
-from tests.tiny import tiny
+from tests.tiny import flags_of, tiny
 
 CPU = torch.device("cpu")
 SCRIPT = """
-import sys, torch
+import os, socket, sys
+import torch._dynamo  # takes seconds, as PyTorch itself: now, and not in both
 from pathlib import Path
-from stts_mini.training import distributed
-from stts_mini.data.clips import load_clips
-from stts_mini.data.batches import Reader, Sampler
-from stts_mini.training.step import forward_backward, wrap
-from stts_mini.train import build_model
-from tests.tiny import tiny
+from tests.training.test_distributed import write_gradients
 
-if __name__ == "__main__":
-    index, out = sys.argv[1:]
-    config = tiny(Path(out), batch_size=6, accumulate=2)  # parts of 3 and 3 clips, or of 2, 1, 2 and 1
-    with distributed.processes(torch.device("cpu")) as device:
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2")
+child = os.fork()  # two processes, as torchrun's
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
+write_gradients(*map(Path, sys.argv[1:]))
+sys.exit(child and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def write_gradients(index, out):
+    """Of one step, by however many processes there are; one file each."""
+    config = tiny(out, batch_size=6, accumulate=2)  # parts of 3 and 3 clips, or of 2, 1, 2 and 1
+    with distributed.processes(CPU) as device:
         shard = distributed.rank(), distributed.world_size()
         sampler = Sampler(load_clips(index), Reader(4, 48), 6, 3, 0, shard=shard)
         batch = sampler(0)
@@ -45,15 +50,19 @@ if __name__ == "__main__":
         *seen, health = forward_backward(model, batch, config, device, 0.5, None, run)
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         assert len(batch.num_frames) == {1: (6,), 2: (3, 3)}[shard[1]][shard[0]]
-        torch.save(dict(seen=seen, health=list(health), gradients=gradients), f"{out}/rank{shard[0]}of{shard[1]}.pt")
-"""
+        kept = dict(seen=seen, health=list(health), gradients=gradients)
+        torch.save(kept, out / f"rank{shard[0]}of{shard[1]}.pt")
 
 
 def torchrun(count, *arguments, cwd):
     """Run a command in `count` processes; returns what it printed."""
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return run(sys.executable, *start, *arguments, cwd=cwd)
+
+
+def run(*command, cwd):
     here = str(Path(__file__).parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[:6000]
     return done.stdout
@@ -84,9 +93,8 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
         row["qa"] = [dict(question=q["question"], answer=q["answer"]) for q in row["qa"]]
         del row["split"], row["seed"]
     mixed.write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    torchrun(1, "script.py", str(mixed), str(tmp_path), cwd=tmp_path)
-    torchrun(2, "script.py", str(mixed), str(tmp_path), cwd=tmp_path)
+    write_gradients(mixed, tmp_path)
+    run(sys.executable, "-c", SCRIPT, str(mixed), str(tmp_path), cwd=tmp_path)
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("rank0of1", "rank0of2", "rank1of2"))
     for other in two:
         assert other["seen"][2:] == one["seen"][2:]
@@ -101,9 +109,7 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
 @pytest.mark.slow
 def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path):
     """One checkpoint, one log, one result; the weights of a single process; resumed with another number of them."""
-    flags = [
-        f"--{name.replace('_', '-')}={as_text(value)}" for name, value in {**TINY, "data": folder / "data"}.items()
-    ]
+    flags = flags_of(data=folder / "data")
     said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "two", cwd=tmp_path)
     assert said.count("all done") == 1 and said.count("short (mean)") == 1
     rows = (tmp_path / "two" / "log.csv").read_text().splitlines()
@@ -175,7 +181,6 @@ def test_two_processes_with_broken_clips_and_a_scorer_of_ones_own(tmp_path):
     lines[1] = lines[1].replace("1.mp4", "missing.mp4")
     index.write_text("\n".join(lines))
     (tmp_path / "mine.py").write_text(MINE)
-    settings = {**TINY, "data": index, "val": index, "scorer": "mine.py:Mine", "steps": 4}
-    flags = [f"--{name.replace('_', '-')}={as_text(value)}" for name, value in settings.items()]
+    flags = flags_of(data=index, val=index, scorer="mine.py:Mine", steps=4)
     said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "run", cwd=tmp_path)
     assert said.count("all done") == 1 and "missing.mp4" in said and (tmp_path / "run" / "result.json").exists()

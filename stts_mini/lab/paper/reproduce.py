@@ -429,9 +429,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
             return
         for seed in sorted({seed % BASES for seed in args.seeds}) if args.base is None else [args.base]:
-            train_base(args.results, args.data, seed, device)
+            base = train_base(args.results, args.data, seed, device)
         if args.base is not None:
-            return
+            return print(f"{base} is there")
         if args.scorer:
             rows = [Row(args.scorer, args.k, seed, args.panels) for seed in args.seeds]
         else:
@@ -452,5 +452,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 train_base(args.results, args.data, row.seed % BASES, device, row.young)
                 writable(path)  # better known now than after the work
                 write_json(path, run_row(row, lab, args.results))
+        print(f"{len(rows)} rows: all there, but for what another process is making")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
