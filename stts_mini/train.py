@@ -50,6 +50,7 @@ from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_varlen
 from stts_mini.report.picture import draw_clips, draw_curve
 from stts_mini.report.result import broken_clips
+from stts_mini.scorer import Scorer
 from stts_mini.sequence import Batch
 from stts_mini.training import checkpoint, distributed
 from stts_mini.training.config import TrainConfig, as_text, describe, parse_flags
@@ -77,6 +78,8 @@ def build_model(config: TrainConfig, device: torch.device) -> VLM:
     sines of their times, wavelengths 1 to 300 s: near times look alike, and none is wholly new when seen."""
     torch.manual_seed(config.seed)
     model = VLM(config.model)
+    if config.saliency_steps and isinstance(model.scorer, Scorer):
+        torch.nn.init.zeros_(model.scorer.mlp[-1].bias)  # ranks are 0.5 in the mean, so scores start there
     stamps = model.llm.embed_tokens.weight[TOKENIZER.first_stamp :][: TOKENIZER.num_stamps]
     frequency = 2 * math.pi * torch.logspace(-2.5, 0, -(-stamps.shape[1] // 2))
     angle = torch.arange(len(stamps))[:, None] / 10 * frequency

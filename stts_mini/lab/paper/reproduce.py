@@ -93,7 +93,7 @@ class Row:
     def config(self, data: str, init: Path) -> PaperConfig:
         """All settings of the run."""
         method, steps = parted(self.method)
-        k, settings = self.k, {**METHODS.get(method, {"scorer": method}), **({"steps": steps} if steps else {})}
+        k, settings = self.k, {**METHODS.get(method, {**STTS, "scorer": method}), **({"steps": steps} if steps else {})}
         if method in ("frames", "young-frames"):  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
         if method == "saliency-few":
@@ -107,10 +107,12 @@ class Row:
         return PaperConfig(**{**BASE, **RECIPE, **settings, **own})
 
 
+# The paper's two teachers. λ and the rate were chosen on validation clips (TRIED.md); without a learned scorer they idle.
+STTS = dict(scorer="stts", sim_weight=30.0, scorer_lr_ratio=1.0)
 SALIENCY = dict(scorer="stts", sim_weight=0.0, saliency_steps=60)  # the third teacher alone: see saliency.py
 METHODS = {  # what a row's method means, as settings of the training run
     "unpruned": dict(scorer="stts"),
-    "stts": dict(scorer="stts"),
+    "stts": dict(STTS),
     "saliency": dict(SALIENCY, spread=0.3),
     "saliency-plain": dict(SALIENCY),
     "saliency-deeper": dict(SALIENCY, spread=0.3, score_after=1),
@@ -121,12 +123,12 @@ METHODS = {  # what a row's method means, as settings of the training run
     "saliency-range": dict(SALIENCY, spread=0.3, thinning=4.0),  # number of them is new when it is asked
     "elastic": dict(SALIENCY, spread=0.3, elastic=True),
     "cosine-spread": dict(scorer="cosine", spread=0.3),
-    "deeper": dict(scorer="stts", score_after=1),
-    "deepest": dict(scorer="stts", score_after=2),  # two packed blocks are left: the connector must read another one
+    "deeper": dict(STTS, score_after=1),
+    "deepest": dict(STTS, score_after=2),  # two packed blocks are left: the connector must read another one
     "random": dict(scorer="random"),
     "cosine": dict(scorer="cosine"),
-    "no-aux": dict(scorer="stts", sim_weight=0.0),
-    "no-bias": dict(scorer="stts", bias="none"),
+    "no-aux": dict(STTS, sim_weight=0.0),
+    "no-bias": dict(STTS, bias="none"),
     "oracle": dict(scorer="random"),  # `oracle` below takes its place
     "tome": dict(scorer="random"),  # as does `merging`
     "frames": dict(scorer="stts"),
