@@ -107,7 +107,7 @@ class Row:
         return PaperConfig(**{**BASE, **RECIPE, **settings, **own})
 
 
-# The paper's two teachers. λ and the rate were chosen on validation clips (TRIED.md); without a learned scorer they idle.
+# The paper's two teachers; λ and the rate were chosen on validation clips (TRIED.md)
 STTS = dict(scorer="stts", sim_weight=30.0, scorer_lr_ratio=1.0)
 SALIENCY = dict(scorer="stts", sim_weight=0.0, saliency_steps=60)  # the third teacher alone: see saliency.py
 METHODS = {  # what a row's method means, as settings of the training run
@@ -226,7 +226,8 @@ def askings(row: Row) -> dict[str, Asking]:
     config = row.config("", Path())
     ways = {"as trained": Asking(config.k, row.method, config.max_frames, config.image_size)}
     if row.method == "unpruned":  # not its shorter runs: they are there for one comparison
-        ways |= {f"{n} frames": Asking(0.0, "unpruned", n) for n in (1, 8, 16, 64)}
+        if row.panels == MOST_PANELS:
+            ways |= {f"{n} frames": Asking(0.0, "unpruned", n) for n in (1, 8, 16, 64)}
         for k, name in itertools.product((0.5, 0.8), ("cosine", "random", "tome")):
             ways[f"{name}, inference only, k = {k}"] = Asking(k, name, FRAMES)
     elif row.method == "stts" and row.k <= 0.5:

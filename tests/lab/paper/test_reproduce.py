@@ -139,7 +139,7 @@ def test_methods_are_what_they_are_called(lab, monkeypatch):
     assert seen[0][0] == "CosineScorer"
     config = lambda method: Row(method, 0.5, 0).config("data", Path("b"))
     assert config("no-aux").sim_weight == 0 and config("no-bias").bias == "none" and config("blind").blind
-    assert config("stts").sim_weight == 1 and config("stts").bias == "log" and not config("stts").blind
+    assert config("stts").sim_weight == 30 and config("stts").bias == "log" and not config("stts").blind
 
 
 def test_the_oracle_ranks_cells_with_evidence_first(lab):
