@@ -10,9 +10,10 @@ import torch
 
 from stts_mini.data.batches import Reader
 from stts_mini.eval import evidence_per_cell
-from stts_mini.lab.paper import reproduce, tables
+from stts_mini.lab.paper import reproduce, scores
 from stts_mini.lab.paper.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
-from stts_mini.lab.paper.tables import NAMES, Results, page
+from stts_mini.lab.paper.scores import Results
+from stts_mini.lab.paper.tables import NAMES, page
 from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.toy import world
 from stts_mini.training import checkpoint
@@ -242,7 +243,7 @@ def test_the_rows_of_the_tables():
             0.0 if reproduce.parted(row.method)[0] in ("frames", "young-frames", "resolution") else row.k
         )
     for row in every:  # but for what makes the method, all is the same
-        own = {"k", "out", "init", *tables.ONE_METHODS_OWN}
+        own = {"k", "out", "init", *scores.ONE_METHODS_OWN}
         a, b = (asdict(r.config("data", Path("b"))) for r in (row, Row("unpruned", 0.0, row.seed)))
         assert {name for name in a if a[name] != b[name]} <= own
 

@@ -8,19 +8,8 @@ import numpy as np
 import pytest
 
 from stts_mini.lab.paper.reproduce import Row, settings_of
-from stts_mini.lab.paper.tables import (
-    BEGIN,
-    END,
-    Results,
-    Scores,
-    difference,
-    interval,
-    kind_of,
-    main,
-    page,
-    value,
-    why_wrong,
-)
+from stts_mini.lab.paper.scores import Results, Scores, difference, interval, kind_of, value
+from stts_mini.lab.paper.tables import BEGIN, END, main, page, why_wrong
 from stts_mini.toy import world
 from stts_mini.training.config import TrainConfig, upgraded
 

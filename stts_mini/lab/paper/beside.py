@@ -1,0 +1,95 @@
+"""What the paper found, beside what our rows say, at both ends of the dial: one table, made from the rows' files.
+
+A finding is a difference between two rows. The paper's number is in points of its average over 13 benchmarks of a 4B
+model, ours of 13 tasks of a toy world. So what is compared is not a size but a claim:
+
+    holds            the whole 95% interval is on the claim's side of its bar
+    does not         the whole interval is on the other side
+    cannot be told   the interval holds the bar
+
+The bar of "loses little" is the paper's own loss; that of "is better" is zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stts_mini.lab.paper.scores import UNPRUNED, Results, difference, signed, table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The claim that row `a` minus row `b` is at least `bar`, in points (`below`: at most); and the paper's number."""
+
+    text: str
+    a: tuple
+    b: tuple
+    paper: float
+    bar: float = 0.0
+    below: bool = False
+    group: str = "average"
+
+
+def loses_little(k: float, paper: float) -> Finding:
+    """STTS against the unpruned model (the paper's Table 1)."""
+    return Finding(f"STTS at k = {round(100 * k)} against unpruned", ("stts", k), UNPRUNED, paper, bar=paper)
+
+
+FINDINGS = (
+    loses_little(0.3, -0.2),
+    loses_little(0.5, -0.7),
+    loses_little(0.7, -2.3),
+    loses_little(0.8, -3.2),
+    loses_little(0.9, -6.8),
+    Finding("STTS against random, k = 50", ("stts", 0.5), ("random", 0.5), 0.9),
+    Finding("STTS against random, k = 80", ("stts", 0.8), ("random", 0.8), 2.3),
+    Finding("STTS against the cosine heuristic, both trained, k = 50", ("stts", 0.5), ("cosine", 0.5), 0.3),
+    Finding(
+        "STTS against the cosine heuristic at inference only, k = 50",
+        ("stts", 0.5), (*UNPRUNED, "cosine, inference only, k = 0.5"), 3.2,
+    ),
+    Finding("without the auxiliary loss against random, k = 50", ("no-aux", 0.5), ("random", 0.5), -1.4, below=True),
+    Finding("STTS against merging (ToMe), both trained, k = 50", ("stts", 0.5), ("tome", 0.5), 1.2),
+    Finding("STTS scored a block later, k = 50", ("deeper", 0.5), ("stts", 0.5), 0.5),
+    Finding(
+        "STTS at k = 50 on twice the frames against unpruned, long tasks",
+        ("stts", 0.5, "scaled"), UNPRUNED, 0.4, group="long",
+    ),
+    Finding(
+        "single images (what is on them), trained at k = 50", ("stts", 0.5), UNPRUNED, -0.1, bar=-0.1,
+        group="image/attribute",
+    ),
+)  # fmt: skip
+
+
+def verdict(low: float, high: float, finding: Finding) -> str:
+    """Whether the finding holds, by the 95% interval of ours, in points.
+
+    >>> claim = loses_little(0.5, -0.7)
+    >>> verdict(-0.5, 0.1, claim), verdict(-2.0, -1.0, claim), verdict(-1.0, 0.0, claim)
+    ('holds', 'does not', 'cannot be told')
+    """
+    sign = -1 if finding.below else 1
+    sides = [sign * x >= sign * finding.bar for x in (low, high)]
+    return "holds" if all(sides) else "cannot be told" if any(sides) else "does not"
+
+
+def ours(results: Results, finding: Finding) -> list[str]:
+    """Our difference with its interval and seeds, and the verdict; dashes where rows are missing."""
+    both = results.shared(finding.a, finding.b)
+    if not both:
+        return ["–", "–"]
+    rows = (results.scores(*row, seeds=both) for row in (finding.a, finding.b))
+    d, low, high = difference(*rows, finding.group)
+    seeds = f"{len(both)} seed{'s' * (len(both) > 1)}"
+    return [f"{signed(d)} ({signed(low)} to {signed(high)}; {seeds})", verdict(100 * low, 100 * high, finding)]
+
+
+def beside(without: Results, panels: Results) -> str:
+    """The table: each finding with the paper's number, ours without panels and with two."""
+    rows = [
+        [f.text, f"{f.paper:+.1f}".replace("-", "−"), *ours(without, f), *ours(panels, f)]
+        for f in FINDINGS
+        if without.shared(f.a, f.b) or panels.shared(f.a, f.b)
+    ]
+    return table("finding|paper|without panels||two panels|", rows)
