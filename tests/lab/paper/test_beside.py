@@ -1,0 +1,61 @@
+"""The paper beside ours: each verdict by its definition, each dial by its own rows."""
+
+import json
+
+import pytest
+
+from stts_mini.lab.paper.beside import FINDINGS, Finding, beside, loses_little, verdict
+from stts_mini.lab.paper.reproduce import METHODS, Row, askings
+from stts_mini.lab.paper.scores import Results
+from stts_mini.lab.paper.tables import page
+from tests.lab.paper.test_tables import write
+
+
+def at(folder, method, k, panels, p, seed=0, ways=("as trained",)):
+    """A made-up row of one dial, right with probability p."""
+    write(folder, method, k, seed, p=p, ways=ways)
+    path = folder / "rows" / f"{method}{k}-{seed}.json"
+    record = json.loads(path.read_text())
+    record["row"]["panels"], record["fingerprint"] = panels, f"dial{panels}"
+    path.unlink()
+    path.with_name(f"{method}{k}-{seed}-{panels}.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "low, high, bar, below, said",
+    [
+        (0.1, 2.0, 0.0, False, "holds"),
+        (-0.1, 2.0, 0.0, False, "cannot be told"),
+        (-2.0, -0.1, 0.0, False, "does not"),
+        (-2.0, -0.1, 0.0, True, "holds"),
+        (0.1, 2.0, 0.0, True, "does not"),
+        (-1.0, 0.0, -0.7, False, "cannot be told"),
+        (-0.6, 0.0, -0.7, False, "holds"),
+    ],
+)
+def test_a_verdict_says_on_which_side_of_its_bar_the_interval_lies(low, high, bar, below, said):
+    assert verdict(low, high, Finding("", (), (), 0.0, bar, below)) == said
+
+
+def test_each_dial_is_told_by_its_own_rows(tmp_path):
+    for panels, p in ((0, 0.9), (2, 0.5)):
+        at(tmp_path, "unpruned", 0.0, panels, 0.9)
+        at(tmp_path, "stts", 0.5, panels, p)
+        at(tmp_path, "random", 0.5, panels, 0.7)
+    dials = [Results(tmp_path / "rows", None, panels) for panels in (0, 2)]
+    lines = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in beside(*dials).splitlines()[2:]}
+    cells = lines["STTS at k = 50 against unpruned"]
+    assert cells[1] == "−0.7" and cells[2] == "+0.0 (+0.0 to +0.0; 1 seed)" and cells[3] == "holds"
+    assert cells[4].startswith("−") and cells[5] == "does not |"
+    cells = lines["STTS against random, k = 50"]
+    assert cells[3] == "holds" and cells[5] == "does not |"
+    assert "STTS against random, k = 80" not in lines  # nothing to say
+    text = page(dials[1], dials[0])
+    assert "## The paper beside ours" in text and "## Without panels: accuracy against k" in text
+    assert "Test set dial2, without panels dial0;" in text and "## The paper" not in page(dials[1])
+
+
+def test_every_finding_names_rows_that_there_are():
+    for finding in (*FINDINGS, loses_little(0.4, -0.9)):
+        for method, k, *way in (finding.a, finding.b):
+            assert method in METHODS and set(way) <= set(askings(Row(method, k, 0))), finding.text
