@@ -193,13 +193,13 @@ class TrainConfig:
 
     @property
     def scorer_steps(self) -> int:
-        """Steps of L_sim alone for a fresh scorer, before pruning begins: a quarter of the pruned steps, at most 100.
+        """Steps of L_sim alone for a fresh scorer, before pruning begins: as many as are pruned, at most 400.
 
         >>> TrainConfig(stages={}, steps=200).scorer_steps, TrainConfig().scorer_steps, TrainConfig(k=0.0).scorer_steps
-        (50, 100, 0)
+        (200, 400, 0)
         """
         learns = self.k and self.sim_weight and not (self.blind or self.saliency_steps)
-        return min((self.steps - self.unpruned_steps) // 4, 100) if learns else 0
+        return min(self.steps - self.unpruned_steps, 400) if learns else 0
 
     def learns_saliency(self, step: int) -> bool:
         """Whether the scorer's teacher at a step is saliency (`saliency.py`)."""

@@ -195,7 +195,7 @@ def test_every_process_warms_up_on_whole_batches_beyond_the_run(folder):
     assert half.shard == (1, 2)
 
 
-@pytest.mark.parametrize("settings, count", [({}, 2), (dict(sim_weight=0.0), 0), (dict(scorer="cosine"), 0)])
+@pytest.mark.parametrize("settings, count", [({}, 8), (dict(sim_weight=0.0), 0), (dict(scorer="cosine"), 0)])
 def test_a_run_warms_up_once_and_resumes_as_if_it_had_not_been_cut(settings, count, folder, tmp_path, monkeypatch):
     warmed, plain = [], training.warm_up
 
