@@ -98,7 +98,8 @@ def evaluate(
                 result.correct["choice"][task].append((n, int(right)))
                 result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
             for qa, ids in zip(spoken[b], said[b], strict=True):
-                right = normalised(tokenizer.decode(ids), lenient) == normalised(qa.answer, lenient)
+                ended = len(ids) < longest  # for "red " may be the beginning of more
+                right = ended and normalised(tokenizer.decode(ids), lenient) == normalised(qa.answer, lenient)
                 result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos)
         progress.update(numbers[-1] + 1)

@@ -43,3 +43,15 @@ def test_muon_refuses_what_is_no_matrix():
         Muon([torch.nn.Parameter(torch.zeros(3))])
     with pytest.raises(ValueError, match="lr"):
         Muon([torch.nn.Parameter(torch.zeros(3, 3))], lr=-1)
+
+
+def test_a_step_by_hand():
+    """Of the identity the nearest orthogonal matrix is the identity, whatever its size; what has no gradient stays."""
+    p, still = (torch.nn.Parameter(torch.zeros(4, 2)) for _ in range(2))
+    optimizer = Muon([dict(params=[p, still], lr=0.5)])
+    p.grad = 3 * torch.eye(4, 2)
+    optimizer.step()
+    assert still.abs().sum() == 0 and "momentum" not in optimizer.state[still]
+    torch.testing.assert_close(optimizer.state[p]["momentum"], 0.05 * p.grad)
+    step = p / (-0.5 * 2**0.5)  # √(rows/columns)
+    assert (step - torch.eye(4, 2)).abs().max() < 0.3 and step.abs()[2:].max() < 1e-6
