@@ -382,6 +382,22 @@ def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, cap
             told(**wrong)
 
 
+def test_every_flag_of_the_command_and_what_it_is_without(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "run", lambda args, device: asked.append(vars(args)))
+    evaluation.main([])
+    rest = dict(
+        k=None, max_frames=None, scorer=None, clips=200, split="test", data="data", seed=0, lenient=False, json=None
+    )
+    assert asked.pop() == dict(checkpoint="runs/cpu/checkpoint.pt", **rest)
+    flags = "a.pt --k 0.25 --max-frames 3 --scorer cosine --clips 4 --split val --data d --seed 5 --lenient --json j"
+    evaluation.main(flags.split())
+    rest = dict(k=0.25, max_frames=3, scorer="cosine", clips=4, split="val", data="d", seed=5, lenient=True, json="j")
+    assert asked.pop() == dict(checkpoint="a.pt", **rest)
+    with pytest.raises(SystemExit):
+        evaluation.main(["--len"])  # no abbreviations
+
+
 def test_the_command_refuses_clearly(tmp_path, capsys):
     for arguments, message in (
         (["--k", "50"], "did you mean 0.5"),

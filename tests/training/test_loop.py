@@ -95,8 +95,8 @@ def test_the_share_of_right_answers_is_of_all(folder, monkeypatch):  # noqa: F81
 
 def test_the_log_by_hand(tmp_path):
     log = Log(tmp_path / "log.csv", 0)
-    log.add(0, 2.0, 1.0, 4.0, 0.5, tokens=10, seconds=2.0)
-    assert log.text() == "loss 3.000 accuracy 50.0% tokens/s 5"
+    log.add(0, 2.0, 1.0, 4.0, 0.5, tokens=10, seconds=0.5)
+    assert log.text() == "loss 3.000 accuracy 50.0% tokens/s 20"
     log.add(1, 0.75, 0.25, 8.0, 1.0, tokens=20, seconds=3.0)
     assert log.text() == "loss 2.800 accuracy 55.0% tokens/s 10"  # nine tenths of what was, one of what is
     log.flush()
@@ -109,6 +109,8 @@ def test_the_log_by_hand(tmp_path):
     Log(tmp_path / "log.csv", 2)
     assert [row["step"] for row in csv.DictReader((tmp_path / "log.csv").read_text().splitlines())] == ["0", "1"]
     Log(tmp_path / "log.csv", 0)
+    Log(tmp_path / "lost.csv", 5)
+    assert (tmp_path / "lost.csv").read_text() == (tmp_path / "log.csv").read_text()
     assert (tmp_path / "log.csv").read_text().splitlines() == [",".join(Log.NAMES)]
 
 
@@ -168,6 +170,18 @@ def test_a_checkpoint_makes_its_folders_and_an_older_one_needs_no_marks(folder, 
     assert other.config.scored_by == "stts"
 
 
+def test_a_world_is_asked_for_unless_the_words_are_another_models():
+    checkpoint.check_world(dict(world=checkpoint.WORLD_ID), "a.pt")
+    checkpoint.check_world(dict(tokenizer=dict(json="{}")), "a.pt")
+    with pytest.raises(CheckpointError, match=r"a.pt was trained in an older world; this code has world"):
+        checkpoint.check_world({}, "a.pt")
+
+
+def test_numbers_are_looked_for_in_all_that_a_checkpoint_holds():
+    whole = dict(a=[1.0, dict(b=(torch.ones(2), math.inf))], c=math.nan, d="nan", e=torch.tensor([1, 2]), f=None)
+    assert list(checkpoint.no_numbers(whole)) == ["a.1.b.1", "c"]
+
+
 def test_the_first_weight_that_does_not_fit_is_named(folder, tmp_path):  # noqa: F811
     model = build_model(tiny(folder), CPU)
     weights = dict(model.state_dict())
@@ -203,7 +217,30 @@ def test_of_an_old_run_the_checkpoint_is_moved_last_and_the_lock_stays(tmp_path,
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
 
 
-# ----------------------------------------------------------------------------- after the training
+# ----------------------------------------------------------------------------- around the training
+
+
+def test_stamps_start_as_these_very_sines(folder):  # noqa: F811
+    for width in (8, 9):
+        config = tiny(folder, llm_width=width)
+        stamp = build_model(config, CPU).llm.embed_tokens.weight[training.TOKENIZER.stamp(1.5)].tolist()
+        waves = [10 ** (-2.5 + 2.5 * i / ((width + 1) // 2 - 1)) for i in range((width + 1) // 2)]
+        angles = [2 * math.pi * 1.5 * wave for wave in waves]
+        assert stamp == pytest.approx([0.1 * f(a) for f in (math.sin, math.cos) for a in angles][:width], abs=1e-5)
+
+
+def test_what_is_trained_on_and_judged_by(monkeypatch, tmp_path):
+    config = tiny(tmp_path, train_clips=dict(short=3, brief=2, image=1), stages={}, image_size=32)
+    monkeypatch.setattr(training, "prepare", lambda *of: ("index", *of))
+    monkeypatch.setattr(training, "load_clips", lambda *of, **how: (of, how))
+    monkeypatch.setattr(training, "held_out", lambda *of, kinds: (of, kinds))
+    clips, index = training.training_clips(config)
+    counts = dict(short=3, watch=0, parade=0, image=1, brief=2, glance=0)
+    assert index == ("index", config.data, "train", counts, 32) and clips == ((index,), {})
+    assert training.judged_clips(config) == ((config.data, 32, 4), ["short", "image", "brief"])
+    mine = replace(config, data="a.jsonl", val="b.jsonl")
+    assert training.training_clips(mine) == ((("a.jsonl",), {}), Path("a.jsonl"))
+    assert training.judged_clips(mine) == (("b.jsonl",), dict(judged=True))
 
 
 def a_clip(number, kind, images=()):
