@@ -234,15 +234,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     parser.add_argument("checkpoint", nargs="?", default="runs/cpu/checkpoint.pt", help="what to evaluate")
-    parser.add_argument("--k", type=parse_k, default=None, help="share of cells to remove; as in training if not given")
-    parser.add_argument("--max-frames", type=int, default=None, help="frames of a clip; as in training if not given")
-    parser.add_argument("--scorer", default=None, help="another scorer than in training, or my_file.py:MyScorer")
+    parser.add_argument("--k", type=parse_k, help="share of cells to remove; as in training if not given")
+    parser.add_argument("--max-frames", type=int, help="frames of a clip; as in training if not given")
+    parser.add_argument("--scorer", help="another scorer than in training, or my_file.py:MyScorer")
     parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
     parser.add_argument("--data", default="data", help="folder of the prepared clips, or mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
     parser.add_argument("--lenient", action="store_true", help="generated answers: ignore case and a final full stop")
-    parser.add_argument("--json", default=None, help="also write the scores to this file")
+    parser.add_argument("--json", help="also write the scores to this file")
     args = parser.parse_args(argv)
     cuda = torch.cuda.is_available()
     with one_line_errors(parser.prog), distributed.processes(torch.device("cuda" if cuda else "cpu")) as device:

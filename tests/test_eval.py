@@ -291,8 +291,10 @@ def test_an_evaluation_is_of_these_clips_in_their_order_and_leaves_the_model_as_
     model.train()
     result = evaluate(model, clips, Reader(4, 48), 0.5, batch_size=3, generate=False, annotate=score)
     assert model.training and not model.eval().training
+    encoded, encode = [], model.encode_video
+    monkeypatch.setattr(model, "encode_video", lambda *of: encoded.append(of) or encode(*of))
     evaluate(model, clips[:1], Reader(4, 48), 0.5)
-    assert not model.training
+    assert not model.training and len(encoded) == 1  # one selection answers both scorings
     assert seen[:6] == [*clips[:3], False, True, clips[3]]  # options are scored, then what is generated goes without
     assert result.correct["choice"]["speed"][-1][0] == 1 and {n for n, _ in result.correct["choice"]["open"]} == {2, 3}
     assert result.correct["generated"].keys() == {"open"} and result.chance["open"] == [0, 0]
