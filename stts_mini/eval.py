@@ -101,7 +101,8 @@ def evaluate(
                 result.correct["choice"][task].append((n, int(right)))
                 result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
             for qa, ids in zip(spoken[b], said[b], strict=True):
-                right = normalised(tokenizer.decode(ids), lenient) == normalised(qa.answer, lenient)
+                ended = len(ids) < longest  # for "red " may be the beginning of more
+                right = ended and normalised(tokenizer.decode(ids), lenient) == normalised(qa.answer, lenient)
                 result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos, numbers)
         progress.update(numbers[-1] + 1)
@@ -278,12 +279,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     parser.add_argument("checkpoint", nargs="?", default="runs/cpu/checkpoint.pt", help="what to evaluate")
-    parser.add_argument("--k", type=parse_k, default=None, help="share of cells to remove; as in training if not given")
-    parser.add_argument("--max-frames", type=int, default=None, help="frames of a clip; as in training if not given")
-    parser.add_argument("--scorer", default=None, help="another scorer than in training, or my_file.py:MyScorer")
+    parser.add_argument("--k", type=parse_k, help="share of cells to remove; as in training if not given")
+    parser.add_argument("--max-frames", type=int, help="frames of a clip; as in training if not given")
+    parser.add_argument("--scorer", help="another scorer than in training, or my_file.py:MyScorer")
     parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
-    parser.add_argument("--panels", type=int, default=None, help="distractors in a scene; as in training if not given")
+    parser.add_argument("--panels", type=int, help="distractors in a scene; as in training if not given")
     parser.add_argument("--data", default="data", help="folder of the prepared clips, or mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
     parser.add_argument("--lenient", action="store_true", help="generated answers: ignore case and a final full stop")
@@ -291,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--why", nargs="?", const="", metavar="CHECKPOINT",
         help="also say why answers were wrong, compared with this model, unpruned; with the same one if none is named",
     )  # fmt: skip
-    parser.add_argument("--json", default=None, help="also write the scores to this file")
+    parser.add_argument("--json", help="also write the scores to this file")
     args = parser.parse_args(argv)
     cuda = torch.cuda.is_available()
     with one_line_errors(parser.prog), distributed.processes(torch.device("cuda" if cuda else "cpu")) as device:

@@ -1,8 +1,10 @@
 """Scores that can be checked by hand: likelihoods, look-up, intervals, counts of what was kept."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +88,25 @@ def test_answers_are_compared_as_normalised_texts(setup, monkeypatch):
         assert result.correct["generated"]["free"] == list(enumerate(right))
         assert look_up(learned, own, lenient) == {"free": sum(right) / 5}
     assert normalised("À LA CARTE .", lenient=True) == normalised("a\u0300 la\ncarte", lenient=True) == "à la carte"
+
+
+def test_an_answer_longer_than_sixteen_tokens_needs_its_end(setup, monkeypatch):
+    """What goes on behind the right words is wrong, however long they are."""
+    model, clips = setup
+    answer, asked = "the man opens the door and leaves the house", []
+    own = [replace(clips[0], kind=OWN, qa=(ask("free", "what ?", text, ()),)) for text in (answer, "red")]
+    for behind, right in ((" again", 0), ("", 1)):
+
+        def speak(batch, k, most, behind=behind, **_):
+            asked.append(most)
+            return [[TOKENIZER.encode(text + behind)[:most]] for text in (answer, "red")]
+
+        monkeypatch.setattr(model, "generate", speak)
+        assert evaluate(model, own, Reader(4, 48), 0.5).correct["generated"]["free"] == [(0, right), (1, right)]
+    assert set(asked) == {len(TOKENIZER.encode(answer)) + 1}
+    monkeypatch.setattr(model, "generate", lambda batch, k, most, **_: asked.append(most) or [[[]]])
+    evaluate(model, own[1:], Reader(4, 48), 0.5)
+    assert asked[-1] == 16  # for short ones, as ever
 
 
 def test_options_are_texts_that_differ_once_normalised():
@@ -257,6 +278,130 @@ def test_text_alone_tells_nothing_on_real_scenes(count):
             accuracy,
             p,
         )
+
+
+def test_an_evaluation_is_of_these_clips_in_their_order_and_leaves_the_model_as_it_was(setup, monkeypatch):
+    model, clips = setup
+    clips = [c for c in clips if c.kind in ("short", "parade")][1:5]  # two of each
+    seen, collate = [], evaluation.collate
+    score = lambda clip, video: seen.append(clip) or np.full((4, 9), 0.5, np.float32)
+    monkeypatch.setattr(
+        evaluation,
+        "collate",
+        lambda v, b, scores=None, t=None, **o: (
+            seen.append(scores is None) or collate(v, b, scores, t or o["tokenizer"])
+        ),
+    )
+    model.train()
+    result = evaluate(model, clips, Reader(4, 48), 0.5, batch_size=3, generate=False, annotate=score)
+    assert model.training and not model.eval().training
+    encoded, encode = [], model.encode_video
+    monkeypatch.setattr(model, "encode_video", lambda *of: encoded.append(of) or encode(*of))
+    evaluate(model, clips[:1], Reader(4, 48), 0.5)
+    assert not model.training and len(encoded) == 1  # one selection answers both scorings
+    assert seen[:6] == [*clips[:3], False, True, clips[3]]  # options are scored, then what is generated goes without
+    assert result.correct["choice"]["speed"][-1][0] == 1 and {n for n, _ in result.correct["choice"]["open"]} == {2, 3}
+    assert result.correct["generated"].keys() == {"open"} and result.chance["open"] == [0, 0]
+    assert set(result.chance["speed"]) <= {1 / 2, 1 / 3, 1 / 4} and 0 < result.rows[1] <= result.rows[0]
+
+
+def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monkeypatch):
+    """An empty folder will be filled; a folder of other things is a typing error, and so is none, but for "data"."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "held_out", lambda *of: of)
+    monkeypatch.setattr(evaluation, "index_file", lambda *of: of)
+    train = dict(train_clips=dict(short=5, brief=3, watch=0), image_size=48, data="learned.jsonl")
+    asked = lambda data, train=train, clips=7, split="val": evaluation.clips_to_judge(
+        Namespace(data=data, clips=clips, split=split), train
+    )
+    counts = dict(short=5, watch=0, parade=0, image=0, brief=3, glance=0)
+    expected = lambda data, size: ((data, size, 7, "val", ["short", "brief"]), (data, "train", counts, size))
+    assert asked("data") == expected("data", 48)
+    for name in ("empty", "world", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "world" / "world-v6").mkdir()
+    (tmp_path / "world" / "more").touch()
+    (tmp_path / "other" / "more").touch()
+    assert asked("empty", {**train, "video_size": 64}) == expected("empty", 64) and asked("world") == expected(
+        "world", 48
+    )
+    for name in ("other", "none"):
+        with pytest.raises(ValueError, match=f"--data {name}: no folder of the world's clips, nor an empty one"):
+            asked(name)
+    monkeypatch.setattr(evaluation, "load_clips", lambda data, judged: (data, judged))
+    assert asked("a.jsonl", clips=200, split="test") == (("a.jsonl", True), Path("learned.jsonl"))
+    for clips, split in ((200, "val"), (3, "test")):
+        with pytest.raises(ValueError, match="--clips and --split are for the world"):
+            asked("a.jsonl", clips=clips, split=split)
+
+
+def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, capsys):
+    train = dict(
+        k=0.5, blind=False, max_frames=4, fps=1.5, scorer="stts", seed=6, train_clips={}, image_size=48, data=""
+    )
+    model = SimpleNamespace(config=SimpleNamespace(scored_by="stts", spread=0, vit=SimpleNamespace(image_size=32)))
+    monkeypatch.setattr(
+        evaluation.checkpoint, "load_trained", lambda *of: (model, dict(step=9, train_config=train), of)
+    )
+    monkeypatch.setattr(evaluation, "clips_to_judge", lambda *_: ("ab", tmp_path / "none"))
+    monkeypatch.setattr(evaluation, "fingerprint", lambda clips: f"of {clips}")
+    judged = []
+    monkeypatch.setattr(evaluation, "judge", lambda *of: judged.append(of) or dict(short=0.5))
+
+    def told(**changes):
+        usual = dict(checkpoint="a.pt", data="data", clips=3, split="val", scorer=None, k=None, max_frames=None, seed=5,
+                     lenient=False, json=None)  # fmt: skip
+        return evaluation.run(Namespace(**{**usual, **changes}), "device"), capsys.readouterr().out
+
+    summary, said = told(json=tmp_path / "a.json")
+    assert said.splitlines() == [
+        "a.pt (step 9, seed 6), scorer stts (trained: stts), k = 0.5, up to 4 frames",
+        "val set of ab: 3 clips of each kind, seed of this evaluation 5",
+    ]
+    expected = dict(checkpoint="a.pt", step=9, scorer="stts", k=0.5, max_frames=4, seed=5, lenient=False, split="val")
+    assert summary == {
+        **expected,
+        "fingerprint": "of ab",
+        "torch": torch.__version__,
+        "train_config": train,
+        "short": 0.5,
+    }
+    assert json.loads((tmp_path / "a.json").read_text()) == summary
+    (given, clips, reader, *rest) = judged.pop()
+    assert given is model and rest == [0.5, (), False, ("a.pt", "device", None), False]
+    assert (clips, reader.max_frames, reader.size, reader.fps) == ("ab", 4, 32, 1.5)
+    summary, said = told(k=0.8, max_frames=31, scorer="cosine", lenient=True)
+    assert "note: at k = 0.8 and 31 frames" in said and "scorer cosine (trained: stts), k = 0.8" in said
+    assert ", lenient" in said and summary["lenient"] and summary["scorer"] == "cosine" and judged[0][3] == 0.8
+    assert "note:" not in told(k=0.8, max_frames=32)[1] and "note:" not in told(k=0.7)[1]
+    model.config.spread = 0.25
+    assert "(trained: stts), spread 0.25, k = 0.0" in told(k=0.0)[1]
+    for wrong in (dict(clips=0), dict(max_frames=0)):
+        with pytest.raises(ValueError, match="give at least 1"):
+            told(**wrong)
+    (tmp_path / "none").touch()
+    monkeypatch.setattr(evaluation, "load_clips", lambda _: "learned")
+    train |= dict(blind=True)
+    assert "), blind, up to 1 frames" in told(max_frames=1, clips=1)[1] and judged[-1][4:6] == ("learned", True)
+    for wrong in (dict(k=0.0), dict(scorer="cosine")):
+        with pytest.raises(ValueError, match="was trained blind"):
+            told(**wrong)
+
+
+def test_every_flag_of_the_command_and_what_it_is_without(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "run", lambda args, device: asked.append(vars(args)))
+    evaluation.main([])
+    rest = dict(
+        k=None, max_frames=None, scorer=None, clips=200, split="test", data="data", seed=0, lenient=False, json=None
+    )
+    assert asked.pop() == dict(checkpoint="runs/cpu/checkpoint.pt", **rest)
+    flags = "a.pt --k 0.25 --max-frames 3 --scorer cosine --clips 4 --split val --data d --seed 5 --lenient --json j"
+    evaluation.main(flags.split())
+    rest = dict(k=0.25, max_frames=3, scorer="cosine", clips=4, split="val", data="d", seed=5, lenient=True, json="j")
+    assert asked.pop() == dict(checkpoint="a.pt", **rest)
+    with pytest.raises(SystemExit):
+        evaluation.main(["--len"])  # no abbreviations
 
 
 def test_the_command_refuses_clearly(tmp_path, capsys):

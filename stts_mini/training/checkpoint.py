@@ -149,7 +149,7 @@ def load_model(
     """The model of a checkpoint, ready to use, and everything else that the file holds, `needs` at least. `scorer`: the
     name of one to take where the model's own is not known, or is this very class (its file may have moved)."""
     state, put = load(path, *needs), load_weights
-    parts = state.get("model_config", {})
+    parts = state["model_config"]
     own = parts.get("scored_by", "stts")
     if scorer and own.rpartition(":")[2] == scorer.rpartition(":")[2]:
         parts["scored_by"] = scorer

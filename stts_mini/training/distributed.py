@@ -14,7 +14,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import Any
 
@@ -44,14 +44,11 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     # the others wait while process 0 writes clips, which can take long
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
-    printed = sys.stdout
     try:
-        if rank():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        yield device
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+            yield device
         dist.barrier()  # all leave together: who ends while others still work can be torn down by gloo's threads
     finally:
-        sys.stdout = printed
         gc.collect()  # DDP's hold on the group goes first
         dist.destroy_process_group()
 

@@ -109,5 +109,5 @@ def rate_at(step: int, config: TrainConfig) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
     flat = max(config.warmup, config.curriculum_steps)
-    done = max(step - flat, 0) / max(config.steps - flat, 1)
+    done = max(step - flat, 0) / (config.steps - flat)
     return 0.5 * (1 + math.cos(math.pi * done))

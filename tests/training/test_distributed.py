@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,42 @@ def test_a_single_process_needs_nothing(monkeypatch):
     with distributed.processes(CPU) as device, distributed.first() as here:
         assert device is CPU and here and distributed.world_size() == 1 and distributed.rank() == 0
         assert distributed.total(1, 2.5) == [1, 2.5] and distributed.gather("a") == ["a"]
+
+
+def test_a_group_of_one_adds_up_and_gathers(tmp_path):
+    """With torch's own group: sums are float64, whatever goes in."""
+    distributed.dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        assert (distributed.rank(), distributed.world_size()) == (0, 1)
+        assert distributed.total(1, 2.5, 2**40 + 0.5) == [1, 2.5, 2**40 + 0.5] and distributed.gather("a") == ["a"]
+        assert distributed.in_turn(lambda: "made") == "made"
+    finally:
+        distributed.dist.destroy_process_group()
+
+
+def test_a_second_process_is_silent_waits_for_the_first_and_leaves_with_it(monkeypatch, capsys):
+    """As it looks to process 1 of 2, by a group that only notes what it is asked for."""
+    asked, monkey = [], monkeypatch.setattr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("init_process_group", "barrier", "destroy_process_group"):
+        monkey(distributed.dist, name, lambda *args, name=name, **options: asked.append((name, *args, options)))
+    monkey(distributed.dist, "is_initialized", lambda: True)
+    monkey(distributed.dist, "get_rank", lambda: 1)
+    monkey(distributed.dist, "get_world_size", lambda: 2)
+    monkey(distributed.dist, "all_gather_object", lambda values, value: values.__setitem__(0, f"not {value}"))
+    with pytest.raises(ZeroDivisionError), distributed.processes(CPU) as device:
+        print("said")
+        assert device == CPU and distributed.gather("a") == ["not a", "a"]
+        assert distributed.in_turn(lambda: asked.append("made") or 7) == 7
+        raise ZeroDivisionError
+    print("heard")
+    assert capsys.readouterr().out == "heard\n"
+    start, *rest = asked
+    assert start == ("init_process_group", "gloo", dict(timeout=timedelta(hours=2)))
+    assert rest == [("barrier", {}), "made", ("destroy_process_group", {})]  # it makes when the first has made
+    with distributed.processes(CPU):
+        pass
+    assert [name for name, *_ in asked[-3:]] == ["init_process_group", "barrier", "destroy_process_group"]
 
 
 def test_more_parts_than_clips_are_refused(folder, monkeypatch):
