@@ -100,7 +100,7 @@ def draw(curves: dict[tuple[str, float], list[list[float]]], mean_target: float,
         ax.axhline(mean_target, color="grey", ls=":", lw=1, label="mean target")
         ax.set(title=rate, xlabel="step", ylim=(1e-6, 1))
     axes[0].set(ylabel="mean score")
-    axes[0].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="lower left")
     fig.savefig(path, dpi=110)
     print(f"picture: {path}")
 

@@ -25,6 +25,17 @@ WINDOW = 20  # pruned steps that are looked at together, so that no single batch
 NUM_SUMS = 11
 
 
+def gradients(encoded: Encoded, sim_share: float, loss_scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Both teachers' gradients at the scores of frames t ≥ 1, (B, T−1, C) each: L_sim's, 2·(s − t)/(T·C) · sim_share,
+    and the LM's, which is what else has arrived at `scores.grad` (0 without one). What is left of it below 1e-6 of
+    L_sim's is rounding, and counts as 0. Arguments as for `sums`."""
+    s, frames = encoded.scores.detach()[:, 1:], encoded.shown.to(encoded.scores.device).sum(1)[:, None, None]
+    sim = 2 * (s - encoded.target.detach()) * sim_share / (frames * s.shape[2])
+    arrived = encoded.scores.grad
+    lm = torch.zeros_like(sim) if arrived is None else arrived[:, 1:] / loss_scale - sim
+    return sim, torch.where(lm.abs() > 1e-6 * sim.abs(), lm, 0)
+
+
 def sums(encoded: Encoded, sim_share: float = 0.0, loss_scale: float = 1.0) -> Tensor:
     """What `Health.of` needs of a batch, or of a part of one: (NUM_SUMS,), float64 where the device has it; zeros if
     nothing was taught. On the device: nothing waits for it.
@@ -33,9 +44,7 @@ def sums(encoded: Encoded, sim_share: float = 0.0, loss_scale: float = 1.0) -> T
     loss_scale  what the loss was multiplied by before it went backward
 
     The sums: cells; s, s², t, t², s·t of scores s and targets t; saturated scores; removals that ties decide; removals;
-    and the squares of both teachers' gradients at the scores. L_sim's is 2·(s − t)/(T·C) · sim_share. The LM's is what
-    else has arrived at `scores.grad` (0 without one). What is left of it below 1e-6 of L_sim's is rounding, and counts
-    as 0.
+    and the squares of both teachers' gradients at the scores.
 
     Ties decide a removal if the removed score is the highest one removed from its video, and, bit for bit, also that of
     a prunable cell which stays. (With `spread`, its pattern decides between them.)
@@ -50,11 +59,7 @@ def sums(encoded: Encoded, sim_share: float = 0.0, loss_scale: float = 1.0) -> T
     border = s == s.masked_fill(~gone, -torch.inf).amax((1, 2), keepdim=True)
     tied = gone & border & (prunable & keep & border).any((1, 2), keepdim=True)
 
-    sim = 2 * (s - t) * sim_share / (real.sum((1, 2), keepdim=True) * s.shape[2])
-    arrived = encoded.scores.grad
-    lm = torch.zeros_like(sim) if arrived is None else arrived[:, 1:] / loss_scale - sim
-    lm = torch.where(lm.abs() > 1e-6 * sim.abs(), lm, 0)
-
+    sim, lm = gradients(encoded, sim_share, loss_scale)
     saturated = (s < SATURATED) | (s > 1 - SATURATED)
     ones, s, t, sim, lm = torch.ones_like(s, dtype=wide), s.to(wide), t.to(wide), sim.to(wide), lm.to(wide)
     values = torch.stack([ones, s, s * s, t, t * t, s * t, saturated, tied, gone, sim * sim, lm * lm])
