@@ -16,6 +16,8 @@ one would have seen.
 
 Where we differ from the paper: it fine-tunes pretrained backbones, by AdamW, the scorer at ten times the LLM's rate
 (`lab/pretrained.py` does); the default trains from nothing, by the stages of `training/config.py`, at one rate for all.
+Its λ is 1 and its scorer prunes from the first step on. Ours is 30, and before pruning begins the scorer learns L_sim
+alone (`training/step.py`, `warm_up`): see tutorials/results/TRIED.md.
 
 What this file does not do: define settings (`training/config.py`), make batches (`data/batches.py`), take their
 gradients (`training/step.py`), judge (`eval.py`).

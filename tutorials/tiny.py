@@ -87,6 +87,7 @@ def train(
     Returns the model and a row (step, L_task, L_sim, mean score of background, object, panel) every 10 steps.
     """
     model, rows = build_model(cfg, torch.device("cpu")), []
+    torch.nn.init.zeros_(model.scorer.mlp[-1].bias)  # a third of the cells changes here, so scores may start at 0.5
     optimizers = build_optimizers(model, cfg)
     for step in range(cfg.steps):
         seeds = range(step * batch_size, (step + 1) * batch_size)

@@ -44,8 +44,8 @@ from stts_mini.vit import ViTConfig, from_siglip, resized_positions
 
 # the paper's rates (§4): LLM 1e-5, ViT and connector half of it, scorer ten times it; all by AdamW
 RECIPE = dict(
-    out="runs/pretrained", lr=1e-5, muon_lr=0.0, vision_lr_ratio=0.5, scorer_lr_ratio=10.0, warmup=200, steps=2000,
-    batch_size=4, score_after=3, max_frames=64, stages={}, save_every=500,
+    out="runs/pretrained", lr=1e-5, muon_lr=0.0, vision_lr_ratio=0.5, scorer_lr_ratio=10.0, sim_weight=1.0, warmup=200,
+    steps=2000, batch_size=4, score_after=3, max_frames=64, stages={}, save_every=500,
     recompute=True,  # without it, activations alone take some 180 GB
 )  # fmt: skip
 

@@ -67,7 +67,7 @@ class TrainConfig:
     vision_lr_ratio: float = setting(
         1.0, "the ViT's and connector's learning rates, times those of the LLM", may_be_0=True
     )
-    sim_weight: float = setting(1.0, "λ, the weight of the auxiliary loss", may_be_0=True)
+    sim_weight: float = setting(30.0, "λ, the weight of the auxiliary loss; the paper has 1", may_be_0=True)
     warmup: int = setting(20, "steps of linear warm-up; after the stages, a cosine to zero", may_be_0=True)
     seed: int = setting(0, "of weights, data order and everything else", may_be_0=True)
     # the model
