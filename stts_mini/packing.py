@@ -41,7 +41,7 @@ def check_k(k: float) -> None:
     if not 0 <= k < 1:
         hint = f"; did you mean {k / 100:g}?" if 1 < k < 100 else ""
         if k == 1 or k == 100:
-            hint = "; to see no video at all, train blind (lab.paper.train --blind)"
+            hint = "; to see no video at all, evaluate or train blind"
         raise ValueError(f"k = {k} is not in [0, 1): k is the share of cells to remove{hint}")
 
 

@@ -311,11 +311,11 @@ def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monke
     monkeypatch.setattr(evaluation, "held_out", lambda *of: of)
     monkeypatch.setattr(evaluation, "index_file", lambda *of: of)
     train = dict(train_clips=dict(short=5, brief=3, watch=0), image_size=48, data="learned.jsonl")
-    asked = lambda data, train=train, clips=7, split="val": evaluation.clips_to_judge(
-        Namespace(data=data, clips=clips, split=split), train
+    asked = lambda data, train=train, clips=7, split="val", panels=None: evaluation.clips_to_judge(
+        Namespace(data=data, clips=clips, split=split, panels=panels), train
     )
     counts = dict(short=5, watch=0, parade=0, image=0, brief=3, glance=0)
-    expected = lambda data, size: ((data, size, 7, "val", ["short", "brief"]), (data, "train", counts, size))
+    expected = lambda data, size: ((data, size, 7, "val", ["short", "brief"], 2), (data, "train", counts, size, 2))
     assert asked("data") == expected("data", 48)
     for name in ("empty", "world", "other"):
         (tmp_path / name).mkdir()
@@ -331,7 +331,7 @@ def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monke
     monkeypatch.setattr(evaluation, "load_clips", lambda data, judged: (data, judged))
     assert asked("a.jsonl", clips=200, split="test") == (("a.jsonl", True), Path("learned.jsonl"))
     for clips, split in ((200, "val"), (3, "test")):
-        with pytest.raises(ValueError, match="--clips and --split are for the world"):
+        with pytest.raises(ValueError, match="--clips, --split and --panels are for the world"):
             asked("a.jsonl", clips=clips, split=split)
 
 
@@ -350,7 +350,7 @@ def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, cap
 
     def told(**changes):
         usual = dict(checkpoint="a.pt", data="data", clips=3, split="val", scorer=None, k=None, max_frames=None, seed=5,
-                     lenient=False, json=None)  # fmt: skip
+                     lenient=False, json=None, why=None)  # fmt: skip
         return evaluation.run(Namespace(**{**usual, **changes}), "device"), capsys.readouterr().out
 
     summary, said = told(json=tmp_path / "a.json")
@@ -368,7 +368,7 @@ def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, cap
     }
     assert json.loads((tmp_path / "a.json").read_text()) == summary
     (given, clips, reader, *rest) = judged.pop()
-    assert given is model and rest == [0.5, (), False, ("a.pt", "device", None), False]
+    assert given is model and rest == [0.5, (), False, ("a.pt", "device", None), False, None]
     assert (clips, reader.max_frames, reader.size, reader.fps) == ("ab", 4, 32, 1.5)
     summary, said = told(k=0.8, max_frames=31, scorer="cosine", lenient=True)
     assert "note: at k = 0.8 and 31 frames" in said and "scorer cosine (trained: stts), k = 0.8" in said
@@ -393,12 +393,35 @@ def test_every_flag_of_the_command_and_what_it_is_without(monkeypatch):
     monkeypatch.setattr(evaluation, "run", lambda args, device: asked.append(vars(args)))
     evaluation.main([])
     rest = dict(
-        k=None, max_frames=None, scorer=None, clips=200, split="test", data="data", seed=0, lenient=False, json=None
+        k=None,
+        max_frames=None,
+        scorer=None,
+        clips=200,
+        split="test",
+        data="data",
+        seed=0,
+        lenient=False,
+        json=None,
+        panels=None,
+        why=None,
     )
     assert asked.pop() == dict(checkpoint="runs/cpu/checkpoint.pt", **rest)
     flags = "a.pt --k 0.25 --max-frames 3 --scorer cosine --clips 4 --split val --data d --seed 5 --lenient --json j"
+    flags += " --panels 1 --why b.pt"
     evaluation.main(flags.split())
-    rest = dict(k=0.25, max_frames=3, scorer="cosine", clips=4, split="val", data="d", seed=5, lenient=True, json="j")
+    rest = dict(
+        k=0.25,
+        max_frames=3,
+        scorer="cosine",
+        clips=4,
+        split="val",
+        data="d",
+        seed=5,
+        lenient=True,
+        json="j",
+        panels=1,
+        why="b.pt",
+    )
     assert asked.pop() == dict(checkpoint="a.pt", **rest)
     with pytest.raises(SystemExit):
         evaluation.main(["--len"])  # no abbreviations

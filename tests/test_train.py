@@ -676,7 +676,7 @@ def test_gradients_are_clipped(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spied)
     monkeypatch.setattr(training, "CLIP_NORM", 1e-3)
-    train(tiny(folder, out=str(tmp_path / "run"), steps=5), False, CPU)
+    train(tiny(folder, out=str(tmp_path / "run"), steps=5, scorer="cosine"), False, CPU)
     assert len(norms) == 5 and all(norm == pytest.approx(1e-3, rel=1e-2) for norm in norms)
 
 

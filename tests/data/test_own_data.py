@@ -479,8 +479,8 @@ def test_the_evaluation_refuses_what_it_would_not_use(mixed, tmp_path, monkeypat
         (["--data", "typo"], "--data typo: no folder of the world's clips"),
         (["--data", "films"], "--data films: no folder of the world's clips"),
         (["--data", "clips.json"], "ends in .jsonl"),
-        ([*own, "--clips", "2"], "--clips and --split are for the world"),
-        ([*own, "--split", "val"], "--clips and --split are for the world"),
+        ([*own, "--clips", "2"], "--clips, --split and --panels are for the world"),
+        ([*own, "--split", "val"], "--clips, --split and --panels are for the world"),
         ([*own, "--json", str(mixed)], "is what is read"),
         ([*own, "--json", path], "is what is read"),
     ):

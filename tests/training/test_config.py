@@ -84,9 +84,9 @@ def test_flags_without_an_effect_are_all_known():
     assert without(TrainConfig()) == {}
     of_scorer = ("--scorer", "--bias", "--sim-weight", "--scorer-lr-ratio")
     assert without(TrainConfig(k=0.0)) == dict.fromkeys(of_scorer, "--k")
-    assert without(TrainConfig(blind=True, k=0.0)) == dict.fromkeys(["--k", *of_scorer], "--blind")
+    assert without(PaperConfig(blind=True, k=0.0)) == dict.fromkeys(["--k", *of_scorer], "--blind")
     assert without(TrainConfig(scorer="random")) == dict.fromkeys(of_scorer[1:], "the")
-    own = ("--stages", "--train-clips", "--test-clips", "--video-size")
+    own = ("--stages", "--train-clips", "--test-clips", "--panels", "--video-size")
     assert without(TrainConfig(data="a.jsonl")) == dict.fromkeys(own, "--data")
     assert without(PaperConfig(saliency_steps=1, llm_depth=2)) == {"--sim-weight": "--saliency-steps"}
 
@@ -108,9 +108,9 @@ def test_settings_may_be_as_large_and_as_small_as_they_say():
 
 def test_flags_go_before_what_is_given_and_that_before_the_preset(capsys):
     given = dict(batch_size=6, seed=7)
-    config, rest = parse_flags(["--preset", "smoke", "--seed", "8", "--no-blind"], given)
+    config, rest = parse_flags(["--preset", "smoke", "--seed", "8", "--no-recompute"], given)
     assert (config.steps, config.batch_size, config.seed) == (20, 6, 8)
-    assert vars(rest) == dict(resume=False, dry_run=False, preset="smoke", idle=[])
+    assert vars(rest) == dict(resume=False, dry_run=False, preset="smoke", split="test", idle=[])
     assert parse_flags(["--dry-run", "--lr", "0.5", "--out", "a b"])[0] == TrainConfig(lr=0.5, out="a b")
     assert parse_flags(["--scale", "1"], given)[0].batch_size == 6
     with pytest.raises(SystemExit):
@@ -126,5 +126,6 @@ def test_a_setting_may_be_0_only_if_it_says_so():
     assert setting(1, "a").metadata == {"help": "a", "may_be_0": False} and setting({}, "a").metadata["help"] == "a"
     assert {f.name for f in fields(TrainConfig) if f.metadata["may_be_0"]} == {
         "k", "muon_lr", "scorer_lr_ratio", "vision_lr_ratio", "sim_weight", "warmup", "seed", "score_after", "cache_gb",
+        "panels",
     }  # fmt: skip
     assert asdict(TrainConfig(cache_gb=0.0))["cache_gb"] == 0

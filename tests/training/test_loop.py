@@ -16,6 +16,7 @@ import torch
 from stts_mini import train as training
 from stts_mini.data.batches import Reader
 from stts_mini.data.clips import OWN, Clip
+from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.train import TrainError, build_model, build_optimizers, train
 from stts_mini.training import checkpoint
 from stts_mini.training.checkpoint import CheckpointError, keep_old_run, load_model, restore, save_run, start_from
@@ -27,7 +28,7 @@ from tests.test_train import folder, make_sampler  # noqa: F401
 from tests.tiny import tiny
 
 CPU = torch.device("cpu")
-FINE = (2.0, 0.5, 1.0, 0.5, 7)  # L_task, L_sim, the gradient's norm, share of right answers, tokens
+FINE = (2.0, 0.5, 1.0, 0.5, 7, None)  # L_task, L_sim, the gradient's norm, share of right answers, tokens, health
 
 
 # --------------------------------------------------------------------------------------- the loop
@@ -36,7 +37,8 @@ FINE = (2.0, 0.5, 1.0, 0.5, 7)  # L_task, L_sim, the gradient's norm, share of r
 def test_checkpoints_are_due_every_so_many_steps_and_at_the_end(tmp_path, capsys):
     saved, rows, of = [], [], lambda step: FINE
     config = tiny(tmp_path, steps=7, save_every=3)
-    log = SimpleNamespace(add=lambda step, *_, **__: rows.append(step), text=str, flush=lambda: saved.append("log"))
+    add, flush = lambda step, *_, **__: rows.append(step), lambda: saved.append("log")
+    log = SimpleNamespace(add=add, text=str, flush=flush, warning=str)
     training.all_steps(config, 1, of, lambda done, rng: saved.append((done, len(rng))), log, str)
     assert saved == ["log", (3, 1), "log", (6, 1), "log", (7, 1)] and rows == [1, 2, 3, 4, 5, 6]  # the log goes first
     training.all_steps(config, 0, of, lambda *_: pytest.fail("process 0 alone saves"), None, str)
@@ -68,10 +70,10 @@ def stepped(folder, step, config=None, spoil=None):  # noqa: F811
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_a_step_has_the_rate_and_the_k_of_its_number(folder, step):  # noqa: F811
     config = tiny(folder, steps=6, lr=0.1, scorer_lr_ratio=3.0)
-    model, optimizers, before, (task, sim, norm, share, tokens), batch = stepped(folder, step, config)
+    model, optimizers, before, (task, sim, norm, share, tokens, health), batch = stepped(folder, step, config)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         assert group["lr"] == pytest.approx(group["peak_lr"] * (0.5, 1, 1, 0.853553)[step], rel=1e-5)
-    assert (sim > 0) == (step >= 2) and all(p.grad is None for p in model.parameters())
+    assert (sim > 0) == (step >= 2) == (health is not None) and all(p.grad is None for p in model.parameters())
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert task > 0 and norm > 0 and 0 <= share <= 1 and tokens == model(batch, config.k_at(step)).tokens
 
@@ -84,10 +86,10 @@ def test_a_gradient_that_is_no_number_is_noticed_and_changes_nothing(folder, spo
 
 
 def test_the_share_of_right_answers_is_of_all(folder, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(training, "forward_backward", lambda *_: (1.0, 2.0, 3, 12, 50))
+    monkeypatch.setattr(training, "forward_backward", lambda *_: (1.0, 2.0, 3, 12, 50, "health"))
     config = tiny(folder)
     model = build_model(config, CPU)
-    assert training.one_step(model, [], None, 0, config, CPU, None, model) == (1.0, 2.0, 0.0, 0.25, 50)
+    assert training.one_step(model, [], None, 0, config, CPU, None, model) == (1.0, 2.0, 0.0, 0.25, 50, "health")
 
 
 # ---------------------------------------------------------------------------------------- the log
@@ -95,12 +97,12 @@ def test_the_share_of_right_answers_is_of_all(folder, monkeypatch):  # noqa: F81
 
 def test_the_log_by_hand(tmp_path):
     log = Log(tmp_path / "log.csv", 0)
-    log.add(0, 2.0, 1.0, 4.0, 0.5, tokens=10, seconds=0.5)
+    log.add(0, 2.0, 1.0, 4.0, 0.5, tokens=10, health=None, seconds=0.5)
     assert log.text() == "loss 3.000 accuracy 50.0% tokens/s 20"
-    log.add(1, 0.75, 0.25, 8.0, 1.0, tokens=20, seconds=3.0)
+    log.add(1, 0.75, 0.25, 8.0, 1.0, tokens=20, health=None, seconds=3.0)
     assert log.text() == "loss 2.800 accuracy 55.0% tokens/s 10"  # nine tenths of what was, one of what is
     log.flush()
-    log.add(2, 1.0, 0.0, 1.0, 0.0, tokens=20, seconds=4.0)
+    log.add(2, 1.0, 0.0, 1.0, 0.0, tokens=20, health=None, seconds=4.0)
     log.flush()
     first, second, third = csv.DictReader((tmp_path / "log.csv").read_text().splitlines())
     values = dict(step=1, task_loss=0.75, sim_loss=0.25, accuracy=1, grad_norm=8, tokens=20, seconds=3)
@@ -233,11 +235,13 @@ def test_what_is_trained_on_and_judged_by(monkeypatch, tmp_path):
     config = tiny(tmp_path, train_clips=dict(short=3, brief=2, image=1), stages={}, image_size=32)
     monkeypatch.setattr(training, "prepare", lambda *of: ("index", *of))
     monkeypatch.setattr(training, "load_clips", lambda *of, **how: (of, how))
-    monkeypatch.setattr(training, "held_out", lambda *of, kinds: (of, kinds))
+    monkeypatch.setattr(training, "held_out", lambda *of: of)
     clips, index = training.training_clips(config)
     counts = dict(short=3, watch=0, parade=0, image=1, brief=2, glance=0)
-    assert index == ("index", config.data, "train", counts, 32) and clips == ((index,), {})
-    assert training.judged_clips(config) == ((config.data, 32, 4), ["short", "image", "brief"])
+    assert index == ("index", config.data, "train", counts, 32, 2) and clips == ((index,), {})
+    kinds = ["short", "image", "brief"]
+    assert training.judged_clips(config) == (config.data, 32, 4, "test", kinds, 2)
+    assert training.judged_clips(replace(config, panels=0), "val") == (config.data, 32, 4, "val", kinds, 0)
     mine = replace(config, data="a.jsonl", val="b.jsonl")
     assert training.training_clips(mine) == ((("a.jsonl",), {}), Path("a.jsonl"))
     assert training.judged_clips(mine) == (("b.jsonl",), dict(judged=True))
@@ -267,10 +271,10 @@ def test_a_step_is_timed_on_what_can_lose_cells(alone, numbers, monkeypatch, cap
     [({}, 1, True, True), (dict(k=0.0), 1, False, True), ({}, 2, False, True), (dict(blind=True), 1, False, False)],
 )
 def test_what_a_run_ends_with(settings, processes, timed, drawn, tmp_path, monkeypatch, capsys):
-    config = tiny(tmp_path, out=str(tmp_path), seed=3, **settings)
+    config = tiny(tmp_path, PaperConfig, out=str(tmp_path), seed=3, **settings)
     clips, done = ([a_clip(0, "short")], [a_clip(1, "short")]), []
     monkeypatch.setattr(training, "training_clips", lambda _: (clips[0], None))
-    monkeypatch.setattr(training, "judged_clips", lambda _: clips[1])
+    monkeypatch.setattr(training, "judged_clips", lambda _, split: clips[1])
     monkeypatch.setattr(training, "own_reader", lambda config, clips: Reader(4, 48))
     monkeypatch.setattr(training, "fingerprint", lambda clips: f"of {clips[0].seed}")
     monkeypatch.setattr(training.distributed, "world_size", lambda: processes)
@@ -281,7 +285,8 @@ def test_what_a_run_ends_with(settings, processes, timed, drawn, tmp_path, monke
     (model, judged, _, k, learned, blind, tokenizer), *rest = done
     assert (model, judged, learned, tokenizer) == ("model", clips[1], clips[0], "tokenizer")
     assert (k, blind) == (config.k, config.blind) and rest == ["timed"] * timed + ["drawn"] * drawn
-    expected = dict(fingerprint="of 1", k=config.k, max_frames=4, seed=3, torch=torch.__version__, short=0.25)
+    expected = dict(fingerprint="of 1", k=config.k, max_frames=4, seed=3, split="test", short=0.25)
+    expected["torch"] = torch.__version__
     assert summary == {**expected, **({"step_time_ratio": 0.5} if timed else {})}
     assert json.loads((tmp_path / "result.json").read_text()) == summary
     monkeypatch.setattr(training.distributed, "rank", lambda: 1)
@@ -307,7 +312,7 @@ def test_a_reader_is_filled_where_one_process_needs_all(monkeypatch, tmp_path):
 
 def test_the_job_is_a_training_and_an_exam(tmp_path, monkeypatch, capsys):
     config, done = tiny(tmp_path), []
-    args = Namespace(preset="p", idle=["--a (b)"], dry_run=True, resume="resume")
+    args = Namespace(preset="p", idle=["--a (b)"], dry_run=True, resume="resume", split="val")
     monkeypatch.setattr(training, "train", lambda *a, **b: done.append((a, b)) or "trained")
     monkeypatch.setattr(training, "finish", lambda *a: done.append(a))
     training.job("name", config, args)
@@ -317,7 +322,7 @@ def test_the_job_is_a_training_and_an_exam(tmp_path, monkeypatch, capsys):
     training.job("name", config, args, None, "tokenizer")
     assert done == [
         ((config, "resume", CPU), dict(model=None, tokenizer="tokenizer")),
-        (config, "trained", CPU, "tokenizer"),
+        (config, "trained", CPU, "tokenizer", "val"),
     ]
     said = capsys.readouterr().out
     assert "all done in 0:00, peak memory " in said and "run/checkpoint.pt" in said and "note:" not in said

@@ -378,5 +378,8 @@ def test_rows_are_trained_today_as_those_that_are_shipped():
         then["train_clips"] = {kind: n for kind, n in then["train_clips"].items() if world.TASKS[kind]}  # all it saw
         gone = {name: value for name, value in then.items() if name not in today}
         assert not gone, f"{file.name} was trained with settings that are no more: {gone}"
-        assert {name: today[name] for name in then} == then, file.name
+        idle = () if row.k else ("sim_weight", "scorer_lr_ratio")  # where nothing is pruned
+        assert {name: today[name] for name in then if name not in idle} == {
+            name: value for name, value in then.items() if name not in idle
+        }, file.name
     assert len(files) > 100
