@@ -101,7 +101,7 @@ def test_curves_stand_at_their_values(tmp_path):
     assert set(heights(picture, ACCURACY)) == {90}
     lines = [y for y in range(180) if (picture[y, [*range(70, 123), *range(177, 230)]] == 70).all()]
     assert lines == [65, 115] and (picture[lines, 69] == 24).all() and (picture[lines, 230] == 24).all()  # at quarters
-    for i, loss in enumerate(("1", "1.78", "3.16", "5.62", "10")):
+    for i, loss in enumerate(("1", "1.8", "3.2", "5.6", "10")):
         assert shows(picture, loss, 4, 135 - 25 * i, LOSS) and shows(picture, f"{25 * i}%", 238, 135 - 25 * i, ACCURACY)
     assert shows(picture, "loss", 70, 12, LOSS) and shows(picture, "accuracy", 166, 12, ACCURACY)
     assert shows(picture, "7", 70, 154, (170,) * 3) and shows(picture, "11 steps", 140, 154, (170,) * 3)
