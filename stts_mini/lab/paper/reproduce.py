@@ -65,7 +65,7 @@ BASE_RUNS = {
 JUDGED = {kind: count for kind, count in BASE["train_clips"].items() if world.TASKS[kind]}  # a row sees no others
 RECIPE = dict(
     train_clips=JUDGED, max_frames=FRAMES, thinning=1.0, stages={}, coarse_steps=0, steps=400, warmup=10, muon_lr=0.002,
-    lr=1e-3, scorer_lr_ratio=5.0, save_every=1000,
+    lr=1e-3, scorer_lr_ratio=5.0, sim_weight=1.0, save_every=1000,
 )  # fmt: skip
 
 

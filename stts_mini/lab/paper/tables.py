@@ -384,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser("python -m stts_mini.lab.paper.tables", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
-    parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table, in short")
+    parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
     how.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
@@ -399,8 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
         made = {args.results / "README.md": page(results, without)}
         if args.readme:
-            short = ladder(results, ks=(0.5, 0.8, 0.9))  # at the others, most rows have one seed
-            made[args.readme] = inserted(readme, short)
+            made[args.readme] = inserted(readme, beside(without, results))
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     for path, text in made.items() if not args.seeds else ():

@@ -211,8 +211,7 @@ def test_a_row_that_knew_fewer_settings_had_the_usual_ones(tmp_path):
 
 def test_the_readmes_table_is_made_and_checked(tmp_path):
     write(tmp_path, "unpruned", 0.0, 0)
-    for k in (0.3, 0.5):
-        write(tmp_path, "random", k, 0)
+    write(tmp_path, "stts", 0.5, 0)
     readme = tmp_path / "FRONT.md"
     readme.write_text(f"# A\n{BEGIN}{END}\nafter\n")
     flags = ["--results", str(tmp_path), "--readme", str(readme)]
@@ -220,11 +219,10 @@ def test_the_readmes_table_is_made_and_checked(tmp_path):
         main([*flags, "--check"])
     main(flags)
     text = readme.read_text()
-    assert text.startswith("# A\n") and text.endswith(f"{END}\nafter\n") and "| unpruned | 0 |" in text
-    assert "| random | 50 |" in text and "| random | 30 |" not in text  # a short one
-    assert "| random | 30 |" in (tmp_path / "README.md").read_text()
+    assert text.startswith("# A\n") and text.endswith(f"{END}\nafter\n") and "| STTS at k = 50 against unpruned | −0.7 | – |" in text
+    assert "| unpruned | 0 |" in (tmp_path / "README.md").read_text()
     main([*flags, "--check"])
-    readme.write_text(text.replace("| unpruned | 0 |", "| unpruned | 1 |"))
+    readme.write_text(text.replace("| −0.7 |", "| −0.6 |"))
     with pytest.raises(SystemExit, match=r"FRONT.md is not what the rows say"):
         main([*flags, "--check"])
     readme.write_text("# no marks")
@@ -382,4 +380,4 @@ def test_rows_are_trained_today_as_those_that_are_shipped():
         assert {name: today[name] for name in then if name not in idle} == {
             name: value for name, value in then.items() if name not in idle
         }, file.name
-    assert len(files) > 100
+    assert len(files) > 90
