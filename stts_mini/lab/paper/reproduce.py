@@ -3,6 +3,8 @@
     python -m stts_mini.lab.paper --base 0          the unpruned model that rows start from
     python -m stts_mini.lab.paper --table k         the rows of one table (and the bases, if need be)
     python -m stts_mini.lab.paper --all             everything that is still missing, in order
+    python -m stts_mini.lab.paper --all --panels 0  the same in the world without distractors
+    python -m stts_mini.lab.paper --table k --split val     on validation clips, into runs/val: to choose settings
     python -m stts_mini.lab.paper --scorer my_file.py:MyScorer --k 0.5      a scorer of yours, beside the others
 
 Every row fine-tunes the same unpruned base with the same clips and questions in the same order for the same

@@ -219,7 +219,8 @@ def test_the_readmes_table_is_made_and_checked(tmp_path):
         main([*flags, "--check"])
     main(flags)
     text = readme.read_text()
-    assert text.startswith("# A\n") and text.endswith(f"{END}\nafter\n") and "| STTS at k = 50 against unpruned | −0.7 | – |" in text
+    assert text.startswith("# A\n") and text.endswith(f"{END}\nafter\n")
+    assert "| STTS at k = 50 against unpruned | −0.7 | – |" in text
     assert "| unpruned | 0 |" in (tmp_path / "README.md").read_text()
     main([*flags, "--check"])
     readme.write_text(text.replace("| −0.7 |", "| −0.6 |"))
