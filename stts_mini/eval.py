@@ -153,6 +153,8 @@ def judge(
         )
         numbers["why_wrong"] = why_wrong(result, whole)
         print(f"\n{wrong_table(result, numbers['why_wrong'])}")
+        if unpruned[0] is model:
+            print("note: compared with this model, unpruned. If it was trained pruned, name another one after --why")
     return numbers
 
 

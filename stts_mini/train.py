@@ -58,7 +58,7 @@ from stts_mini.training import checkpoint, distributed
 from stts_mini.training.config import TrainConfig, as_text, describe, parse_flags
 from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at
-from stts_mini.training.step import CLIP_NORM, eagerly, forward_backward, warm_up, wrap
+from stts_mini.training.step import CLIP_NORM, eagerly, forward_backward, learns, warm_up, wrap
 
 
 class TrainError(RuntimeError):
@@ -159,12 +159,12 @@ def train(
             config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
         )  # fmt: skip
         run, encode = wrap(model, config, device), encoder(model) if encoder else None
-        fresh = config.scorer_steps and not (annotate or encoder) and getattr(model.scorer, "injects_bias", False)
+        fresh = config.lessons and not (annotate or encoder) and learns(model.scorer)
 
         def step_of(step: int) -> tuple:
             """Make a step; before the first pruned one, get the scorer ready for it."""
             if fresh and step == config.unpruned_steps:
-                warm_up(model, optimizers, sampler.beyond(config.steps, config.scorer_steps), config, device)
+                warm_up(model, optimizers, sampler.beyond(config.steps, config.lessons), config, device)
             return one_step(model, optimizers, sampler(step), step, config, device, encode, run)
 
         save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)

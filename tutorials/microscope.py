@@ -6,7 +6,8 @@ The run is a row of the tables (`lab/paper`), seed 0, whose scorer follows its t
 step, each teacher's gradient at each prunable cell is looked at, as a push on log s: up, if a higher score would lower
 the loss. Cells are of three kinds: an answer depends on it (evidence), a panel that means nothing, or neither.
 
-    mean    the push on a cell of that kind, averaged over all cells of all steps; its error is two standard errors
+    mean    the push on a cell of that kind, averaged within each step and then over steps; its error is two standard
+            errors, from how the steps' means differ
     noise   the standard deviation of that push from cell to cell
 
 A teacher can move a kind of cell if mean and error are far apart. It needs matplotlib, as the notebooks do.
@@ -62,7 +63,7 @@ def run(config: TrainConfig) -> np.ndarray:
     checkpoint.start_from(model, checkpoint.load(config.init), config.init)
     optimizers = build_optimizers(model, config)
     sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed)
-    warm_up(model, optimizers, sampler.beyond(config.steps, config.scorer_steps), config, device)
+    warm_up(model, optimizers, sampler.beyond(config.steps, config.lessons), config, device)
     pushes = np.zeros((config.steps, len(TEACHERS), len(KINDS), 3))
     for step in range(config.steps):
         output = model(sampler(step), config.k)
@@ -87,11 +88,12 @@ def run(config: TrainConfig) -> np.ndarray:
 
 
 def moments(pushes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, two standard errors and noise over the first axis."""
+    """Mean, two standard errors and noise over the first axis, the steps."""
     n, total, squares = np.moveaxis(pushes.sum(0), -1, 0)
-    n = np.maximum(n, 1)
-    noise = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
-    return total / n, 2 * noise / np.sqrt(n), noise
+    noise = np.sqrt(np.maximum(squares / np.maximum(n, 1) - (total / np.maximum(n, 1)) ** 2, 0))
+    with np.errstate(invalid="ignore"):  # a batch of pictures has no cells
+        each = pushes[..., 1] / pushes[..., 0]
+    return np.nanmean(each, 0), 2 * np.nanstd(each, 0) / np.sqrt((~np.isnan(each)).sum(0)), noise
 
 
 def draw(pushes: np.ndarray, path: Path, bins: int = 10) -> None:

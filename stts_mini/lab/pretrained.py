@@ -34,6 +34,7 @@ from torch import Tensor
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer
 from stts_mini.data.clips import normalised
 from stts_mini.data.tokenizer import PretrainedTokenizer
+from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.llm import LLMConfig, from_qwen3
 from stts_mini.model import VLM
 from stts_mini.train import job
@@ -45,7 +46,7 @@ from stts_mini.vit import ViTConfig, from_siglip, resized_positions
 # the paper's rates (§4): LLM 1e-5, ViT and connector half of it, scorer ten times it; all by AdamW
 RECIPE = dict(
     out="runs/pretrained", lr=1e-5, muon_lr=0.0, vision_lr_ratio=0.5, scorer_lr_ratio=10.0, sim_weight=1.0, warmup=200,
-    steps=2000, batch_size=4, score_after=3, max_frames=64, stages={}, save_every=500,
+    scorer_steps=0, steps=2000, batch_size=4, score_after=3, max_frames=64, stages={}, save_every=500,
     recompute=True,  # without it, activations alone take some 180 GB
 )  # fmt: skip
 
@@ -344,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return save_folder(Path(args.export[1]), model, tokenizer)
         vit_folder, llm_folder = folder_of(args.vit), folder_of(args.llm)
         sizes = settings_of(vit_config(vit_folder, args.image_size, args.vit_depth), llm_config(llm_folder))
-        config, flags = parse_flags(rest, {**RECIPE, **sizes}, prog=parser.prog)
+        config, flags = parse_flags(rest, {**RECIPE, **sizes}, PaperConfig, prog=parser.prog)
         for name in sizes.keys() - {"w", "connector_mlp"}:  # these two are of no pretrained part
             own, flag = getattr(config, name), name.replace("_", "-")
             require(own == sizes[name], f"--{flag} {own}, but the weights have {sizes[name]}: leave it out")

@@ -97,6 +97,7 @@ class TrainConfig:
 
     # settings of the lab's recipes alone, which lab/paper/train.py adds
     thinning, coarse_steps, saliency_steps, spread, elastic, blind = 1.0, 0, 0, 0.0, False, False
+    scorer_steps = 400
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -192,14 +193,14 @@ class TrainConfig:
         return 0.0 if self.saliency_steps else self.k
 
     @property
-    def scorer_steps(self) -> int:
-        """Steps of L_sim alone for a fresh scorer, before pruning begins: as many as are pruned, at most 400.
+    def lessons(self) -> int:
+        """Steps of L_sim alone for a fresh scorer, before pruning begins: as many as are pruned, at most scorer_steps.
 
-        >>> TrainConfig(stages={}, steps=200).scorer_steps, TrainConfig().scorer_steps, TrainConfig(k=0.0).scorer_steps
+        >>> TrainConfig(stages={}, steps=200).lessons, TrainConfig().lessons, TrainConfig(k=0.0).lessons
         (200, 400, 0)
         """
         learns = self.k and self.sim_weight and not (self.blind or self.saliency_steps)
-        return min(self.steps - self.unpruned_steps, 400) if learns else 0
+        return min(self.steps - self.unpruned_steps, self.scorer_steps) if learns else 0
 
     def learns_saliency(self, step: int) -> bool:
         """Whether the scorer's teacher at a step is saliency (`saliency.py`)."""

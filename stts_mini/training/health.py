@@ -12,6 +12,7 @@ What this file does not do: cure. The scorer's rate, λ and where the scores sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -105,11 +106,15 @@ class Health(NamedTuple):
 
 def dead(*healths: Health | None) -> str:
     """A line that says so, with the remedy, if by the mean of these the scorer is dead: ties decide more than half of
-    the removals, or more than 95% of the scores are saturated. Else, and if there is none, nothing."""
+    the removals, or more than 95% of the scores are saturated. Else, and if there is none, nothing. (Where hardly
+    anything changes, it is right that nearly all are: then scores that follow their target, r ≥ 0.3, and are not all
+    near 0 are no sign of death.)"""
     known = [h for h in healths if h]
     ties = sum(h.ties for h in known) / max(len(known), 1)
     saturated = sum(h.saturated for h in known) / max(len(known), 1)
-    if ties <= 0.5 and saturated <= 0.95:
+    r = sum(0.0 if math.isnan(h.correlation) else h.correlation for h in known) / max(len(known), 1)
+    sparse = r >= 0.3 and sum(h.score_mean for h in known) > SATURATED * len(known)
+    if ties <= 0.5 and (saturated <= 0.95 or sparse):
         return ""
     found = f"ties decide {100 * ties:.0f}% of what is removed, and {100 * saturated:.0f}% of its scores are saturated"
     cure = "train anew with a lower --scorer-lr-ratio or a larger --sim-weight"

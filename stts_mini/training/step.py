@@ -108,26 +108,35 @@ def forward_backward(
     return task, sim, int(right), int(questions), int(tokens), Health.of(health)
 
 
+def learns(scorer: torch.nn.Module) -> bool:
+    """Whether STTS's two teachers can teach it anything."""
+    return getattr(scorer, "injects_bias", False) and any(p.requires_grad for p in scorer.parameters())
+
+
 def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: TrainConfig, device: torch.device) -> None:
     """Teach the scorer L_sim alone, while everything else stands still: a step for each batch, through blocks 0..l.
 
     It is ours, not the paper's, which prunes by a fresh scorer and has thousands of steps to mend what that does. The
     rate, WARM_UP_RATE times the LLM's, falls to zero. Every process must be given whole batches: so all stay alike.
     """
-    progress, cfg = Progress("scorer", config.scorer_steps), model.config
+    progress, cfg = Progress("scorer", config.lessons), model.config
     for i, batch in enumerate(batches):
-        batch = batch.to(device)
-        counts, real, prunable = ragged(batch.frames, batch.num_frames, config.k, cfg.cells, batch.still)
-        own_frame, counts = real.nonzero().to(device).unbind(1), torch.where(prunable, counts, 1)
-        with torch.no_grad(), autocast(device):
-            x = model.stem(batch.frames[own_frame])  # (F, N, D)
-            grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
-        similarity_loss(model.scorer(grid, counts), temporal_target(grid, cfg.w), counts).backward()
+        parts = parts_of(batch, config.accumulate)
+        videos = [weights_of(part, config.k, cfg.cells)[1] for part in parts]
+        for part, own in zip(parts, videos, strict=True):
+            part = part.to(device)
+            counts, real, prunable = ragged(part.frames, part.num_frames, config.k, cfg.cells, part.still)
+            own_frame, counts = real.nonzero().to(device).unbind(1), torch.where(prunable, counts, 1)
+            with torch.no_grad(), autocast(device):
+                x = model.stem(part.frames[own_frame])  # (F, N, D)
+                grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
+            loss = similarity_loss(model.scorer(grid, counts), temporal_target(grid, cfg.w), counts)
+            (loss * own / max(sum(videos), 1)).backward()
         torch.nn.utils.clip_grad_norm_(model.scorer.parameters(), CLIP_NORM)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 rate = config.muon_lr if isinstance(optimizer, Muon) else config.lr
-                group["lr"] = WARM_UP_RATE * rate * min((i + 1) / 10, 1 - i / config.scorer_steps)
+                group["lr"] = WARM_UP_RATE * rate * min((i + 1) / 10, 1 - i / config.lessons)
             optimizer.step()
             optimizer.zero_grad()
         progress.update(i + 1)

@@ -11,10 +11,10 @@ import torch
 from stts_mini import eval as evaluation
 from stts_mini.data.tokenizer import PretrainedTokenizer
 from stts_mini.lab import ask, pretrained
+from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.lab.pretrained import WeightsError, llm_config, load_llm, load_vit, vit_config
 from stts_mini.llm import LLM
 from stts_mini.training import checkpoint
-from stts_mini.training.config import TrainConfig
 from stts_mini.vit import ViT, resized_positions
 from tests.own import write_own_clips
 
@@ -347,7 +347,7 @@ def test_a_tokenizer_that_does_not_go_with_the_llm_is_refused(tmp_path):
     path.write_text(good)
     small = {**json.loads((tmp_path / "llm" / "config.json").read_text()), "vocab_size": vocab - 1}
     (tmp_path / "llm" / "config.json").write_text(json.dumps(small))
-    config = TrainConfig(
+    config = PaperConfig(
         **{
             **pretrained.RECIPE,
             **pretrained.settings_of(vit_config(tmp_path / "vit"), llm_config(tmp_path / "llm")),
@@ -453,5 +453,5 @@ def test_the_largest_grid_gets_cells_of_three(tmp_path):
     vision(tmp_path / "vit", size=54, patch=6)
     language(tmp_path / "llm")
     sizes = pretrained.settings_of(vit_config(tmp_path / "vit"), llm_config(tmp_path / "llm"))
-    config = TrainConfig(**{**pretrained.RECIPE, **sizes, "vit_depth": 6})
+    config = PaperConfig(**{**pretrained.RECIPE, **sizes, "vit_depth": 6})
     assert config.w == 3 and config.model.cells == 9 and config.model.vit.width == 12

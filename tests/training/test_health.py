@@ -158,6 +158,12 @@ def test_the_first_steps_and_a_single_one_raise_no_alarm(tmp_path):
     assert dead(*[ALIVE] * (WINDOW - 1), worst) == "" and dead(*[worst] * 11, *[ALIVE] * 9)
 
 
+def test_sparse_scores_that_follow_their_target_are_alive():
+    sparse = ALIVE._replace(saturated=0.99, score_mean=0.002)
+    assert not dead(sparse) and dead(sparse._replace(correlation=0.2)) and dead(sparse._replace(score_mean=1e-5))
+    assert dead(sparse._replace(correlation=math.nan)) and dead(sparse._replace(ties=0.6))
+
+
 def test_the_explorer_says_so(folder):
     config = tiny(folder)
     clip = held_out(config.data, 48, 1, kinds=["short"])[0]
@@ -184,6 +190,31 @@ def test_before_pruning_begins_the_scorer_alone_learns(folder):
     changed = {name.split(".")[0] for name, p in model.state_dict().items() if not torch.equal(p, state[name])}
     assert changed == {"scorer"} and sim_loss(model, batches) < 0.8 * before
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_lessons_do_not_depend_on_how_a_batch_is_cut(folder, accumulate):
+    found = []
+    for parts in (1, accumulate):
+        config = tiny(folder, stages={}, batch_size=4, accumulate=parts, lr=5e-3, muon_lr=0.02)
+        model = training.build_model(config, CPU).double()
+        steps.warm_up(model, training.build_optimizers(model, config), make_sampler(config).beyond(4, 2), config, CPU)
+        found.append(model.scorer.state_dict())
+    for name, whole in found[0].items():
+        torch.testing.assert_close(found[1][name], whole, rtol=1e-5, atol=1e-7)
+
+
+def test_a_scorer_without_weights_needs_no_lessons(folder, tmp_path, monkeypatch):
+    class Half(torch.nn.Module):
+        injects_bias = True
+
+        def forward(self, x, num_frames):
+            return torch.full((*x.shape[:2], x.shape[2] // 4), 0.5)
+
+    config = tiny(folder, out=str(tmp_path), steps=6)
+    model = training.build_model(config, CPU)
+    model.scorer = Half()
+    training.train(config, False, CPU, model=model)
 
 
 def test_every_process_warms_up_on_whole_batches_beyond_the_run(folder):

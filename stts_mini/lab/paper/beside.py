@@ -56,8 +56,7 @@ FINDINGS = (
         ("stts", 0.5, "scaled"), UNPRUNED, 0.4, group="long",
     ),
     Finding(
-        "single images (what is on them), trained at k = 50", ("stts", 0.5), UNPRUNED, -0.1, bar=-0.1,
-        group="image/attribute",
+        "single images (counting), trained at k = 50", ("stts", 0.5), UNPRUNED, -0.1, bar=-0.1, group="image/count",
     ),
 )  # fmt: skip
 

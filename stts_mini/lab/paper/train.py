@@ -33,6 +33,9 @@ class PaperConfig(TrainConfig):
     )
     spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time; 0: off", may_be_0=True)
     blind: bool = setting(False, "train without any vision tokens (the control)")
+    scorer_steps: int = setting(
+        400, "steps of L_sim alone for the scorer, before pruning begins; at most as many as are pruned", may_be_0=True
+    )
     elastic: bool = setting(False, "draw k anew in each step, from 0 to --k: one model for every budget")
     video_size: int = setting(0, "side of a frame in pixels, in the world's files; 0: as --image-size", may_be_0=True)
 
