@@ -1,5 +1,6 @@
 """The scorer's health: each number by its definition, whatever the cuts; and who is told when it dies."""
 
+import csv
 import functools
 import math
 
@@ -214,7 +215,10 @@ def test_a_scorer_without_weights_needs_no_lessons(folder, tmp_path, monkeypatch
     config = tiny(folder, out=str(tmp_path), steps=6)
     model = training.build_model(config, CPU)
     model.scorer = Half()
+    monkeypatch.setattr(training, "warm_up", lambda *_: pytest.fail("there is nothing to teach"))
     training.train(config, False, CPU, model=model)
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert len(rows) == 6 and {row["score_mean"] for row in rows} == {"", "0.5"}  # some prune, and all scores are alike
 
 
 def test_every_process_warms_up_on_whole_batches_beyond_the_run(folder):
