@@ -52,6 +52,7 @@ from stts_mini.toy import world
 from stts_mini.toy.world import MOST_PANELS
 from stts_mini.train import pick_device, train
 from stts_mini.training import checkpoint
+from stts_mini.training.health import Health
 
 FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
 SEEDS = (0, 1, 2)
@@ -69,6 +70,7 @@ RECIPE = dict(
     train_clips=JUDGED, max_frames=FRAMES, thinning=1.0, stages={}, coarse_steps=0, steps=400, warmup=10, muon_lr=0.002,
     lr=1e-3, scorer_lr_ratio=5.0, sim_weight=1.0, save_every=1000,
 )  # fmt: skip
+HEALTH = ("score_mean", "score_spread", "saturated", "correlation", "ties")  # of Health; the others are gradients
 
 
 @dataclass(frozen=True)
@@ -364,8 +366,10 @@ def scores_of(result: Result, way: Asking) -> dict:
     """A result as plain values: the accuracies, and each answer of each task as 0 or 1, in the order of the clips;
     vision tokens kept, of all videos together; the share of evidence kept, where cells are kept or not (nothing
     merged) and all frames are there: of all, and of each question of a video as one digit, 3 for 30% to below 40%
-    (9: to 100%), or - where it has no evidence."""
+    (9: to 100%), or - where it has no evidence; and the health of a learned scorer on these
+    clips, as in log.csv."""
     tasks = list(result.correct["choice"])
+    health = Health.of(result.health)
     judged = parted(way.method)[0] != "tome" and (way.max_frames, way.size) == (FRAMES, 48) and result.evidence
     return dict(
         **dataclasses.asdict(way),
@@ -378,6 +382,7 @@ def scores_of(result: Result, way: Asking) -> dict:
             t: "".join("-" if (x := shares[n]) is None else str(min(int(10 * x), 9)) for n, _ in result.answers(t))
             for t, shares in (result.shares.items() if judged else ())
         },
+        health=health and {n: None if math.isnan(x := getattr(health, n)) else round(x, 4) for n in HEALTH},
     )
 
 

@@ -92,6 +92,9 @@ def test_every_method_makes_a_row(method, lab):
     digits = trained["kept_deciles"]
     assert set(digits) == (set() if method in other else {*world.SHORT_TASKS, *world.LONG_TASKS})
     assert all(len(x) == 3 and set(x) <= {*"0123456789-"} for x in digits.values())
+    learned = all(x not in method for x in ("unpruned", "oracle", "tome", "random", "cosine", "frames", "resolution"))
+    assert (trained["health"] is not None) == (learned and method != "blind")
+    assert not learned or method == "blind" or (0 <= trained["health"]["ties"] <= 1 and len(trained["health"]) == 5)
     if method == "unpruned":
         ways = {way.split(",")[0] for way in record["asked"] if "inference" in way}
         assert ways == {"cosine", "random", "tome"} and "64 frames" in record["asked"]
