@@ -51,6 +51,7 @@ class Batch:
     branches    for each video, for each question, (prompt ids, answer ids); the end token is added
     scores      (B, T, C), instead of what the model's scorer says (an oracle's, for example), or None
     still       (B,) bool, on the CPU: several pictures, not a video, so nothing of it is pruned; None: all are videos
+    tasks       (questions, tasks) bool, on the CPU: which task each question belongs to, for the training log; or None
     """
 
     frames: Tensor
@@ -59,6 +60,7 @@ class Batch:
     branches: Branches
     scores: Tensor | None = None
     still: Tensor | None = None
+    tasks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its frames on `device`; to a GPU they travel from pinned memory, while Python goes on."""

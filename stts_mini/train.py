@@ -169,7 +169,9 @@ def train(
 
         save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)
         where = lambda step: f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
-        log = open_run(config, resume, start) if distributed.rank() == 0 else None  # when nothing refuses any more
+        log = (
+            open_run(config, resume, start, sampler.tasks) if distributed.rank() == 0 else None
+        )  # when nothing refuses any more
         model.train()
         all_steps(config, start, step_of, save, log, where)
         share_losses(reader)
@@ -209,6 +211,9 @@ def all_steps(
                 if warning := log.warning():
                     progress.close()
                     print(f"warning: step {step}: {warning}")
+                if (step + 1) % max(config.steps // 8, 1) == 0:
+                    progress.close()
+                    print(log.skills(step + 1))
                 if due:
                     log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
                     save(step + 1, rng)
@@ -228,34 +233,32 @@ def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
     return reader
 
 
-def open_run(config: TrainConfig, resume: bool, start: int) -> Log:
-    """The folder of a run, new or resumed, with its config.json; and its log, from this step on."""
+def open_run(config: TrainConfig, resume: bool, start: int, tasks: Sequence[str]) -> Log:
+    """The folder of a run, new or resumed, with its config.json; and its log, from this step on, of these tasks."""
     out = Path(config.out)
     if not resume:
         checkpoint.keep_old_run(out)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dataclasses.asdict(config))
-    return Log(out / "log.csv", start)
+    return Log(out / "log.csv", start, tasks)
 
 
 def one_step(model, optimizers, batch, step, config, device, encode, run) -> tuple:
     """Gradients of a batch, clipped, and a step of the optimisers, unless a number is none. Returns the losses L_task
-    and L_sim, the gradient's norm, the share of right answers, tokens, and the scorer's health (or None)."""
+    and L_sim, the gradient's norm, the share of right answers, tokens, the scorer's health, and each task's answers."""
     saliency = config.learns_saliency(step)
-    task, sim, right, answers, tokens, health = forward_backward(
-        model, batch, config, device, config.k_at(step), encode, run, saliency
-    )
+    seen = forward_backward(model, batch, config, device, config.k_at(step), encode, run, saliency)
     if config.saliency_steps and not saliency:
         for p in model.scorer.parameters():
             p.grad = None  # it stays as it was
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM))
-    if math.isfinite(task + sim + norm):
+    if math.isfinite(seen.task + seen.sim + norm):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * rate_at(step, config)
             optimizer.step()
             optimizer.zero_grad()
-    return task, sim, norm, right / answers, tokens, health
+    return seen.task, seen.sim, norm, seen.right / seen.answers, seen.tokens, seen.health, seen.skills
 
 
 def went_wrong(step: int, numbers: Sequence[float], clips: str, saved: Path | None) -> TrainError:

@@ -14,9 +14,11 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 
 from stts_mini.data.clips import OPTION_SEED, OWN, QA, SHOWN_OPTIONS, Clip, on_all_cores
@@ -174,6 +176,7 @@ class Sampler:
         pools: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             pools.setdefault(clip.kind, []).append(i)
+        self.tasks = list(dict.fromkeys(qa.task for clip in clips for qa in clip.qa))  # columns of a batch's `tasks`
         self.stages: list[tuple[int, list[list[int]]]] = []  # (its first step, the pools it draws from)
         first = 0
         for kind, steps in stages:
@@ -207,7 +210,7 @@ class Sampler:
         rng = np.random.default_rng((self.seed, 1, step))
         thin = self.thinning if step < self.coarse_steps else self.thinning ** rng.random()
         most = max(round(self.reader.max_frames / thin), 1)
-        videos, branches, scores = [], [], []
+        videos, branches, scores, tasks = [], [], [], []
         for place, number in enumerate(self.clip_numbers(step)):
             own = self._asked(self.clips[number], rng)  # of every clip, so that all shards draw alike
             if place % self.shard[1] == self.shard[0]:
@@ -216,15 +219,18 @@ class Sampler:
                     own = self._asked(clip, np.random.default_rng((self.seed, 4, step, place)))
                 videos.append(video if thin == 1 else thinned(video, most, self.reader.fps / thin))
                 scores.append(self.annotate(clip, videos[-1]) if self.annotate else None)
-                branches.append(own)
-        return collate(videos, branches, scores if self.annotate else None, self.tokenizer)
+                branches.append([branch for branch, _ in own])
+                tasks += [task for _, task in own]
+        batch = collate(videos, branches, scores if self.annotate else None, self.tokenizer)
+        return replace(batch, tasks=one_hot(torch.tensor(tasks, dtype=torch.long), len(self.tasks)).bool())
 
-    def _asked(self, clip: Clip, rng: np.random.Generator) -> list[tuple[list[int], list[int]]]:
-        """Questions about a clip, as (prompt ids, answer ids)."""
+    def _asked(self, clip: Clip, rng: np.random.Generator) -> list[tuple[tuple[list[int], list[int]], int]]:
+        """Questions about a clip, as ((prompt ids, answer ids), the number of the task)."""
         own = []
         for qa in self._choose(clip, rng):
             options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
-            own.append((self.tokenizer.prompt(qa.question, options), self.tokenizer.encode(qa.answer)))
+            branch = self.tokenizer.prompt(qa.question, options), self.tokenizer.encode(qa.answer)
+            own.append((branch, self.tasks.index(qa.task)))
         return own
 
     def _readable(self, number: int, step: int, place: int) -> tuple[Clip, Video]:

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,30 +17,36 @@ from stts_mini.training.health import WINDOW, Health, dead
 
 class Log:
     """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line. The columns of the
-    scorer's health (`training/health.py`) are empty where nothing was pruned, and a correlation where there is none."""
+    scorer's health (`training/health.py`) are empty where nothing was pruned, and a correlation where there is none;
+    those of a task (its share of right answers) where the step had no question of it."""
 
     NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds", *Health._fields)
 
-    def __init__(self, path: Path, start: int):
-        self.path, self.rows, self.tokens = path, [], 0
+    def __init__(self, path: Path, start: int, tasks: Sequence[str] = ()):
+        self.path, self.rows, self.tokens, self.tasks = path, [], 0, tasks
+        self.names = (*self.NAMES, *tasks)
+        self.learned = {task: [0.0, 0.0] for task in tasks}  # answers right, answers, since they were last shown
         self.loss = self.accuracy = None
         self.healths, self.warned = deque(maxlen=WINDOW), False
         header, *old = csv.reader(path.read_text().splitlines() if start and path.exists() else [""])
         old = [row for row in old if len(row) == len(header)]  # the last one may have been cut off
-        old = [row + [""] * (len(self.NAMES) - len(row)) for row in old]  # begun when there were fewer columns
+        old = [row + [""] * (len(self.names) - len(row)) for row in old]  # begun when there were fewer columns
         with naming(path), path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
-            csv.writer(file).writerows([self.NAMES, *(row for row in old if int(row[0]) < start)])
+            csv.writer(file).writerows([self.names, *(row for row in old if int(row[0]) < start)])
 
     def add(
         self, step: int, task: float, sim: float, norm: float, accuracy: float, tokens: int, health: Health | None,
-        seconds: float,
+        skills: Sequence[tuple[float, float]] = (), *, seconds: float,
     ) -> None:  # fmt: skip
-        """One training step."""
+        """One training step; `skills`: of each task, answers right and answers."""
         self.tokens, self.seconds = self.tokens + tokens, seconds
         known = [""] * len(Health._fields) if health is None else ["" if math.isnan(x) else f"{x:.4g}" for x in health]
+        known += [f"{right / asked:.4f}" if asked else "" for right, asked in skills]
         self.rows.append(
             (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}", *known)
         )
+        for so_far, (right, asked) in zip(self.learned.values(), skills, strict=False):
+            so_far[0], so_far[1] = so_far[0] + right, so_far[1] + asked
         self.healths += [health] if health else []
         mix = lambda old, new: new if old is None else 0.9 * old + 0.1 * new
         self.loss, self.accuracy = mix(self.loss, task + sim), mix(self.accuracy, accuracy)
@@ -50,6 +56,12 @@ class Log:
         speed = self.tokens / max(self.seconds, 1e-9)
         health = self.healths and f" r {self.healths[-1].correlation:.2f} ties {100 * self.healths[-1].ties:.0f}%"
         return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}%{health or ''} tokens/s {speed:.0f}"
+
+    def skills(self, step: int) -> str:
+        """How many answers to each task's training questions were right, in percent, since this was last called."""
+        shares = [f"{task} {100 * right / asked:.0f}" for task, (right, asked) in self.learned.items() if asked]
+        self.learned = {task: [0.0, 0.0] for task in self.tasks}
+        return f"step {step}, right in training: {'% '.join(shares)}%"
 
     def warning(self) -> str:
         """That the scorer is dead, said once, when its last pruned steps say so; else nothing."""

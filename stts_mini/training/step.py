@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch.utils.checkpoint import checkpoint as recomputed
@@ -38,6 +39,7 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
     if count == 1:
         return [batch]
     cuts = [c for c in torch.arange(len(batch.num_frames)).tensor_split(count) if len(c)]
+    tasks = None if batch.tasks is None else batch.tasks.split([len(own) for own in batch.branches])
     return [
         Batch(
             batch.frames[c, : (T := int(batch.num_frames[c].max()))],
@@ -46,9 +48,23 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
             [batch.branches[i] for i in c.tolist()],
             None if batch.scores is None else batch.scores[c, :T],
             None if batch.still is None else batch.still[c],
+            None if tasks is None else torch.cat([tasks[i] for i in c.tolist()]),
         )
         for c in cuts
     ]
+
+
+class Seen(NamedTuple):
+    """What a step has seen: mean L_task, mean L_sim (or L_sal), answers right, answers, tokens, the scorer's health
+    (None if nothing was pruned by a scorer that learns), and of each task of the batch (answers right, answers)."""
+
+    task: float
+    sim: float
+    right: int
+    answers: int
+    tokens: int
+    health: Health | None
+    skills: list[tuple[float, float]]
 
 
 def weights_of(batch: Batch, k: float, cells: int) -> tuple[int, int]:
@@ -67,12 +83,11 @@ def forward_backward(
     encode: Callable[..., Encoded] | None = None,
     run: Callable[..., Output] | None = None,
     saliency: bool = False,
-):
+) -> Seen:
     """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
     losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
     several processes. `saliency`: unpruned, with L_sal instead of L_sim (which does not count once
-    a scorer was taught by saliency). Returns mean L_task, mean L_sim or L_sal, answers right, answers, tokens, and the
-    scorer's health (None if nothing was pruned by a scorer that learns). They leave the device together, at the end."""
+    a scorer was taught by saliency). What it returns leaves the device together, at the end."""
     k, run = config.k if k is None else k, run or model
     encode = model.encode_blind if config.blind else encode
     if saliency:
@@ -82,7 +97,7 @@ def forward_backward(
     if saliency:
         weights = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(weights, parts, strict=True)]
     questions, videos = distributed.total(*(sum(column) for column in zip(*weights, strict=True)))
-    seen, tokens = 0.0, 0
+    seen, right, tokens = 0.0, [], 0
     for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
         shares = own_questions / questions, own_videos / max(videos, 1)
         last = i == len(parts) - 1
@@ -100,12 +115,18 @@ def forward_backward(
                     loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits
             (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
         health = sums(output.encoded, weight / max(videos, 1), distributed.world_size())
-        numbers = output.task_loss, torch.as_tensor(sim_loss), answers_right(output, own_questions).sum()
-        task, sim, correct = (x.detach().to(health) for x in numbers)
-        seen = seen + torch.cat([torch.stack([shares[0] * task, shares[1] * sim, correct]), health])
+        task, sim = (x.detach().to(health) for x in (output.task_loss, torch.as_tensor(sim_loss)))
+        seen = seen + torch.cat([torch.stack([shares[0] * task, shares[1] * sim]), health])
+        right.append(answers_right(output, own_questions).to(health))
         tokens += output.tokens
-    task, sim, right, *health, tokens = distributed.total(*seen.tolist(), tokens)
-    return task, sim, int(right), int(questions), int(tokens), Health.of(health)
+    numbers, right = torch.cat([seen, *right]).cpu().tensor_split([len(seen)])
+    of = torch.zeros(len(right), 0) if batch.tasks is None else batch.tasks
+    skills = torch.stack([right, torch.ones_like(right)]) @ of.to(right)  # (2, tasks): right and asked
+    whole = distributed.total(*numbers.tolist(), *skills.flatten().tolist(), float(right.sum()), tokens)
+    task, sim, *health = whole[: len(numbers)]
+    *skills, right, tokens = whole[len(numbers) :]
+    skills = list(zip(skills[: len(of.T)], skills[len(of.T) :], strict=True))
+    return Seen(task, sim, int(right), int(questions), int(tokens), Health.of(health), skills)
 
 
 def learns(scorer: torch.nn.Module) -> bool:

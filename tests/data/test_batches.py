@@ -181,7 +181,7 @@ def test_each_task_is_asked_before_any_is_asked_twice(clips):
 def test_one_question_in_three_shows_its_options(clips):
     clip = replace(clips[0], qa=tuple(QA("speed", f"which at {t} ?", "red", ("red", "blue")) for t in range(9)))
     sampler, rng = Sampler([clip], None, 1, 10, seed=0), np.random.default_rng(0)
-    shown = [OPTION in prompt for _ in range(200) for prompt, _ in sampler._asked(clip, rng)]
+    shown = [OPTION in prompt for _ in range(200) for (prompt, _), _ in sampler._asked(clip, rng)]
     assert abs(sum(shown) / 1800 - 1 / 3) < 0.04  # 3.6 standard deviations
 
 

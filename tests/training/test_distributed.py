@@ -48,10 +48,10 @@ def write_gradients(index, out):
         batch.frames = batch.frames.double() / 127.5 - 1
         model = build_model(config, device).double()
         run = wrap(model, config, device)
-        *seen, health = forward_backward(model, batch, config, device, 0.5, None, run)
+        *seen, health, skills = forward_backward(model, batch, config, device, 0.5, None, run)
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         assert len(batch.num_frames) == {1: (6,), 2: (3, 3)}[shard[1]][shard[0]]
-        kept = dict(seen=seen, health=list(health), gradients=gradients)
+        kept = dict(seen=seen, health=list(health), skills=skills, gradients=gradients)
         torch.save(kept, out / f"rank{shard[0]}of{shard[1]}.pt")
 
 
@@ -81,6 +81,9 @@ def test_a_shard_of_a_batch_is_its_part_of_it(folder):
         assert shard.branches == whole.branches[i::3] and shard.stamps == whole.stamps[i::3]
         T = shard.frames.shape[1]
         assert torch.equal(shard.frames, whole.frames[i::3, :T])
+        ends = torch.tensor([len(own) for own in whole.branches]).cumsum(0)
+        of = [t for t, end in enumerate(ends) for _ in range(end - (ends[t - 1] if t else 0))]
+        assert torch.equal(shard.tasks, whole.tasks[[t % 3 == i for t in of]])
 
 
 def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
@@ -98,7 +101,7 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
     run(sys.executable, "-c", SCRIPT, str(mixed), str(tmp_path), cwd=tmp_path)
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("rank0of1", "rank0of2", "rank1of2"))
     for other in two:
-        assert other["seen"][2:] == one["seen"][2:]
+        assert other["seen"][2:] == one["seen"][2:] and other["skills"] == one["skills"]
         assert other["seen"][:2] == pytest.approx(one["seen"][:2], rel=1e-10)
         assert other["health"] == pytest.approx(one["health"], rel=1e-8) and min(one["health"][-2:]) > 0
         assert other["gradients"].keys() == one["gradients"].keys()

@@ -83,7 +83,7 @@ def test_the_gradients_are_those_of_the_two_losses(weight, bias):
     model = build(bias=bias)
     batch = batch_of(model, [4, 1, 3])
     config = TrainConfig(sim_weight=weight)
-    *_, health = forward_backward(model, batch, config, CPU, 0.5)
+    health = forward_backward(model, batch, config, CPU, 0.5).health
     output = model(batch, 0.5)
     scores = output.encoded.scores
     both = torch.autograd.grad(weight * output.sim_loss, scores, retain_graph=True)
@@ -152,7 +152,7 @@ def test_the_first_steps_and_a_single_one_raise_no_alarm(tmp_path):
     worst = ALIVE._replace(ties=1.0, saturated=1.0)
     said = []
     for step in range(3 * WINDOW):
-        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, None if step % 2 else worst, 1.0)
+        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, None if step % 2 else worst, seconds=1.0)
         said.append(log.warning())
     assert [step for step, warning in enumerate(said) if warning] == [2 * WINDOW - 2]
     assert "--scorer-lr-ratio" in said[2 * WINDOW - 2] and "100% of what is removed" in said[2 * WINDOW - 2]
@@ -287,7 +287,7 @@ def test_the_picture_has_a_panel_more_if_there_was_a_scorer_to_watch(tmp_path, w
     log = Log(tmp_path / "log.csv", 0)
     for step in range(9):
         health = ALIVE._replace(correlation=math.nan, lm_gradient=0.0) if watched and step > 5 else None
-        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, health, 1.0)
+        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, health, seconds=1.0)
     log.flush()
     draw_curve(log.path, tmp_path / "curve.png")
     with av.open(str(tmp_path / "curve.png")) as file:

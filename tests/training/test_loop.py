@@ -14,21 +14,23 @@ import pytest
 import torch
 
 from stts_mini import train as training
-from stts_mini.data.batches import Reader
+from stts_mini.data.batches import TOKENIZER, Reader
 from stts_mini.data.clips import OWN, Clip
 from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.train import TrainError, build_model, build_optimizers, train
 from stts_mini.training import checkpoint
+from stts_mini.training import step as step_module
 from stts_mini.training.checkpoint import CheckpointError, keep_old_run, load_model, restore, save_run, start_from
 from stts_mini.training.config import TrainConfig
 from stts_mini.training.logging import Interrupt, Log
 from stts_mini.training.optim import rate_at
+from stts_mini.training.step import Seen
 from stts_mini.vit import resized_positions
 from tests.test_train import folder, make_sampler  # noqa: F401
 from tests.tiny import tiny
 
 CPU = torch.device("cpu")
-FINE = (2.0, 0.5, 1.0, 0.5, 7, None)  # L_task, L_sim, the gradient's norm, share of right answers, tokens, health
+FINE = (2.0, 0.5, 1.0, 0.5, 7, None, [])  # L_task, L_sim, the gradient's norm, right answers, tokens, health, tasks
 
 
 # --------------------------------------------------------------------------------------- the loop
@@ -38,8 +40,9 @@ def test_checkpoints_are_due_every_so_many_steps_and_at_the_end(tmp_path, capsys
     saved, rows, of = [], [], lambda step: FINE
     config = tiny(tmp_path, steps=7, save_every=3)
     add, flush = lambda step, *_, **__: rows.append(step), lambda: saved.append("log")
-    log = SimpleNamespace(add=add, text=str, flush=flush, warning=str)
+    log = SimpleNamespace(add=add, text=str, flush=flush, warning=str, skills=lambda step: f"skills at {step}")
     training.all_steps(config, 1, of, lambda done, rng: saved.append((done, len(rng))), log, str)
+    assert capsys.readouterr().out.split() == " ".join(f"skills at {step}" for step in range(2, 8)).split()
     assert saved == ["log", (3, 1), "log", (6, 1), "log", (7, 1)] and rows == [1, 2, 3, 4, 5, 6]  # the log goes first
     training.all_steps(config, 0, of, lambda *_: pytest.fail("process 0 alone saves"), None, str)
 
@@ -70,7 +73,7 @@ def stepped(folder, step, config=None, spoil=None):  # noqa: F811
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_a_step_has_the_rate_and_the_k_of_its_number(folder, step):  # noqa: F811
     config = tiny(folder, steps=6, lr=0.1, scorer_lr_ratio=3.0)
-    model, optimizers, before, (task, sim, norm, share, tokens, health), batch = stepped(folder, step, config)
+    model, optimizers, before, (task, sim, norm, share, tokens, health, _), batch = stepped(folder, step, config)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         assert group["lr"] == pytest.approx(group["peak_lr"] * (0.5, 1, 1, 0.853553)[step], rel=1e-5)
     assert (sim > 0) == (step >= 2) == (health is not None) and all(p.grad is None for p in model.parameters())
@@ -86,10 +89,37 @@ def test_a_gradient_that_is_no_number_is_noticed_and_changes_nothing(folder, spo
 
 
 def test_the_share_of_right_answers_is_of_all(folder, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(training, "forward_backward", lambda *_: (1.0, 2.0, 3, 12, 50, "health"))
+    monkeypatch.setattr(training, "forward_backward", lambda *_: Seen(1.0, 2.0, 3, 12, 50, "health", "skills"))
     config = tiny(folder)
     model = build_model(config, CPU)
-    assert training.one_step(model, [], None, 0, config, CPU, None, model) == (1.0, 2.0, 0.0, 0.25, 50, "health")
+    step = training.one_step(model, [], None, 0, config, CPU, None, model)
+    assert step == (1.0, 2.0, 0.0, 0.25, 50, "health", "skills")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_right_answers_are_counted_for_each_task(folder, monkeypatch, parts):  # noqa: F811
+    """By the questions' own texts: a question is right here if its running number in the batch is even."""
+    config = tiny(folder, accumulate=parts)
+    sampler, counted = make_sampler(config), []
+
+    def answers_right(_, questions):
+        counted.append(questions)
+        before = sum(counted[:-1])
+        return torch.arange(before, before + questions) % 2 == 0
+
+    monkeypatch.setattr(step_module, "answers_right", answers_right)
+    batch = sampler(1)
+    seen = step_module.forward_backward(build_model(config, CPU), batch, config, CPU)
+    of = [qa.task for clip in sampler.clips for qa in clip.qa]
+    texts = {tuple(TOKENIZER.prompt(qa.question)): qa.task for clip in sampler.clips for qa in clip.qa}
+    known = [texts.get(tuple(prompt)) for own in batch.branches for prompt, _ in own]  # None: options are shown
+    assert sampler.tasks == list(dict.fromkeys(of)) and len(set(known)) > 3 and len(counted) == parts
+    column = batch.tasks.long().argmax(1).tolist()
+    assert all(task in (None, sampler.tasks[c]) for task, c in zip(known, column, strict=True))
+    for c, (right, asked) in enumerate(seen.skills):
+        own = [n for n, other in enumerate(column) if other == c]
+        assert (right, asked) == (sum(n % 2 == 0 for n in own), len(own))
+    assert sum(asked for _, asked in seen.skills) == seen.answers and seen.right == -(-seen.answers // 2)
 
 
 # ---------------------------------------------------------------------------------------- the log
@@ -114,6 +144,19 @@ def test_the_log_by_hand(tmp_path):
     Log(tmp_path / "lost.csv", 5)
     assert (tmp_path / "lost.csv").read_text() == (tmp_path / "log.csv").read_text()
     assert (tmp_path / "log.csv").read_text().splitlines() == [",".join(Log.NAMES)]
+
+
+def test_the_log_shows_each_task(tmp_path):
+    log = Log(tmp_path / "log.csv", 0, ["count", "order", "speed"])
+    for step, skills in enumerate(([(1, 2), (3, 4), (0, 0)], [(1, 1), (0, 0), (0, 0)])):
+        log.add(step, 2.0, 1.0, 4.0, 0.5, tokens=10, health=None, skills=skills, seconds=0.5)
+    log.flush()
+    rows = csv.DictReader((tmp_path / "log.csv").read_text().splitlines())
+    shown = [(row["count"], row["order"], row["speed"]) for row in rows]
+    assert shown == [("0.5000", "0.7500", ""), ("1.0000", "", "")]
+    assert log.skills(2) == "step 2, right in training: count 67% order 75%"
+    log.add(2, 2.0, 1.0, 4.0, 0.5, tokens=10, health=None, skills=[(0, 0), (0, 4), (0, 0)], seconds=0.5)
+    assert log.skills(3) == "step 3, right in training: order 0%"  # since it was last asked
 
 
 def test_a_second_ctrl_c_is_for_who_was_there_before():
