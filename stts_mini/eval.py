@@ -45,7 +45,17 @@ from stts_mini.data.progress import Progress
 from stts_mini.data.video import Video, VideoError
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
-from stts_mini.report.result import GENERATED, Result, broken_clips, merged, summarise, table, why_wrong, wrong_table
+from stts_mini.report.result import (
+    GENERATED,
+    Result,
+    against,
+    broken_clips,
+    merged,
+    summarise,
+    table,
+    why_wrong,
+    wrong_table,
+)  # fmt: skip
 from stts_mini.toy import world
 from stts_mini.toy.drawing import Question, Scene, evidence
 from stts_mini.training import checkpoint, distributed
@@ -133,10 +143,11 @@ def judge(
     tokenizer: AnyTokenizer = TOKENIZER,
     lenient: bool = False,
     unpruned: tuple[VLM, AnyTokenizer] | None = None,
+    shipped: dict | None = None,
 ) -> dict:
     """Evaluate a model with and without the video (`blind`: without it, both times), beside what question text alone
     is worth after `train_clips`; print the table, and return its numbers. With a model to ask `unpruned`, at k = 0,
-    also those of `why_wrong`."""
+    also those of `why_wrong`; with a `shipped` model's answers (`training/config.py`), the differences from it."""
     without = model.encode_blind
     how = dict(tokenizer=tokenizer, lenient=lenient)
     result = evaluate(model, clips, reader, k, without if blind else None, **how)
@@ -147,6 +158,14 @@ def judge(
     if warning := dead(Health.of(result.health)):
         print(f"warning: {warning}")
     numbers = summarise(result, unseeing, lookup)
+    if shipped and shipped["fingerprint"] == fingerprint(clips):
+        text, numbers["against_unpruned"] = against(result, shipped["answers"])
+        print(f"\n{text}")
+    elif shipped:
+        print(
+            f"not compared with the unpruned model, which was asked on test set {shipped['fingerprint']}: to compare,"
+            " leave out --test-clips, --train-clips, --panels and --split"
+        )
     if unpruned:
         whole = evaluate(
             unpruned[0], clips, reader, 0.0, generate=False, name="unpruned", tokenizer=unpruned[1], lenient=lenient

@@ -4,6 +4,7 @@
 
     python -m stts_mini.train                         the whole job in minutes on a CPU
     python -m stts_mini.train --preset smoke          everything end to end in under a minute
+    python -m stts_mini.train --preset paper          the paper's recipe: fine-tune a shipped, unpruned model, pruned
     python -m stts_mini.train --preset gpu --dry-run  what a preset would take
     python -m stts_mini.train --resume                go on after Ctrl-C or SIGTERM
     python -m stts_mini.train --data mine.jsonl --val judged.jsonl      clips of your own (see data/clips.py)
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import platform
@@ -55,7 +57,7 @@ from stts_mini.report.result import broken_clips
 from stts_mini.scorer import Scorer
 from stts_mini.sequence import Batch
 from stts_mini.training import checkpoint, distributed
-from stts_mini.training.config import TrainConfig, as_text, describe, parse_flags
+from stts_mini.training.config import PRESETS, SHIPPED, TrainConfig, as_text, describe, parse_flags
 from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at
 from stts_mini.training.step import CLIP_NORM, eagerly, forward_backward, learns, warm_up, wrap
@@ -332,8 +334,9 @@ def finish(
     named = dict(fingerprint=fingerprint(clips), k=config.k, max_frames=config.max_frames, seed=config.seed)
     frames = f"up to {config.max_frames} frames, 1 seed ({config.seed})"
     print(f"\n{split} set {named['fingerprint']}, k = {config.k}, {frames}")
+    shipped = json.loads((SHIPPED / "unpruned.json").read_text()) if config.init == PRESETS["paper"]["init"] else None
     with eagerly(config.compile):  # prompts and answers of all lengths are not worth compiling for
-        numbers = judge(model, clips, reader, config.k, train_clips, config.blind, tokenizer)
+        numbers = judge(model, clips, reader, config.k, train_clips, config.blind, tokenizer, shipped=shipped)
     if distributed.rank():
         return {}
     summary = dict(**named, split=split, torch=torch.__version__, **numbers)

@@ -524,6 +524,21 @@ def test_without_room_for_an_unpruned_step_the_rest_is_there(folder, tmp_path, m
     assert "not measured, for the unpruned step does not fit" in said and "pruned clips to look at" in said
 
 
+def test_who_starts_from_the_shipped_model_is_compared_with_it(folder, tmp_path, monkeypatch, capsys):
+    config = tiny(folder, out=str(tmp_path), init=PRESETS["paper"]["init"], test_clips=2)
+    model, clips = build_model(config, CPU).eval(), training.judged_clips(config)
+    training.finish(config, model, CPU)
+    assert "not compared with the unpruned model, which was asked on test set ac983c3e12b1" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "against_unpruned" not in result
+    answers = dict.fromkeys(result["choice"], "11")
+    (tmp_path / "unpruned.json").write_text(json.dumps(dict(fingerprint=fingerprint(clips), answers=answers)))
+    monkeypatch.setattr(training, "SHIPPED", tmp_path)
+    training.finish(config, model, CPU)
+    said, result = capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
+    assert "against unpruned" in said and result["against_unpruned"]["count"] == result["choice"]["count"] - 1
+
+
 def test_settings_can_be_chosen_on_validation_clips_at_any_dial(folder, tmp_path, capsys):
     """What is judged says so, and leaves the result on test clips alone."""
     config = tiny(folder, out=str(tmp_path), panels=0, k=0.0, test_clips=2)

@@ -31,7 +31,7 @@ from stts_mini.lab.paper.reproduce import Row
 from stts_mini.scorer import similarity_loss, temporal_target
 from stts_mini.train import CLIP_NORM, build_model
 from stts_mini.training import checkpoint
-from stts_mini.training.config import TrainConfig
+from stts_mini.training.config import SHIPPED, TrainConfig
 from stts_mini.training.optim import build_optimizers, rate_at
 
 HERE = Path(__file__).parent
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "dead_scorer.png")
     args = parser.parse_args()
     torch.set_flush_denormal(True)  # a dying scorer's numbers are, and they are slow
-    config = Row("stts", 0.8, 0, panels=0).config(args.data, HERE / "results" / "base0.pt")
+    config = Row("stts", 0.8, 0, panels=0).config(args.data, SHIPPED / "base0.pt")
     batches = frozen_features(config)
     mean_target = float(torch.cat([target[after_frame_0(n)].flatten() for _, n, target in batches]).mean())
     print(f"mean target {mean_target:.3f}, seeds {SEEDS}\n")

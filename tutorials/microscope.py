@@ -31,7 +31,7 @@ from stts_mini.lab.paper.reproduce import Row
 from stts_mini.toy import world
 from stts_mini.train import build_model
 from stts_mini.training import checkpoint
-from stts_mini.training.config import TrainConfig
+from stts_mini.training.config import SHIPPED, TrainConfig
 from stts_mini.training.health import gradients, watch
 from stts_mini.training.optim import build_optimizers, rate_at
 from stts_mini.training.step import CLIP_NORM, warm_up
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="pruned steps")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "teachers.png")
     args = parser.parse_args()
-    config = Row("stts", 0.8, 0).config(args.data, HERE / "results" / "base0.pt")
+    config = Row("stts", 0.8, 0).config(args.data, SHIPPED / "base0.pt")
     config = dataclasses.replace(config, steps=args.steps)
     pushes = run(config)
     print("| teacher | cells | mean push on log s, × 10⁻⁶ | its error | noise |\n|---|---|---|---|---|")

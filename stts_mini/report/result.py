@@ -11,7 +11,7 @@ What this file does not do: ask a model anything (`eval.py`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -189,6 +189,34 @@ def wrong_table(result: Result, kinds: dict[str, dict[str, int]]) -> str:
             cells = zip((100 * x.sum(), *(100 * x)), (7, 15, 16, 15), strict=True)
             rows.append(f"{name:17}{''.join(f'{y:{width}.1f}%' for y, width in cells)}{n:6}")
     return "\n".join(rows)
+
+
+def against(result: Result, answers: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+    """A result beside another model's answers to the same questions, {task: its 0s and 1s, in the order of the clips}:
+    as text, a row per task and mean, with the difference, paired clip by clip, and its 95% interval; and the
+    differences alone. Raises ValueError for tasks or numbers of answers that are not the same."""
+    other, less = Result(), Result()
+    tasks = list(result.correct["choice"])
+    if {t: len(result.answers(t)) for t in tasks} != {t: len(bits) for t, bits in answers.items()}:
+        raise ValueError("these answers are to other questions: compare models on the same clips")
+    for task in tasks:
+        scoring, ours = "generated" if task in GENERATED else "choice", result.answers(task)
+        other.correct[scoring][task] = [(n, int(bit)) for (n, _), bit in zip(ours, answers[task], strict=True)]
+        less.correct[scoring][task] = [(n, a - int(bit)) for (n, a), bit in zip(ours, answers[task], strict=True)]
+    groups = grouped(tasks)
+    lines = {t: [t] for of in groups.values() for t in of}
+    lines |= {f"{name} (mean)": of for name, of in groups.items()} | {t: [t] for t in tasks if t not in lines}
+    rows = [f"{'':17}{'score':>8}{'unpruned':>10}{'against unpruned':>18}{'95% interval':>18}"]
+    for name, of in lines.items():
+        low, high = (100 * x for x in less.interval(of))
+        scores = f"{100 * result.mean(of):7.1f}%{100 * other.mean(of):9.1f}%{100 * less.mean(of):+18.1f}"
+        rows.append(f"{name:17}{scores}{f'{low:+.1f} to {high:+.1f}':>18}")
+    differences = {name: less.mean(of) for name, of in lines.items()}
+    if len(groups) == 2:
+        average = [np.mean([r.mean(of) for of in groups.values()]) for r in (result, other, less)]
+        rows.append(f"{'average':17}{100 * average[0]:7.1f}%{100 * average[1]:9.1f}%{100 * average[2]:+18.1f}")
+        differences["average"] = float(average[2])
+    return "\n".join(rows), differences
 
 
 def grouped(tasks: Sequence[str]) -> dict[str, list[str]]:

@@ -235,8 +235,14 @@ def upgraded(settings: dict) -> dict:
     return new
 
 
+SHIPPED = Path(__file__).parents[1] / "shipped"  # base0.pt, an unpruned model; unpruned.json, what its row answered
 PRESETS: dict[str, dict] = {
     "cpu": {},
+    "paper": dict(
+        out="runs/paper", init=str(SHIPPED / "base0.pt"),
+        train_clips=dict(short=3000, watch=1500, parade=1500, image=400), max_frames=32, fps=10.0, steps=400, stages={},
+        questions=10, lr=1e-3, muon_lr=0.002, warmup=10, cache_gb=4.0,
+    ),
     "smoke": dict(
         out="runs/smoke", train_clips=dict(short=96, watch=16, image=16, brief=16), test_clips=24, steps=20,
         stages=dict(image=4, brief=4), batch_size=8, questions=6, warmup=4, save_every=10,

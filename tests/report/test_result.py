@@ -2,7 +2,7 @@
 
 import pytest
 
-from stts_mini.report.result import Result, broken_clips, merged, summarise, table
+from stts_mini.report.result import Result, against, broken_clips, merged, summarise, table
 
 
 def filled(choice, generated=None, chance=0.25) -> Result:
@@ -88,3 +88,26 @@ def test_what_could_not_be_read_is_counted():
     said = broken_clips({("a",): "a.mp4: gone", ("b",): "b.mp4: cut"}, {("c", None): 2, ("d", None): 5, ("e", None): 1})
     assert said.splitlines()[:3] == ["could not be read, and left out: 2", "  a.mp4: gone", "  b.mp4: cut"]
     assert "left out: 8 packets or frames of 3 clips, 5 of them of d (" in said and said.count("\n") == 4
+
+
+def test_against_another_models_answers_by_hand(seen):
+    """Of clips 0 and 1, this model has the attribute of 0 and the other that of 1: level, and either could be ahead."""
+    others = {"attribute": "01", "count": "0", "needle": "1", "open": "0", "image/count": "1"}
+    text, differences = against(seen, others)
+    assert [line.split() for line in text.splitlines()[1:]] == [
+        line.split()
+        for line in """
+attribute 50.0% 50.0% +0.0 -100.0 to +100.0
+count 100.0% 0.0% +100.0 +100.0 to +100.0
+needle 100.0% 100.0% +0.0 +0.0 to +0.0
+open 100.0% 0.0% +100.0 +100.0 to +100.0
+short (mean) 75.0% 25.0% +50.0 -50.0 to +100.0
+long (mean) 100.0% 50.0% +50.0 +50.0 to +50.0
+image/count 100.0% 100.0% +0.0 +0.0 to +0.0
+average 87.5% 37.5% +50.0
+""".strip().splitlines()
+    ]
+    assert differences["average"] == 0.5 and differences["count"] == 1 and len(differences) == 8
+    for wrong in ({**others, "count": "00"}, {**others, "speed": "1"}, {"count": "1"}):
+        with pytest.raises(ValueError, match="other questions"):
+            against(seen, wrong)

@@ -21,7 +21,7 @@ from stts_mini.train import TrainError, build_model, build_optimizers, train
 from stts_mini.training import checkpoint
 from stts_mini.training import step as step_module
 from stts_mini.training.checkpoint import CheckpointError, keep_old_run, load_model, restore, save_run, start_from
-from stts_mini.training.config import TrainConfig
+from stts_mini.training.config import PRESETS, TrainConfig
 from stts_mini.training.logging import Interrupt, Log
 from stts_mini.training.optim import rate_at
 from stts_mini.training.step import Seen
@@ -311,8 +311,14 @@ def test_a_step_is_timed_on_what_can_lose_cells(alone, numbers, monkeypatch, cap
 
 @pytest.mark.parametrize(
     "settings, processes, timed, drawn",
-    [({}, 1, True, True), (dict(k=0.0), 1, False, True), ({}, 2, False, True), (dict(blind=True), 1, False, False)],
-)
+    [
+        ({}, 1, True, True),
+        (dict(k=0.0), 1, False, True),
+        ({}, 2, False, True),
+        (dict(blind=True), 1, False, False),
+        (dict(init=PRESETS["paper"]["init"]), 1, True, True),
+    ],
+)  # fmt: skip
 def test_what_a_run_ends_with(settings, processes, timed, drawn, tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path, PaperConfig, out=str(tmp_path), seed=3, **settings)
     clips, done = ([a_clip(0, "short")], [a_clip(1, "short")]), []
@@ -321,12 +327,13 @@ def test_what_a_run_ends_with(settings, processes, timed, drawn, tmp_path, monke
     monkeypatch.setattr(training, "own_reader", lambda config, clips: Reader(4, 48))
     monkeypatch.setattr(training, "fingerprint", lambda clips: f"of {clips[0].seed}")
     monkeypatch.setattr(training.distributed, "world_size", lambda: processes)
-    monkeypatch.setattr(training, "judge", lambda *args: done.append(args) or dict(short=0.25))
+    monkeypatch.setattr(training, "judge", lambda *args, shipped: done.append((*args, shipped)) or dict(short=0.25))
     monkeypatch.setattr(training, "step_time", lambda *args: done.append("timed") or dict(step_time_ratio=0.5))
     monkeypatch.setattr(training, "draw_clips", lambda *_, **__: done.append("drawn"))
     summary = training.finish(config, "model", CPU, "tokenizer")
-    (model, judged, _, k, learned, blind, tokenizer), *rest = done
+    (model, judged, _, k, learned, blind, tokenizer, shipped), *rest = done
     assert (model, judged, learned, tokenizer) == ("model", clips[1], clips[0], "tokenizer")
+    assert (shipped is not None) == ("init" in settings) and (not shipped or len(shipped["answers"]) == 15)
     assert (k, blind) == (config.k, config.blind) and rest == ["timed"] * timed + ["drawn"] * drawn
     expected = dict(fingerprint="of 1", k=config.k, max_frames=4, seed=3, split="test", short=0.25)
     expected["torch"] = torch.__version__

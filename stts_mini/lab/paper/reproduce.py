@@ -52,10 +52,12 @@ from stts_mini.toy import world
 from stts_mini.toy.world import MOST_PANELS
 from stts_mini.train import pick_device, train
 from stts_mini.training import checkpoint
+from stts_mini.training.config import PRESETS, SHIPPED
 from stts_mini.training.health import Health
 
 FRAMES = 32  # of a clip, in every row; its test-time scaled ceil(32 / (1 − k))
 SEEDS = (0, 1, 2)
+RESULTS = Path("tutorials/results")
 BASES = 2  # row seed s starts from base s mod 2
 # A base is trained in three runs: on few frames, on any number of them, on many; each at a rate of its own, for what is
 # learned after the rate has died away is little. Each begins where the one before stopped.
@@ -65,11 +67,8 @@ BASE_RUNS = {
     "wide": dict(AGAIN, steps=1000, thinning=5.0),  # 13 to 64 frames
     "many": dict(AGAIN, steps=900, thinning=2.5),  # 26 to 64
 }
-JUDGED = {kind: count for kind, count in BASE["train_clips"].items() if world.TASKS[kind]}  # a row sees no others
-RECIPE = dict(
-    train_clips=JUDGED, max_frames=FRAMES, thinning=1.0, stages={}, coarse_steps=0, steps=400, warmup=10, muon_lr=0.002,
-    lr=1e-3, scorer_lr_ratio=5.0, sim_weight=1.0, save_every=1000,
-)  # fmt: skip
+# Of all rows, and of the main command's preset: one recipe.
+RECIPE = {**PRESETS["paper"], "thinning": 1.0, "coarse_steps": 0, "save_every": 1000}
 HEALTH = ("score_mean", "score_spread", "saturated", "correlation", "ties")  # of Health; the others are gradients
 
 
@@ -111,9 +110,8 @@ class Row:
         return PaperConfig(**{**BASE, **RECIPE, **settings, **own})
 
 
-# The paper's two teachers; λ and the rate were chosen on validation clips (TRIED.md)
-STTS = dict(scorer="stts", sim_weight=30.0, scorer_lr_ratio=1.0)
-SALIENCY = dict(scorer="stts", sim_weight=0.0, saliency_steps=60)  # the third teacher alone: see saliency.py
+STTS = dict(scorer="stts")  # the paper's two teachers
+SALIENCY = dict(scorer="stts", sim_weight=0.0, scorer_lr_ratio=5.0, saliency_steps=60)  # the third: see saliency.py
 METHODS = {  # what a row's method means, as settings of the training run
     "unpruned": dict(scorer="stts"),
     "stts": dict(STTS),
@@ -285,7 +283,9 @@ class Lab:
 
 def base_checkpoint(folder: Path, seed: int, young: bool = False) -> Path:
     """Where the unpruned model with this seed is, or will be; `young`: as it is after the first of its runs."""
-    return folder / (f"base{seed}-{next(iter(BASE_RUNS))}.pt" if young else f"base{seed}.pt")
+    path = folder / (f"base{seed}-{next(iter(BASE_RUNS))}.pt" if young else f"base{seed}.pt")
+    shipped = SHIPPED / path.name  # with the package, for the main command starts from it, too
+    return shipped if folder == RESULTS and shipped.exists() else path
 
 
 def train_base(folder: Path, data: str, seed: int, device: torch.device, young: bool = False) -> Path:
@@ -423,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ship", metavar="ROW", help="keep a finished row's weights beside the bases")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only rows of these seeds")
     parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
-    parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="folder of bases and rows")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of bases and rows")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
     parser.add_argument("--panels", type=int, choices=range(MOST_PANELS + 1), default=MOST_PANELS, help="the dial")
     parser.add_argument("--clips", type=int, default=200, help="held-out clips of each kind")

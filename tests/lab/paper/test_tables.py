@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stts_mini.lab.paper.reproduce import Row, settings_of
+from stts_mini.data import clips as clips_module
+from stts_mini.data.clips import fingerprint
+from stts_mini.lab.paper.reproduce import Row, settings_of, sha256
 from stts_mini.lab.paper.scores import Results, Scores, difference, interval, kind_of, value
 from stts_mini.lab.paper.tables import BEGIN, END, main, page, why_wrong
 from stts_mini.toy import world
-from stts_mini.training.config import TrainConfig, upgraded
+from stts_mini.train import judged_clips
+from stts_mini.training.config import PRESETS, SHIPPED, TrainConfig, upgraded
 
 TASKS = (*world.SHORT_TASKS, *world.LONG_TASKS, "image/attribute", "image/count")
 
@@ -366,6 +369,19 @@ def test_why_answers_were_wrong(tmp_path):
     assert value(results.scores("stts", 0.8, seeds=[0]), "average") == pytest.approx(1 - 0.2 * (1 / 6 + 1 / 7) / 2)
 
 
+def test_what_is_shipped_with_the_package_is_the_unpruned_row(monkeypatch, tmp_path):
+    """Its answers, the base that it started from, and the test set of the main command's preset."""
+    row = json.loads((Path(__file__).parents[3] / "tutorials/results/rows/unpruned-k0-seed0.json").read_text())
+    shipped = json.loads((SHIPPED / "unpruned.json").read_text())
+    assert shipped["answers"] == row["asked"]["as trained"]["answers"] and shipped["fingerprint"] == row["fingerprint"]
+    assert sha256(SHIPPED / "base0.pt") == row["base_sha256"]
+    monkeypatch.setattr(clips_module, "render", lambda *_: None)  # 800 clips need not be drawn to be known
+    monkeypatch.setattr(clips_module, "write_video", lambda path, *_, **__: path.touch())
+    monkeypatch.setattr(clips_module, "on_all_cores", map)
+    judged = judged_clips(TrainConfig(**{**PRESETS["paper"], "data": str(tmp_path)}))
+    assert fingerprint(judged) == shipped["fingerprint"]
+
+
 def test_rows_are_trained_today_as_those_that_are_shipped():
     """Whoever changes a default of training changes no row: the presets that rows hang on say what they need."""
     files = sorted((Path(__file__).parents[3] / "tutorials" / "results" / "rows").glob("*.json"))
@@ -377,7 +393,8 @@ def test_rows_are_trained_today_as_those_that_are_shipped():
         then["train_clips"] = {kind: n for kind, n in then["train_clips"].items() if world.TASKS[kind]}  # all it saw
         gone = {name: value for name, value in then.items() if name not in today}
         assert not gone, f"{file.name} was trained with settings that are no more: {gone}"
-        idle = () if row.k else ("sim_weight", "scorer_lr_ratio")  # where nothing is pruned
+        learns = then["k"] and then["scorer"] == "stts"
+        idle = () if learns else ("sim_weight", "scorer_lr_ratio")  # where no scorer learns
         assert {name: today[name] for name in then if name not in idle} == {
             name: value for name, value in then.items() if name not in idle
         }, file.name
