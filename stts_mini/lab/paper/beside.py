@@ -7,11 +7,14 @@ model, ours of 13 tasks of a toy world. So what is compared is not a size but a 
     does not         the whole interval is on the other side
     cannot be told   the interval holds the bar
 
-The bar of "loses little" is the paper's own loss; that of "is better" is zero.
+The bar of "loses little" is the paper's own loss; that of "is better" is zero. Speed is compared as the share of a
+counted limit that is reached (`lab/speed`): the paper's own throughputs are at 0.95 of theirs or more. It depends on
+how many cells there are, and not on what they show, so it is the same at both ends of the dial.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stts_mini.lab.paper.scores import UNPRUNED, Results, difference, signed, table
@@ -84,11 +87,27 @@ def ours(results: Results, finding: Finding) -> list[str]:
     return [f"{signed(d)} ({signed(low)} to {signed(high)}; {seeds})", verdict(100 * low, 100 * high, finding)]
 
 
-def beside(without: Results, panels: Results) -> str:
-    """The table: each finding with the paper's number, ours without panels and with two."""
+PAPER_SPEED = {"training": (2.25, 1.05), "inference": (2.22, 1.03)}  # at 256 frames; how much of its limit that is
+
+
+def faster(bench: Mapping | None) -> list[list[str]]:
+    """The lines of speed, from a bench.json: how often as fast at k = 50 as unpruned, on a video of 256 frames."""
+    lines = []
+    for row in (bench or {}).get("speed", ()):
+        if (row["videos"], row["frames"], row["k"]) == (1, 256, 0.5):
+            found = f"{row['speedup']:.2f} ({row['reached']:.2f} of its limit)"
+            known = "holds" if row["reached"] >= 0.95 else "does not"
+            speedup, reached = PAPER_SPEED[row["what"]]
+            text = f"{row['what']} on 256 frames, k = 50: times as fast as unpruned"
+            lines.append([text, f"{speedup} ({reached} of its limit)", *[found, known] * 2])
+    return lines
+
+
+def beside(without: Results, panels: Results, bench: Mapping | None = None) -> str:
+    """The table: each finding with the paper's number, ours without panels and with two; `bench`: of speed, too."""
     rows = [
         [f.text, f"{f.paper:+.1f}".replace("-", "−"), *ours(without, f), *ours(panels, f)]
         for f in FINDINGS
         if without.shared(f.a, f.b) or panels.shared(f.a, f.b)
     ]
-    return table("finding|paper|without panels||two panels|", rows)
+    return table("finding|paper|without panels||two panels|", rows + faster(bench))

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -317,8 +318,8 @@ def of_bases(results: Results) -> str:
     )
 
 
-def page(results: Results, without: Results | None = None) -> str:
-    """The whole page: of the world with two panels, and of that `without` any."""
+def page(results: Results, without: Results | None = None, bench: Mapping | None = None) -> str:
+    """The whole page: of the world with two panels, and of that `without` any; `bench`: what a bench.json says."""
     dials = [results, without] if without and without.records else [results]
     records = [record for dial in dials for record in dial.records.values()]
     torch, commits = (", ".join(sorted({r[of] for r in records})) for of in ("torch", "commit"))
@@ -354,7 +355,7 @@ def page(results: Results, without: Results | None = None) -> str:
     }
     if len(dials) == 2:
         first = {
-            "The paper beside ours": beside(without, results),
+            "The paper beside ours": beside(without, results, bench),
             "Without panels: accuracy against k": ladder(without),
             "Without panels: other ways to prune": methods(without),
             "Without panels: why answers were wrong": wrong(without),
@@ -397,9 +398,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         results, without = (Results(args.results / "rows", args.seeds, panels) for panels in (world.MOST_PANELS, 0))
         if not results.records:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
-        made = {args.results / "README.md": page(results, without)}
+        bench = args.results / "bench.json"
+        bench = json.loads(bench.read_text()) if bench.exists() else {}
+        made = {args.results / "README.md": page(results, without, bench)}
         if args.readme:
-            made[args.readme] = inserted(readme, beside(without, results))
+            made[args.readme] = inserted(readme, beside(without, results, bench))
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     for path, text in made.items() if not args.seeds else ():

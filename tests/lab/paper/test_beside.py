@@ -1,6 +1,7 @@
 """The paper beside ours: each verdict by its definition, each dial by its own rows."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,14 @@ def test_every_finding_names_rows_that_there_are():
     for finding in (*FINDINGS, loses_little(0.4, -0.9)):
         for method, k, *way in (finding.a, finding.b):
             assert method in METHODS and set(way) <= set(askings(Row(method, k, 0))), finding.text
+
+
+def test_speed_is_judged_by_the_share_of_its_limit():
+    line = lambda what, **own: dict(what=what, videos=1, frames=256, k=0.5, speedup=2.0) | own
+    runs = [line("training", reached=0.951), line("inference", reached=0.949), line("training", frames=64, reached=1.0)]
+    nothing = Results(Path("no rows"), None, 0)
+    cells = [row.strip("| ").split(" | ") for row in beside(nothing, nothing, dict(speed=runs)).splitlines()[2:]]
+    assert [c[1:] for c in cells] == [
+        ["2.25 (1.05 of its limit)", *["2.00 (0.95 of its limit)", "holds"] * 2],
+        ["2.22 (1.03 of its limit)", *["2.00 (0.95 of its limit)", "does not"] * 2],
+    ]
