@@ -4,9 +4,14 @@
     python tutorials/run.py 02 05      only those whose name begins so
     python tutorials/run.py --write    and write the outputs back into the notebooks
 
+An exercise may be left blank. Then the cell that checks it has the tag `raises-exception`: Jupyter goes on after it.
+Here it must fail as it stands, and pass with the solution: the first such check with the first code block of the
+notebook's page in solutions/, and so on.
+
 Needs `pip install -e '.[tutorials]'`.
 """
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,13 +22,36 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent
 
 
+def is_check(cell: nbformat.NotebookNode) -> bool:
+    """Whether the cell checks an exercise that is left blank."""
+    return "raises-exception" in cell.metadata.get("tags", ())
+
+
+def run(path: Path) -> nbformat.NotebookNode:
+    """The notebook with its outputs. Raises what a cell raises, and ValueError for an exercise whose check passes as it
+    stands, or for more or fewer solutions than checks."""
+    notebook = nbformat.read(path, as_version=4)
+    cells, checks = notebook.cells, [cell for cell in notebook.cells if is_check(cell)]
+    if checks:
+        page = (path.parent / "solutions" / f"{path.name[:2]}.md").read_text()
+        solutions = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        for check, solution in zip(checks, solutions, strict=True):  # at the end: the cells keep their numbers
+            notebook.cells = notebook.cells + [nbformat.v4.new_code_cell(text) for text in (solution, check.source)]
+    where = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=300, coalesce_streams=True, resources=where).execute()
+    notebook.cells = cells
+    for check in checks:
+        if not any(output.output_type == "error" for output in check.outputs):
+            raise ValueError(f"{path.name}: this check passes before the exercise is done:\n{check.source}")
+        check.outputs = []  # that it fails is no news
+    return notebook
+
+
 def main() -> None:
     wanted = tuple(a for a in sys.argv[1:] if a != "--write") or ("",)
     for path in sorted(p for p in FOLDER.glob("*.ipynb") if p.name.startswith(wanted)):
         began = time.monotonic()
-        notebook = nbformat.read(path, as_version=4)
-        where = {"metadata": {"path": str(FOLDER)}}
-        NotebookClient(notebook, timeout=300, coalesce_streams=True, resources=where).execute()
+        notebook = run(path)
         if "--write" in sys.argv[1:]:
             for cell in notebook.cells:
                 cell.metadata.pop("execution", None)  # when it ran is nobody's business

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -279,25 +280,30 @@ def why_wrong(row: dict, reference: dict) -> dict[str, dict[str, float]]:
     return kinds
 
 
+def causes(results: Results, method: str, k: float, way: str = "as trained") -> dict[int, dict[str, float]]:
+    """Why a row's answers were wrong: {seed: {kind: share of the questions, on average}} of the seeds whose files say
+    what was kept, each beside the unpruned row of the same seed. The kinds are those of `wrong_kinds`."""
+    found = {}
+    for seed in results.shared((method, k, way), UNPRUNED):
+        asked = results.records[method, k, seed]["asked"][way]
+        if asked["k"] and asked.get("kept_deciles"):
+            kinds = why_wrong(asked, results.records[(*UNPRUNED, seed)]["asked"]["as trained"])
+            of = lambda kind, kinds=kinds: float(averaged(lambda t: kinds[t][kind], kinds, "average"))
+            found[seed] = {kind: of(kind) for kind in ("unpruned", "pruned", "unused")}
+    return found
+
+
 def wrong(results: Results) -> str:
-    """Why answers were wrong, on average, over the seeds whose files say what was kept; beside the unpruned row of the
-    same seed."""
+    """Why answers were wrong, over the seeds whose files say what was kept; see `causes`."""
     ways = [(m, k, "as trained") for k, m in sorted({(k, m) for m, k, _ in results.records})]
     ways += [(*UNPRUNED, f"{m}, inference only, k = {k}") for k in (0.5, 0.8) for m in ("cosine", "random")]
     rows = []
     for m, k, way in ways:
-        both = results.shared((m, k, way), UNPRUNED) if not m.startswith("young-") else ()  # they start elsewhere
-        asked = {s: results.records[m, k, s]["asked"][way] for s in both}
-        asked = {s: x for s, x in asked.items() if x["k"] and x.get("kept_deciles")}
-        each = [why_wrong(x, results.records[(*UNPRUNED, s)]["asked"]["as trained"]) for s, x in asked.items()]
-        if each:
-            means = [
-                np.mean([averaged(lambda t, x=x, kind=kind: x[t][kind], x, "average") for x in each])
-                for kind in ("unpruned", "pruned", "unused")
-            ]
+        if not m.startswith("young-") and (each := causes(results, m, k, way)):  # those start elsewhere
+            means = np.mean([list(kinds.values()) for kinds in each.values()], axis=0)
             name = named(m) if way == "as trained" else way.rpartition(",")[0]
-            percents = map(percent, (sum(means), *means))
-            rows.append([name, round(100 * next(iter(asked.values()))["k"]), *percents, ", ".join(map(str, asked))])
+            k = results.field(m, k, "k", way)
+            rows.append([name, round(100 * k), *map(percent, (sum(means), *means)), ", ".join(map(str, each))])
     text = table("|k|wrong|unpruned, too|evidence pruned|kept, not used|seeds", rows)
     how = "Percent of all questions, on average. *Unpruned, too*: the unpruned row of this seed is wrong as well."
     how += " *Evidence pruned*: it is not, and of an object that the answer depends on no frame keeps half."
@@ -316,6 +322,42 @@ def of_bases(results: Results) -> str:
         f" and bases differ (average, unpruned: {known}): lines of other seeds are never compared by their"
         " averages, but by the paired differences; by *against unpruned* roughly, for a worse base has less to lose."
     )
+
+
+def sections(results: Results, without: Results | None = None, bench: Mapping | None = None) -> dict[str, str]:
+    """The page's tables by their titles; empty where there are no rows."""
+    with_panels = {
+        "Accuracy against k (the paper's Tables 1 and 8)": ladder(results),
+        "STTS against others, paired": pairs(results),
+        "Other ways to prune (Tables 2 and 5)": methods(results),
+        "More frames at test time (Table 3)": scaling(results),
+        "The same, after training on any number of frames": in_range(results),
+        "Scored deeper, of six blocks (Figure 6)": depth(results),
+        "Shorter and longer training": clock(results),
+        "Learning in the same time, from a base after its first run": learning(results),
+        "One model for every k (ours)": elastic(results),
+        "Single images, which lose nothing (Table 4)": images(results),
+        "Why answers were wrong": wrong(results),
+        "The tasks, unpruned": tasks(results),
+    }
+    if not without:
+        return with_panels
+    first = {
+        "The paper beside ours": beside(without, results, bench),
+        "Without panels: accuracy against k": ladder(without),
+        "Without panels: other ways to prune": methods(without),
+        "Without panels: why answers were wrong": wrong(without),
+    }
+    return first | with_panels
+
+
+def anchor(title: str) -> str:
+    """Where a link to a heading leads, as GitHub names it.
+
+    >>> anchor("Scored deeper, of six blocks (Figure 6)")
+    'scored-deeper-of-six-blocks-figure-6'
+    """
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def page(results: Results, without: Results | None = None, bench: Mapping | None = None) -> str:
@@ -339,29 +381,9 @@ def page(results: Results, without: Results | None = None, bench: Mapping | None
         " `scorer.spread`). *Minutes of one core*: processor time of training, decoding left out, of the runs that had"
         " one thread. The tasks are explained in [world.py](../../stts_mini/toy/world.py).",
     ]
-    sections = {
-        "Accuracy against k (the paper's Tables 1 and 8)": ladder(results),
-        "STTS against others, paired": pairs(results),
-        "Other ways to prune (Tables 2 and 5)": methods(results),
-        "More frames at test time (Table 3)": scaling(results),
-        "The same, after training on any number of frames": in_range(results),
-        "Scored deeper, of six blocks (Figure 6)": depth(results),
-        "Shorter and longer training": clock(results),
-        "Learning in the same time, from a base after its first run": learning(results),
-        "One model for every k (ours)": elastic(results),
-        "Single images, which lose nothing (Table 4)": images(results),
-        "Why answers were wrong": wrong(results),
-        "The tasks, unpruned": tasks(results),
-    }
-    if len(dials) == 2:
-        first = {
-            "The paper beside ours": beside(without, results, bench),
-            "Without panels: accuracy against k": ladder(without),
-            "Without panels: other ways to prune": methods(without),
-            "Without panels: why answers were wrong": wrong(without),
-        }
-        sections = first | sections
-    parts = intro + [f"## {title}\n\n{table}" for title, table in sections.items() if table]
+    there = {title: table for title, table in sections(*dials, bench=bench).items() if table}
+    contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in there)
+    parts = [*intro, contents, *(f"## {title}\n\n{table}" for title, table in there.items())]
     return "\n\n".join(parts) + "\n"
 
 

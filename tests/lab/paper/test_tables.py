@@ -124,9 +124,9 @@ def test_the_page_says_what_the_files_say(tmp_path):
         assert f"| 80 | STTS | {other} | {by} | {seed}: +50.0 |" in text
     assert "| **short** | 25.0 | 20.0 | 100.0 (100.0–100.0) | 100.0 | 0.0 |" in text
     assert "| | chance | look-up | 32 frames (2) | frame 0 only (2) | blind (1) |" in text
-    scaling = text.split("(Table 3)")[1].split("##")[0]
+    scaling = text.split("(Table 3)\n")[1].split("##")[0]
     assert "| STTS, taught by saliency, spread (ours) | 90 | 32, 32 | 1 | 0.0" in scaling
-    assert "oracle: the cells that answers depend on | 90 | 0.0 | 100.0" in text.split("(Tables 2 and 5)")[1]
+    assert "oracle: the cells that answers depend on | 90 | 0.0 | 100.0" in text.split("(Tables 2 and 5)\n")[1]
     assert "| STTS | 30 | 32, 32 | 1 | " in text and "cosine, inference only" in text
     few, scaled = (line for line in text.splitlines() if line.startswith("| taught by saliency"))
     assert few.endswith("| 0.0 (0.0–0.0) | – | 32 | 40 | 1 |")
@@ -135,6 +135,9 @@ def test_the_page_says_what_the_files_say(tmp_path):
     assert (
         "| 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 32 | 40 | 1 |" in scaled
     )  # against "frames", not the whole model
+    contents = [line[3:].split("](#") for line in text.splitlines() if line.startswith("- [")]
+    assert [title for title, _ in contents] == [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert contents[0][1] == "accuracy-against-k-the-papers-tables-1-and-8)"
     main(["--results", str(tmp_path), "--check"])
     write(tmp_path, "random", 0.8, 1, p=0.0)
     with pytest.raises(SystemExit, match="not what the rows say"):
@@ -159,12 +162,12 @@ def test_more_frames_pruned_stand_beside_fewer_unpruned(tmp_path):
             several(tmp_path, "saliency-range", 0.5, seed, ways)
     write(tmp_path, "unpruned", 0.0, 0, p=1.0)
     text = page(Results(tmp_path / "rows"))
-    lines = text.split("after training on any number of frames")[1].split("##")[0].strip().splitlines()[2:]
+    lines = text.split("after training on any number of frames\n")[1].split("##")[0].strip().splitlines()[2:]
     assert lines == [
         "| 16 | 144 | 0.0 (0.0–0.0) | 32 | 144 | 100.0 (100.0–100.0) | +100.0 (+100.0 to +100.0) | – | 0 |",
         "| 32 | 288 | 0.0 (0.0–0.0) | 64 | 288 | 0.0 (0.0–0.0) | +0.0 (+0.0 to +0.0) | −100.0 (−100.0 to −100.0) | 0 |",
     ]
-    assert "unpruned, trained on any" not in text.split("(Tables 1 and 8)")[0]
+    assert "unpruned, trained on any" not in text.split("(Tables 1 and 8)\n")[0]
 
 
 def test_what_is_learned_in_the_same_time(tmp_path):
