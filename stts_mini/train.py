@@ -171,9 +171,8 @@ def train(
 
         save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)
         where = lambda step: f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
-        log = (
-            open_run(config, resume, start, sampler.tasks) if distributed.rank() == 0 else None
-        )  # when nothing refuses any more
+        first = distributed.rank() == 0
+        log = open_run(config, resume, start, sampler.tasks) if first else None  # when nothing refuses any more
         model.train()
         all_steps(config, start, step_of, save, log, where)
         share_losses(reader)

@@ -440,7 +440,7 @@ def test_one_dial_makes_the_model_larger_and_each_size_can_still_be_set(capsys):
         (["--scorer", "oracle"], "know stts, cosine, random"),
         (["--preset", "tpu"], "invalid choice: 'tpu'"),
         (["--train-clips", "brief=9", "--stages", "none"], "no training clips that anything is asked about"),
-        (["--train-clips", "short=9,image=2"], "stages has brief=300, and there are no brief clips"),
+        (["--train-clips", "short=9,image=2"], "stages has brief=450, and there are no brief clips"),
         (["--train-clips", "short=9,tall=2"], "'tall=2' is no KIND=COUNT, such as short=2000, of short, watch, parade"),
         (["--train-clips", "short"], "'short' is no KIND=COUNT"),
         (["--stages", "image=-1"], "'image=-1' is no KIND=COUNT"),
@@ -744,10 +744,10 @@ def test_the_models_shape_follows_the_settings():
 
 
 def test_a_dry_run_counts_the_llms_tokens():
-    """16 frames of 9 cells at k = 0.5, three tokens a frame, twenty questions of 14; unpruned steps count in full."""
+    """16 frames of 9 cells at k = 0.5, three tokens a frame, sixteen questions of 14; unpruned steps count in full."""
     line = lambda **flags: next(x for x in describe(PaperConfig(**flags), CPU).splitlines() if "a step:" in x)
-    assert f"at most about {12 * (72 + 48 + 280)} LLM tokens" in line()
-    assert f"at most about {12 * (144 + 48 + 280)} LLM tokens" in line(saliency_steps=60) == line(elastic=True)
+    assert f"at most about {12 * (72 + 48 + 224)} LLM tokens" in line()
+    assert f"at most about {12 * (144 + 48 + 224)} LLM tokens" in line(saliency_steps=60) == line(elastic=True)
 
 
 @pytest.mark.parametrize(

@@ -46,21 +46,19 @@ class TrainConfig:
     data: str = setting("data", "folder of the world's clips; or mine.jsonl, clips of your own to train on")
     val: str = setting("", "with --data mine.jsonl: the clips of your own to judge by")
     out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
-    train_clips: dict[str, int] = setting(
-        dict(short=2000, watch=160, image=400, brief=1100), "training clips of each kind"
-    )
+    train_clips: dict[str, int] = setting(dict(short=2000, image=400, brief=1100), "training clips of each kind")
     test_clips: int = setting(200, "held-out clips of each kind, to judge by")
     panels: int = setting(MOST_PANELS, "distractor panels in the world's scenes: 0, 1 or 2", may_be_0=True)
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
-    steps: int = setting(1600, "training steps")
+    steps: int = setting(1300, "training steps")
     stages: dict[str, int] = setting(
-        dict(image=400, brief=300), "first steps, on one kind of clips after another, unpruned; or none"
+        dict(image=250, brief=450), "first steps, on one kind of clips after another, unpruned; or none"
     )
     batch_size: int = setting(12, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
-    questions: int = setting(20, "questions asked about each clip")
+    questions: int = setting(16, "questions asked about each clip")
     lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
     muon_lr: float = setting(0.004, "Muon's learning rate (hidden matrices); 0: AdamW for all", may_be_0=True)
     scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the LLM", may_be_0=True)
