@@ -45,7 +45,17 @@ from stts_mini.data.progress import Progress
 from stts_mini.data.video import Video, VideoError
 from stts_mini.model import VLM, Encoded
 from stts_mini.packing import check_k
-from stts_mini.report.result import GENERATED, Result, broken_clips, merged, summarise, table, why_wrong, wrong_table
+from stts_mini.report.result import (
+    GENERATED,
+    Result,
+    broken_clips,
+    examples,
+    merged,
+    summarise,
+    table,
+    why_wrong,
+    wrong_table,
+)
 from stts_mini.toy import world
 from stts_mini.toy.drawing import Question, Scene, evidence
 from stts_mini.training import checkpoint, distributed
@@ -97,13 +107,13 @@ def evaluate(
             for qa, shown in asked[b]:
                 task = task_name(clips[n], qa)
                 likely = [next(likelihood) for _ in shown]
-                right = shown[int(np.argmax(likely))] == qa.answer
-                result.correct["choice"][task].append((n, int(right)))
+                picked = shown[int(np.argmax(likely))]
+                result.add("choice", task, n, qa, picked, picked == qa.answer)
                 result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
             for qa, ids in zip(spoken[b], said[b], strict=True):
-                ended = len(ids) < longest  # for "red " may be the beginning of more
-                right = ended and normalised(tokenizer.decode(ids), lenient) == normalised(qa.answer, lenient)
-                result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
+                ended, text = len(ids) < longest, tokenizer.decode(ids)  # for "red " may be the beginning of more
+                right = ended and normalised(text, lenient) == normalised(qa.answer, lenient)
+                result.add("generated", task_name(clips[n], qa), n, qa, text + "…" * (not ended), right)
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos, numbers)
         progress.update(numbers[-1] + 1)
     progress.close()
@@ -143,6 +153,7 @@ def judge(
     unseeing = evaluate(model, clips, reader, 0.0, without, generate=False, name="blind", **how)
     lookup = look_up(train_clips, clips, lenient) if train_clips else None
     print(table(result, unseeing, lookup))
+    print(examples(result.said, clips))
     print(broken_clips(reader.broken, reader.skipped), end="")
     if warning := dead(Health.of(result.health)):
         print(f"warning: {warning}")
