@@ -50,12 +50,13 @@ from stts_mini.report.result import (
     Result,
     against,
     broken_clips,
+    examples,
     merged,
     summarise,
     table,
     why_wrong,
     wrong_table,
-)  # fmt: skip
+)
 from stts_mini.toy import world
 from stts_mini.toy.drawing import Question, Scene, evidence
 from stts_mini.training import checkpoint, distributed
@@ -107,13 +108,13 @@ def evaluate(
             for qa, shown in asked[b]:
                 task = task_name(clips[n], qa)
                 likely = [next(likelihood) for _ in shown]
-                right = shown[int(np.argmax(likely))] == qa.answer
-                result.correct["choice"][task].append((n, int(right)))
+                picked = shown[int(np.argmax(likely))]
+                result.add("choice", task, n, qa, picked, picked == qa.answer)
                 result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
             for qa, ids in zip(spoken[b], said[b], strict=True):
-                ended = len(ids) < longest  # for "red " may be the beginning of more
-                right = ended and normalised(tokenizer.decode(ids), lenient) == normalised(qa.answer, lenient)
-                result.correct["generated"][task_name(clips[n], qa)].append((n, int(right)))
+                ended, text = len(ids) < longest, tokenizer.decode(ids)  # for "red " may be the beginning of more
+                right = ended and normalised(text, lenient) == normalised(qa.answer, lenient)
+                result.add("generated", task_name(clips[n], qa), n, qa, text + "…" * (not ended), right)
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos, numbers)
         progress.update(numbers[-1] + 1)
     progress.close()
@@ -166,6 +167,7 @@ def judge(
             f"not compared with the unpruned model, which was asked on test set {shipped['fingerprint']}: to compare,"
             " leave out --test-clips, --train-clips, --panels and --split"
         )
+    print(examples(result.said, clips))
     if unpruned:
         whole = evaluate(
             unpruned[0], clips, reader, 0.0, generate=False, name="unpruned", tokenizer=unpruned[1], lenient=lenient

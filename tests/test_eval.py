@@ -102,7 +102,9 @@ def test_an_answer_longer_than_sixteen_tokens_needs_its_end(setup, monkeypatch):
             return [[TOKENIZER.encode(text + behind)[:most]] for text in (answer, "red")]
 
         monkeypatch.setattr(model, "generate", speak)
-        assert evaluate(model, own, Reader(4, 48), 0.5).correct["generated"]["free"] == [(0, right), (1, right)]
+        result = evaluate(model, own, Reader(4, 48), 0.5)
+        assert result.correct["generated"]["free"] == [(0, right), (1, right)]
+        assert result.said[0] == (0, "what ?", answer if right else f"{answer} …", answer, right)
     assert set(asked) == {len(TOKENIZER.encode(answer)) + 1}
     monkeypatch.setattr(model, "generate", lambda batch, k, most, **_: asked.append(most) or [[[]]])
     evaluate(model, own[1:], Reader(4, 48), 0.5)
@@ -196,6 +198,8 @@ def test_evaluate_scores_a_model_that_knows_everything(setup, monkeypatch):
         result = evaluate(model, clips, Reader(4, 48), 0.5, batch_size=4)
         for scoring in ("choice", "generated"):
             assert all(result.accuracy(task, scoring) == right for task in result.correct[scoring])
+        assert len(result.said) == len(sorted_questions)
+        assert all((a.said == a.expected) == a.right == right for a in result.said)
         assert set(result.correct["choice"]) == {
             *world.SHORT_TASKS,
             *world.LONG_TASKS,

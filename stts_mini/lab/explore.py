@@ -211,10 +211,11 @@ def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
     the pruned cells dimmed above the score map (coloured by rank: dark goes first)."""
     S, at = frames.shape[1], data["ladder"].index(k)
     room = ((0, 0), (20, 20), (0, 4), (0, 0))  # for a line of text above and one below, and between the columns
+    scale = 1 if S < 128 else 2  # letters of 6 or 12 pixels
     columns = [np.pad(np.concatenate([frames, np.zeros_like(frames)], axis=1), room)]
     for t, stamp in enumerate(data["stamps"]):
-        write_text(columns[0][t], f"{stamp} s", 4, 5)
-        write_text(columns[0][t], f"k={k:g}", 4, S + 26)
+        write_text(columns[0][t], f"{stamp} s", 4, 4, scale)
+        write_text(columns[0][t], f"k={k:g}", 4, S + 26, scale)
     for name, own in data["scorers"].items():
         keep = np.array([[c == "1" for c in frame] for frame in own["levels"][at]["keep"]])  # (T, C)
         rank = np.ones(keep.shape)
@@ -223,8 +224,8 @@ def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
             rank[1:].flat[order] = np.arange(order.size) / order.size
         columns.append(np.pad(np.concatenate(clip_views(frames, keep, rank)[1:], axis=1), room))
         for page, kept in zip(columns[-1], keep, strict=True):
-            write_text(page, name, 4, 5)
-            write_text(page, f"kept {kept.sum()}/{kept.size}", 4, 2 * S + 25)
+            write_text(page, name, 4, 4, scale)
+            write_text(page, f"kept {kept.sum()}/{kept.size}", 4, 2 * S + 24, scale)
     return np.concatenate(columns, axis=2)
 
 

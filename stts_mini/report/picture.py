@@ -1,9 +1,9 @@
 """Pictures of what is pruned: frames with the pruned cells dimmed, beside the scores, question and answer.
 
 `draw_clips` writes pruned.png, a band for each clip; `draw_curve` draws a training log. Only numpy and PyAV are needed;
-the letters are a 3 × 5 pixel font below.
+the letters are a 5 × 8 pixel font below.
 
-    band of a clip:   time stamps · frames · kept cells (pruned ones dimmed) · scores (dark 0, light 1)
+    a band of a clip, from the top:   time stamps · frames · kept cells (pruned ones dimmed) · scores (dark 0, light 1)
 
 What this file does not do: decide anything. It shows what `encode_video` returned.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,37 +22,39 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, Reader, collate, pick_questions
 from stts_mini.data.clips import OWN, Clip, normalised
+from stts_mini.data.video import Video
 from stts_mini.model import VLM
 
-GLYPHS = {  # 3 × 5 pixels each, row by row
-    "a": "010101111101101", "b": "110101110101110", "c": "011100100100011", "d": "110101101101110",
-    "e": "111100110100111", "f": "111100110100100", "g": "011100101101011", "h": "101101111101101",
-    "i": "111010010010111", "j": "001001001101010", "k": "101101110101101", "l": "100100100100111",
-    "m": "101111111101101", "n": "110101101101101", "o": "010101101101010", "p": "110101110100100",
-    "q": "010101101110011", "r": "110101110101101", "s": "011100010001110", "t": "111010010010010",
-    "u": "101101101101111", "v": "101101101101010", "w": "101101111111101", "x": "101101010101101",
-    "y": "101101010010010", "z": "111001010100111", "0": "111101101101111", "1": "010110010010111",
-    "2": "110001010100111", "3": "110001010001110", "4": "101101111001001", "5": "111100110001110",
-    "6": "011100111101111", "7": "111001010010010", "8": "111101111101111", "9": "111101111001110",
-    ".": "000000000000010", ",": "000000000010100", "?": "110001010000010", ":": "000010000010000",
-    "-": "000000111000000", "/": "001001010100100", "=": "000111000111000", "%": "101001010100101",
-    "(": "010100100100010", ")": "010001001001010", "<": "001010100010001", ">": "100010001010100",
-}  # fmt: skip
+COLUMNS = bytes.fromhex(  # the characters from space to ~: five columns each, whose top pixel is the lowest bit
+    "0000000000 00005f0000 0007000700 147f147f14 242a7f2a12 2313086462 3649552250 0005030000 001c224100 0041221c00 "
+    "082a1c2a08 08083e0808 0050300000 0808080808 0060600000 2010080402 3e5149453e 00427f4000 4261514946 2141454b31 "
+    "1814127f10 2745454539 3c4a494930 0171090503 3649494936 064949291e 0036360000 0056360000 0814224100 1414141414 "
+    "0041221408 0201510906 324979413e 7e1111117e 7f49494936 3e41414122 7f4141221c 7f49494941 7f09090901 3e4149497a "
+    "7f0808087f 00417f4100 2040413f01 7f08142241 7f40404040 7f020c027f 7f0408107f 3e4141413e 7f09090906 3e4151215e "
+    "7f09192946 4649494931 01017f0101 3f4040403f 1f2040201f 3f4038403f 6314081463 0708700807 6151494543 007f414100 "
+    "0204081020 0041417f00 0402010204 4040404040 0001020400 2054545478 7f48444438 3844444420 384444487f 3854545418 "
+    "087e090102 18a4a4a47c 7f08040478 00447d4000 4080847d00 7f10284400 00417f4000 7c04180478 7c08040478 3844444438 "
+    "fc24242418 18242424fc 7c08040408 4854545420 043f444020 3c4040207c 1c2040201c 3c4030403c 4428102844 1ca0a0a07c "
+    "4464544c44 0008364100 00007f0000 0041360800 0804080408 "
+)
+GLYPHS = np.unpackbits(np.frombuffer(COLUMNS, np.uint8).reshape(95, 5, 1), 2, bitorder="little").swapaxes(1, 2) == 1
 LOSS, ACCURACY, HEALTH = (250, 180, 50), (110, 190, 250), ((240, 110, 90), (150, 210, 120))
-UNKNOWN = "111111111111111"
+GREY = (170, 170, 170)
+LETTER = 12  # pixels from one letter to the next
+SIDE, GAP, PER_ROW = 96, 12, 6  # of pruned.png: pixels of a frame, pixels between two, frames in a row
+WIDTH = GAP + PER_ROW * (SIDE + GAP)
 HEAT = np.array([(15, 10, 45), (110, 25, 110), (215, 70, 60), (250, 180, 50), (255, 255, 200)], float)
 DIM = 0.2
 
 
 def write_text(picture: np.ndarray, text: str, x: int, y: int, scale: int = 2, colour=(255, 255, 255)) -> None:
     """Draw text into picture (H, W, 3) uint8 with its top left corner at (x, y); what does not fit is cut."""
-    for letter in text.lower():
-        if letter != " ":
-            bits = np.array([c == "1" for c in GLYPHS.get(letter, UNKNOWN)]).reshape(5, 3)
-            bits = bits.repeat(scale, 0).repeat(scale, 1)
-            area = picture[y : y + 5 * scale, x : x + 3 * scale]
-            area[bits[: area.shape[0], : area.shape[1]]] = colour
-        x += 4 * scale
+    for letter in text:
+        bits = GLYPHS[ord(letter) - 32] if " " <= letter <= "~" else np.ones((7, 5), bool)
+        bits = bits.repeat(scale, 0).repeat(scale, 1)
+        area = picture[y : y + len(bits), x : x + bits.shape[1]]
+        area[bits[: area.shape[0], : area.shape[1]]] = colour
+        x += LETTER // 2 * scale
 
 
 def heat(scores: np.ndarray) -> np.ndarray:
@@ -81,7 +84,7 @@ def clip_views(frames: np.ndarray, keep: np.ndarray, scores: np.ndarray | None) 
 
 @torch.no_grad()
 def look(model: VLM, clip: Clip, reader: Reader, k: float, tokenizer: AnyTokenizer = TOKENIZER):
-    """One clip through the model: its video, keep (T, C), scores (T, C) or None, and a line of text."""
+    """One clip through the model: its video, keep (T, C), scores (T, C) or None, and what to say about it."""
     video = reader(clip)
     qa, _ = pick_questions(clip)[0]
     device = next(model.parameters()).device
@@ -89,22 +92,37 @@ def look(model: VLM, clip: Clip, reader: Reader, k: float, tokenizer: AnyTokeniz
     encoded = model.encode(batch, k)
     said = tokenizer.decode(model.generate(batch, k, encode=lambda *_: encoded)[0][0])
     scores = None if encoded.scores is None else encoded.scores[0].float().cpu().numpy()
-    kept = f"{int(encoded.kept.sum())}/{encoded.keep.numel()} kept"
-    verdict = "right" if normalised(said) == normalised(qa.answer) else f"answer: {qa.answer}"
-    text = f"{qa.question}  said: {said}  {verdict}  k={k:g} {kept}"
-    return video, encoded.keep[0].cpu().numpy(), scores, text
+    right = normalised(said) == normalised(qa.answer)
+    lines = [
+        qa.question[:1].upper() + qa.question[1:],
+        f"Model: {said or '(nothing)'}. {'Right' if right else f'Wrong, the answer is: {qa.answer}'}.",
+        f"Kept {int(encoded.kept.sum())} of {encoded.keep.numel()} cells (k = {k:g}).",
+        "Rows: frames, kept cells, scores (0 dark, 1 light).",
+    ]
+    return video, encoded.keep[0].cpu().numpy(), scores, lines
 
 
-def band(video, keep: np.ndarray, scores: np.ndarray | None, text: str, scale: int = 2) -> np.ndarray:
-    """One clip as a picture: a line of text, the stamps, and its three views below each other."""
-    views = [np.concatenate(list(view), axis=1) for view in clip_views(video.frames, keep, scores)]
-    views = [view.repeat(scale, 0).repeat(scale, 1) for view in views]
-    head = np.zeros((34, views[0].shape[1], 3), np.uint8)
-    write_text(head, text, 4, 4)
-    for t, stamp in enumerate(video.stamps):
-        write_text(head, stamp, t * video.frames.shape[2] * scale + 4, 20, colour=(170, 170, 170))
-    gap = np.full((3, views[0].shape[1], 3), 60, np.uint8)
-    return np.concatenate([head, views[0], gap, views[1], gap, views[2], np.zeros_like(gap)])
+def band(video: Video, keep: np.ndarray, scores: np.ndarray | None, lines: Sequence[str]) -> np.ndarray:
+    """One clip as a picture (H, WIDTH, 3): lines of text, then its frames, PER_ROW in a row. Above a frame stands its
+    stamp, below it are its other two views, and the share of its cells that is kept."""
+    lines = [part for line in lines for part in textwrap.wrap(line, (WIDTH - 2 * GAP) // LETTER)]
+    head = np.zeros((2 * GAP + 20 * len(lines), WIDTH, 3), np.uint8)
+    for i, line in enumerate(lines):
+        write_text(head, line, GAP, GAP + 20 * i)
+    at = np.arange(SIDE) * video.frames.shape[1] // SIDE  # the nearest pixels
+    views = [view[:, at][:, :, at] for view in clip_views(video.frames, keep, scores)]
+    rows = [head]
+    for first in range(0, len(keep), PER_ROW):
+        row = np.zeros((20 + 3 * (SIDE + 4) + 36, WIDTH, 3), np.uint8)
+        for i, t in enumerate(range(first, min(first + PER_ROW, len(keep)))):
+            x = GAP + i * (SIDE + GAP)
+            write_text(row, video.stamps[t] + " s" * (not video.still), x, 0, colour=GREY)
+            for v, view in enumerate(views):
+                row[20 + v * (SIDE + 4) :][:SIDE, x : x + SIDE] = view[t]
+            share = "all" if keep[t].all() else f"{keep[t].mean():.0%}"
+            write_text(row, f"Kept {share}", x, 20 + 3 * (SIDE + 4), colour=GREY)
+        rows.append(row)
+    return np.concatenate(rows)
 
 
 def draw_clips(
@@ -113,7 +131,7 @@ def draw_clips(
     reader: Reader,
     k: float,
     out: str | os.PathLike,
-    count: int = 4,
+    count: int = 3,
     tokenizer: AnyTokenizer = TOKENIZER,
 ) -> Path | None:
     """Write pruned.png into `out` for the first clips that have more than one frame, the last of them a long one if
@@ -124,11 +142,10 @@ def draw_clips(
     chosen = (short[: count - 1] + long[:1]) or clips[:count]
     if not chosen:
         return None
-    bands = [band(*look(model, clip, reader, k, tokenizer)) for clip in chosen]
-    width = max(b.shape[1] for b in bands)
-    bands = [np.pad(b, ((0, 8), (0, width - b.shape[1]), (0, 0))) for b in bands]
+    line = np.full((2, WIDTH, 3), GREY, np.uint8)
+    bands = [part for clip in chosen for part in (line, band(*look(model, clip, reader, k, tokenizer)))]
     png = Path(out) / "pruned.png"
-    av.VideoFrame.from_ndarray(np.concatenate(bands), format="rgb24").save(str(png))
+    av.VideoFrame.from_ndarray(np.concatenate(bands[1:]), format="rgb24").save(str(png))
     return png
 
 
@@ -151,15 +168,15 @@ def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, 
             y[known] = np.convolve(padded, np.ones(window) / window, "valid")
         return y
 
-    panels = [({"loss": (column("task_loss"), LOSS)}, {"accuracy": (column("accuracy"), ACCURACY)})]
+    panels = [({"Loss": (column("task_loss"), LOSS)}, {"Accuracy": (column("accuracy"), ACCURACY)})]
     if np.isfinite(teacher := column("sim_gradient")).any():
-        gradients = {"gradient of l-sim": (teacher, LOSS), "of the lm": (column("lm_gradient"), HEALTH[0])}
-        shares = {"r": (column("correlation"), ACCURACY), "saturated": (column("saturated"), HEALTH[1])}
+        gradients = {"Gradient of L_sim": (teacher, LOSS), "of the LM": (column("lm_gradient"), HEALTH[0])}
+        shares = {"r": (column("correlation"), ACCURACY), "Saturated": (column("saturated"), HEALTH[1])}
         panels.append((gradients, shares))
     picture = np.concatenate([panel(*curves, size) for curves in panels])
-    write_text(picture, f"{rows[0]['step']}", 70, len(picture) - 26, colour=(170, 170, 170))
+    write_text(picture, f"{rows[0]['step']}", 96, len(picture) - 26, colour=GREY)
     steps = f"{int(rows[-1]['step']) + 1} steps"
-    write_text(picture, steps, size[0] - 160, len(picture) - 26, colour=(170, 170, 170))
+    write_text(picture, steps, size[0] - 160, len(picture) - 26, colour=GREY)
     av.VideoFrame.from_ndarray(picture, format="rgb24").save(str(png))
 
 
@@ -167,7 +184,7 @@ def panel(logs: dict[str, tuple], shares: dict[str, tuple], size: tuple[int, int
     """Curves over their index as a picture of this (width, height), each given as {name: (values, colour)}, NaN where
     there is none: `logs` on a logarithmic scale, left, `shares` from 0 to 100%, right."""
     width, height = size
-    left, top, right, bottom = 70, 40, width - 70, height - 40
+    left, top, right, bottom = 96, 40, width - 70, height - 40
     picture = np.full((height, width, 3), 24, np.uint8)
     logs = {name: (np.log10(np.maximum(y, 1e-8)), colour) for name, (y, colour) in logs.items()}
     every = np.concatenate([y for y, _ in logs.values()])
@@ -177,8 +194,8 @@ def panel(logs: dict[str, tuple], shares: dict[str, tuple], size: tuple[int, int
     for i in range(5):
         y = round(bottom - i * (bottom - top) / 4)
         picture[y, left:right] = 70
-        write_text(picture, f"{10 ** (low + i * (high - low) / 4):.2g}", 4, y - 5, colour=curves[0][1])
-        write_text(picture, f"{25 * i}%", right + 8, y - 5, colour=next(iter(shares.values()))[1])
+        write_text(picture, f"{10 ** (low + i * (high - low) / 4):.2g}", 4, y - 7, colour=curves[0][1])
+        write_text(picture, f"{25 * i}%", right + 8, y - 7, colour=next(iter(shares.values()))[1])
     for curve, colour in (*curves, *((np.clip(y, 0, 1), colour) for y, colour in shares.values())):
         known = np.flatnonzero(np.isfinite(curve))
         if not len(known):
@@ -191,10 +208,10 @@ def panel(logs: dict[str, tuple], shares: dict[str, tuple], size: tuple[int, int
     x = left
     for name, (_, colour) in logs.items():
         write_text(picture, name, x, 12, colour=colour)
-        x += 8 * len(name) + 24
+        x += LETTER * len(name) + 24
     x = right
     for name, (_, colour) in shares.items():
-        x -= 8 * len(name)
+        x -= LETTER * len(name)
         write_text(picture, name, x, 12, colour=colour)
         x -= 24
     return picture

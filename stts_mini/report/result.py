@@ -13,15 +13,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from stts_mini.data.clips import FREE
+from stts_mini.data.clips import FREE, QA, Clip
+from stts_mini.data.files import printable
 from stts_mini.toy import world
 from stts_mini.training.health import NUM_SUMS
 
 GENERATED = (*world.GENERATED, FREE)  # tasks that are judged by what the model says
 CUT = 0.5  # how much of each object must be seen: see `wrong_kinds`
+
+
+class Answer(NamedTuple):
+    """What a model said to one question, by the scoring that its task is judged by."""
+
+    clip: int  # the clip's number
+    question: str
+    said: str
+    expected: str
+    right: bool
 
 
 @dataclass
@@ -35,6 +47,7 @@ class Result:
     evidence   {task: (pixels in kept cells, all pixels) that its answers depend on}
     health     sums over the cells that a scorer scored which learns (`training/health.py`)
     shares     {task: {clip number: how much can be seen of what its question depends on}}: see `eval.kept_shares`
+    said       every answer in words, by clip
     """
 
     correct: dict[str, dict[str, list[tuple[int, int]]]] = field(
@@ -47,6 +60,13 @@ class Result:
     evidence: dict[str, tuple[int, int]] = field(default_factory=dict)
     health: np.ndarray = field(default_factory=lambda: np.zeros(NUM_SUMS))
     shares: dict[str, dict[int, float | None]] = field(default_factory=lambda: defaultdict(dict))
+    said: list[Answer] = field(default_factory=list)
+
+    def add(self, scoring: str, task: str, clip: int, qa: QA, said: str, right: bool) -> None:
+        """Count an answer, and keep its words if this is the scoring that the task is judged by."""
+        self.correct[scoring][task].append((clip, int(right)))
+        if (scoring == "generated") == (task in GENERATED):
+            self.said.append(Answer(clip, qa.question, said, qa.answer, right))
 
     def evidence_kept(self, tasks: Sequence[str] | None = None) -> float:
         """The share of the pixels that answers depend on (frame 0 excluded) that lie in kept cells: mean over tasks
@@ -98,7 +118,21 @@ def merged(results: Sequence[Result]) -> Result:
             whole.evidence[task] = before[0] + kept, before[1] + every
         for task, shares in result.shares.items():
             whole.shares[task] |= shares
+        whole.said = sorted(whole.said + result.said)
     return whole
+
+
+def examples(said: Sequence[Answer], clips: Sequence[Clip], count: int = 3) -> str:
+    """Some of the answers as text, one of them wrong if there is one; the others are right as far as there are such.
+    They are taken at equal distances, so that several kinds of clips are among them."""
+    right, wrong = [a for a in said if a.right], [a for a in said if not a.right]
+    mistakes = min(len(wrong), max(1, count - len(right)))
+    chosen = [(answers, n) for answers, n in ((right, count - mistakes), (wrong, mistakes)) if n]
+    lines = ["examples, scored as in the first column:"]
+    for a in (a for answers, n in chosen for a in answers[:: max(len(answers) // n, 1)][:n]):
+        lines += [f"{clips[a.clip].source[0]}", f"  question:     {a.question}", f"  model says:   {a.said}"]
+        lines += [f"  right answer: {a.expected}" + ", so this is wrong" * (not a.right)]
+    return "\n".join(map(printable, lines))
 
 
 def wrong_kinds(

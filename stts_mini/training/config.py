@@ -87,7 +87,7 @@ class TrainConfig:
     llm_mlp: int = setting(256, "width of the LLM's SwiGLU")
     # how it runs
     device: str = setting("auto", "auto, cpu, cuda or mps")
-    compile: bool = setting(False, "torch.compile the blocks")
+    compile: bool = setting(False, "torch.compile the blocks: takes a minute at first; worth it in long runs")
     recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
     varlen: bool = setting(False, "train with CUDA's kernel for packed rows (FlashAttention), not with masks")
     cache_gb: float = setting(2.0, "memory for decoded clips", may_be_0=True)

@@ -148,7 +148,7 @@ def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: Trai
             part = part.to(device)
             counts, real, prunable = ragged(part.frames, part.num_frames, config.k, cfg.cells, part.still)
             own_frame, counts = real.nonzero().to(device).unbind(1), torch.where(prunable, counts, 1)
-            with torch.no_grad(), autocast(device):
+            with torch.no_grad(), autocast(device), eagerly(config.compile):  # not worth a graph without gradients
                 x = model.stem(part.frames[own_frame])  # (F, N, D)
                 grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             loss = similarity_loss(model.scorer(grid, counts), temporal_target(grid, cfg.w), counts)

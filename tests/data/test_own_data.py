@@ -213,7 +213,12 @@ def test_broken_clips_are_replaced_counted_and_listed(mixed, tmp_path, capsys):
     assert "could not be read, and left out: 2" in said and "missing.mp4" in said
     training.finish(config, model, CPU)
     said = capsys.readouterr().out
-    assert "question" in said and "free" in said and "could not be read, and left out: 2" in said
+    assert (
+        "question" in said
+        and "free" in said
+        and said.count("model says:") == 3
+        and "could not be read, and left out: 2" in said
+    )
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result["choice"]) == {"question", "free"} and (tmp_path / "run" / "pruned.png").exists()
     assert (tmp_path / "run" / "curve.png").stat().st_size > 1000

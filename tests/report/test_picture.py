@@ -55,12 +55,28 @@ def test_heat_grows_lighter():
     assert (np.diff(light) > 0).all()
 
 
-def test_letters_are_fifteen_pixels_and_all_different():
-    assert all(len(bits) == 15 for bits in GLYPHS.values()) and len(set(GLYPHS.values())) >= len(GLYPHS) - 1
-    picture = np.zeros((8, 20, 3), np.uint8)
-    write_text(picture, "i l", 0, 0, scale=1)
-    assert (picture[:5, :3, 0] > 0).astype(int).tolist() == [[1, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 0], [1, 1, 1]]
-    assert picture[:, 4:8].sum() == 0 and picture[0, 8, 0] == 255
+def test_letters_are_all_different_and_stand_where_they_should():
+    assert GLYPHS.shape == (95, 8, 5) and len(set(map(bytes, GLYPHS))) == 95
+    picture = np.zeros((12, 30, 3), np.uint8)
+    write_text(picture, "T y\n", 1, 2, scale=1)  # what is no letter is a block
+    rows = ["".join(" #"[int(x)] for x in row).rstrip() for row in picture[..., 0] == 255]
+    assert rows == [
+        "",
+        "",
+        " #####             #####",
+        "   #               #####",
+        "   #         #   # #####",
+        "   #         #   # #####",
+        "   #         #   # #####",
+        "   #          #### #####",
+        "   #             # #####",
+        "              ###",
+        "",
+        "",
+    ]
+    twice = np.zeros((24, 60, 3), np.uint8)
+    write_text(twice, "T y\n", 2, 4, scale=2)
+    assert (twice == picture.repeat(2, 0).repeat(2, 1)).all()
     write_text(picture, "far too long to fit", 0, 4)  # is cut, not an error
 
 
@@ -82,11 +98,11 @@ def curve(tmp_path, losses, accuracies, first=0):
         rows.writeheader()
         for i, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
             rows.writerow(dict(step=first + i, task_loss=loss, accuracy=accuracy))
-    draw_curve(tmp_path / "log.csv", tmp_path / "a.png", size=(300, 180))
+    draw_curve(tmp_path / "log.csv", tmp_path / "a.png", size=(326, 180))
     return pixels_of(tmp_path / "a.png") if (tmp_path / "a.png").exists() else None
 
 
-def heights(picture, colour, left=70, right=230):
+def heights(picture, colour, left=96, right=256):
     """The upper end of the line in each column between the axes' texts."""
     lit = (picture[30:150, left:right] == colour).all(-1)
     assert lit.any(0).all() and lit.sum(0).min() == 2
@@ -99,14 +115,14 @@ def test_curves_stand_at_their_values(tmp_path):
     loss = heights(picture, LOSS)
     assert set(loss[:53]) == {40} and set(loss[107:]) == {140} and (np.diff(loss) >= 0).all()
     assert set(heights(picture, ACCURACY)) == {90}
-    lines = [y for y in range(180) if (picture[y, [*range(70, 123), *range(177, 230)]] == 70).all()]
-    assert lines == [65, 115] and (picture[lines, 69] == 24).all() and (picture[lines, 230] == 24).all()  # at quarters
+    lines = [y for y in range(180) if (picture[y, [*range(96, 149), *range(203, 256)]] == 70).all()]
+    assert lines == [65, 115] and (picture[lines, 95] == 24).all() and (picture[lines, 256] == 24).all()  # at quarters
     for i, loss in enumerate(("1", "1.8", "3.2", "5.6", "10")):
-        assert shows(picture, loss, 4, 135 - 25 * i, LOSS) and shows(picture, f"{25 * i}%", 238, 135 - 25 * i, ACCURACY)
-    assert shows(picture, "loss", 70, 12, LOSS) and shows(picture, "accuracy", 166, 12, ACCURACY)
-    assert shows(picture, "7", 70, 154, (170,) * 3) and shows(picture, "11 steps", 140, 154, (170,) * 3)
-    assert shows(curve(tmp_path, [1, 1], [0, 0]), "10", 4, 35, LOSS)  # a flat one has an axis, too
-    assert shows(curve(tmp_path, [0, 0], [0, 0]), "1e-08", 4, 135, LOSS)
+        assert shows(picture, loss, 4, 133 - 25 * i, LOSS) and shows(picture, f"{25 * i}%", 264, 133 - 25 * i, ACCURACY)
+    assert shows(picture, "Loss", 96, 12, LOSS) and shows(picture, "Accuracy", 160, 12, ACCURACY)
+    assert shows(picture, "7", 96, 154, (170,) * 3) and shows(picture, "11 steps", 166, 154, (170,) * 3)
+    assert shows(curve(tmp_path, [1, 1], [0, 0]), "10", 4, 33, LOSS)  # a flat one has an axis, too
+    assert shows(curve(tmp_path, [0, 0], [0, 0]), "1e-08", 4, 133, LOSS)
 
 
 def test_curves_are_smoothed_over_a_fiftieth_of_the_steps(tmp_path):
@@ -119,21 +135,39 @@ def test_without_a_step_there_is_no_curve(tmp_path):
     assert curve(tmp_path, [], []) is None
 
 
-def test_a_band_is_text_stamps_and_three_views(monkeypatch):
-    video = Video(np.random.default_rng(0).integers(0, 255, (2, 48, 48, 3), np.uint8), [0.0, 12.5], 13.0)
-    keep, scores = np.arange(18).reshape(2, 9) % 2 == 0, np.linspace(0, 1, 18).reshape(2, 9)
-    picture = band(video, keep, scores, "who ?")
-    assert picture.shape == (34 + 3 * (96 + 3), 192, 3) and picture.dtype == np.uint8
-    assert shows(picture, "who ?", 4, 4) and shows(picture, "0.0", 4, 20, (170,) * 3)
-    assert shows(picture, "12.5", 100, 20, (170,) * 3)
+@pytest.mark.parametrize("still, stamp", [(False, "12.5 s"), (True, "2")])
+def test_a_band_is_text_stamps_three_views_and_kept_shares_in_rows_of_six(still, stamp):
+    stamps = [0.0, 12.5, *range(20, 25)]
+    video = Video(np.random.default_rng(0).integers(0, 255, (7, 48, 48, 3), np.uint8), stamps, 25.0, still=still)
+    keep, scores = np.arange(63).reshape(7, 9) % 2 == 0, np.linspace(0, 1, 63).reshape(7, 9)
+    keep[0] = True
+    long = "x" * 52 + " it is wrapped"
+    picture = band(video, keep, scores, ["Who ?", long])
+    row = 20 + 3 * 100 + 36
+    assert picture.shape == (84 + 2 * row, 660, 3) and picture.dtype == np.uint8
+    for y, line in zip((12, 32, 52), ("Who ?", "x" * 52, "it is wrapped"), strict=True):
+        assert shows(picture, line, 12, y)
     views = clip_views(video.frames, keep, scores)
-    for top, view, below in zip((34, 133, 232), views, (60, 60, 0), strict=True):
-        for t in range(2):
-            part = picture[top : top + 96, 96 * t : 96 * t + 96]
+    for t in range(7):
+        y, x = 84 + row * (t // 6), 12 + 108 * (t % 6)
+        for v, view in enumerate(views):
+            part = picture[y + 20 + 100 * v :][:96, x : x + 96]
             assert (part[::2, ::2] == view[t]).all() and (part[1::2, 1::2] == view[t]).all()
-        assert (picture[top + 96 : top + 99] == below).all()
-    bright = clip_views(video.frames, keep, None)[2]
-    assert (bright == heat(np.ones(1))).all()  # without scores
+            assert not picture[y + 116 + 100 * v :][:4, x : x + 96].any()  # a gap below,
+            assert not picture[y + 20 + 100 * v :][:96, x + 96 : x + 108].any()  # and beside
+    grey = (170,) * 3
+    assert shows(picture, stamp, 120, 84, grey) and shows(picture, video.stamps[6], 12, 84 + row, grey)
+    assert shows(picture, video.stamps[1] + " s", 120, 84, grey) != still
+    kept = ["all", *(f"{keep[t].mean():.0%}" for t in range(1, 7))]
+    assert kept[1:3] == ["44%", "56%"] and shows(picture, "Kept all", 12, 84 + 320, grey)
+    assert shows(picture, "Kept 44%", 120, 84 + 320, grey) and shows(picture, "Kept 56%", 12, 84 + row + 320, grey)
+    assert (clip_views(video.frames, keep, None)[2] == heat(np.ones(1))).all()  # without scores
+
+
+def test_frames_of_any_size_are_drawn_alike():
+    frames = np.arange(192 * 192 * 3, dtype=np.uint8).reshape(1, 192, 192, 3)
+    picture = band(Video(frames, [0.0], 1.0), np.ones((1, 9), bool), None, ["Who ?"])
+    assert (picture[64:160, 12:108] == frames[0, ::2, ::2]).all()
 
 
 def a_clip(number, kind):
@@ -155,31 +189,33 @@ def test_short_clips_are_drawn_and_a_long_one_last(kinds, count, chosen, tmp_pat
     clips.insert(0, a_clip(99, "short"))
     reader.broken[clips[0].source] = "cut"
     monkeypatch.setattr(drawing, "look", lambda model, clip, reader, k, tokenizer: (clip, k, tokenizer, None))
-    grey = lambda clip, *_: np.full((2, 20 + 10 * clip.seed, 3), 10 + clip.seed, np.uint8)
+    grey = lambda clip, *_: np.full((4, 660, 3), 10 + clip.seed, np.uint8)
     monkeypatch.setattr(drawing, "band", grey)
     png = draw_clips(None, clips, reader, 0.5, tmp_path, count)
     if chosen is None:
         assert png is None
         return
-    assert png == tmp_path / "pruned.png" and len(pixels_of(png)) == 10 * len(chosen)
-    for i, (picture, number) in enumerate(zip(np.split(pixels_of(png), len(chosen)), chosen, strict=True)):
-        assert (picture[:2, : 20 + 10 * number] == 10 + number).all(), i
-        assert (picture[2:] == 0).all() and (picture[:, 20 + 10 * number :] == 0).all()
+    rows = pixels_of(png)[:, 0, 0].tolist()  # a line between two
+    assert png == tmp_path / "pruned.png" and rows == [x for n in chosen for x in [170] * 2 + [10 + n] * 4][2:]
 
 
-def test_the_line_of_text_says_what_was_asked_said_and_kept(tmp_path, monkeypatch):
+def test_the_text_says_what_was_asked_said_and_kept(tmp_path, monkeypatch):
     config = tiny(tmp_path)
     model, reader = build_model(config, torch.device("cpu")).eval(), Reader(4, 48)
     clip = held_out(config.data, 48, 1, kinds=["short"])[0]
     clip = replace(clip, kind=OWN, qa=(replace(clip.qa[0], question="which ?", answer="red", options=()),))
-    for said, verdict in (("red", "right"), ("blue", "answer: red")):
+    for said, verdict in (
+        ("red", "red. Right."),
+        ("blue", "blue. Wrong, the answer is: red."),
+        ("", "(nothing). Wrong, the answer is: red."),
+    ):
         asked = []
         speak = lambda batch, k, encode, asked=asked, said=said: (
             asked.append(encode(None)) or [[drawing.TOKENIZER.encode(said)]]
         )
         monkeypatch.setattr(model, "generate", speak)
-        video, keep, scores, text = look(model, clip, reader, 0.5)
-        assert text == f"which ?  said: {said}  {verdict}  k=0.5 18/36 kept"
+        video, keep, scores, lines = look(model, clip, reader, 0.5)
+        assert lines[:3] == ["Which ?", f"Model: {verdict}", "Kept 18 of 36 cells (k = 0.5)."]
         assert keep.shape == scores.shape == (4, 9) and keep.sum() == 18 and keep.dtype == bool
         assert (asked[0].keep[0].numpy() == keep).all() and video is reader(clip)
     assert look(model, clip, reader, 0.0)[2] is None

@@ -1,8 +1,11 @@
 """The numbers and the table of results that are filled in by hand."""
 
+from pathlib import Path
+
 import pytest
 
-from stts_mini.report.result import Result, against, broken_clips, merged, summarise, table
+from stts_mini.data.clips import OWN, Clip
+from stts_mini.report.result import Answer, Result, against, broken_clips, examples, merged, summarise, table
 
 
 def filled(choice, generated=None, chance=0.25) -> Result:
@@ -75,12 +78,53 @@ def test_the_summary_by_hand(seen):
 def test_results_are_joined_in_the_order_of_the_clips():
     first, second = filled({"count": [(0, 1), (2, 1)]}), filled({"count": [(1, 0)], "open": [(3, 1)]}, chance=0.5)
     first.kept, first.cells, first.rows, first.evidence = 1, 2, (3, 4), {"count": (5, 6)}
+    first.said, second.said = [Answer(2, "a", "b", "c", False)], [Answer(1, "d", "e", "f", True)]
     second.kept, second.cells, second.rows, second.evidence = 10, 20, (30, 40), {"count": (50, 60), "open": (7, 8)}
     whole = merged([first, second])
     assert whole.correct["choice"] == {"count": [(0, 1), (1, 0), (2, 1)], "open": [(3, 1)]}
     assert whole.chance == {"count": [0.25, 0.25, 0.5], "open": [0.5]}
     assert (whole.kept, whole.cells, whole.rows) == (11, 22, (33, 44))
-    assert whole.evidence == {"count": (55, 66), "open": (7, 8)}
+    assert whole.evidence == {"count": (55, 66), "open": (7, 8)} and [answer.clip for answer in whole.said] == [1, 2]
+
+
+CLIPS = [Clip(Path(f"{n}.mp4"), OWN, OWN, n, ()) for n in range(5)] + [
+    Clip(Path("x"), OWN, OWN, 5, (), None, None, (Path("a\n.png"),))
+]
+
+
+EXAMPLES = """examples, scored as in the first column:
+0.mp4
+  question:     0 ?
+  model says:   red
+  right answer: red
+a\\n.png
+  question:     5 ?
+  model says:   red
+  right answer: red
+1.mp4
+  question:     1 ?
+  model says:   blue
+  right answer: red, so this is wrong"""
+
+
+@pytest.mark.parametrize(
+    "right, shown",
+    [
+        ([1, 0, 0, 0, 0, 1], [0, 5, 1]),
+        ([1, 1, 1, 1, 1, 1], [0, 2, 4]),
+        ([1, 1, 1, 1, 1, 0], [0, 2, 5]),
+        ([0, 1, 0, 0, 0, 0], [1, 0, 3]),
+        ([0, 0, 0, 0, 0, 0], [0, 2, 4]),
+        ([0, 1], [1, 0]),
+        ([], []),
+    ],
+)
+def test_examples_are_right_ones_and_a_wrong_one(right, shown):
+    said = [Answer(n, f"{n} ?", "red" if r else "blue", "red", bool(r)) for n, r in enumerate(right)]
+    text = examples(said, CLIPS)
+    assert [int(line.split()[1]) for line in text.splitlines() if "question:" in line] == shown
+    assert text.count("so this is wrong") == sum(not right[n] for n in shown)
+    assert shown != [0, 5, 1] or text == EXAMPLES
 
 
 def test_what_could_not_be_read_is_counted():

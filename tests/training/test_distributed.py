@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import timedelta
@@ -125,8 +126,8 @@ def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert set(result["choice"]) >= {"attribute", "needle"}
     judge = ["-m", "stts_mini.eval", "two/checkpoint.pt", "--data", str(folder / "data"), "--clips", "3"]
-    said = [torchrun(n, *judge, cwd=tmp_path).split(", packed rows")[0] for n in (1, 2)]  # other batches, other rows
-    assert said[0] == said[1] and "short (mean)" in said[0]  # shared, gathered, told once
+    said = [re.sub("packed rows.*", "", torchrun(n, *judge, cwd=tmp_path)) for n in (1, 2)]  # other batches, other rows
+    assert said[0] == said[1] and "short (mean)" in said[0] and "model says:" in said[0]  # shared, gathered, told once
     torchrun(2, "-m", "stts_mini.train", *flags, "--out", "half", "--steps=3", cwd=tmp_path)
     state = checkpoint.load(tmp_path / "half" / "checkpoint.pt")
     assert state["step"] == 3
@@ -157,9 +158,11 @@ def test_results_of_several_processes_are_one(folder):
         for tasks in part.correct.values():
             for task, answers in tasks.items():
                 tasks[task] = [(2 * n + i, right) for n, right in answers]
+        part.said = [answer._replace(clip=2 * answer.clip + i) for answer in part.said]
         shares.append(part)
     joined = merged(shares)
     assert joined.correct == whole.correct and joined.evidence == whole.evidence
+    assert joined.said == whole.said and len(whole.said) == 5 * 6
     assert (joined.kept, joined.cells) == (whole.kept, whole.cells)
     assert joined.health.tolist() == pytest.approx(whole.health.tolist()) and whole.health[0] > 0
 

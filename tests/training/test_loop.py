@@ -306,7 +306,7 @@ def test_a_step_is_timed_on_what_can_lose_cells(alone, numbers, monkeypatch, cap
     assert "at k = 0.3 over the unpruned: 0.76 (median" in capsys.readouterr().out
     (sampler,) = asked_of
     assert [clip.seed for clip in sampler.clips] == numbers and sampler.reader is reader
-    assert (sampler.batch_size, sampler.questions, sampler.seed, sampler.tokenizer) == (12, 20, 0, "tokenizer")
+    assert (sampler.batch_size, sampler.questions, sampler.seed, sampler.tokenizer) == (12, 16, 0, "tokenizer")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run on a real machine: alone in its folder, ended by a scheduler, on a full disk, resumed with something else."""
 
+import csv
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from stts_mini import train as training
 from stts_mini.data import files
@@ -417,3 +419,31 @@ def test_blocks_are_compiled_with_recomputing_too(folder, recompute):
         training.wrap(model, config, CPU)
     model.vit.blocks[0](torch.randn(2, 36, 8, requires_grad=True)).sum().backward()
     assert graphs and all(p.grad is not None for p in model.vit.blocks[0].parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which PyTorch hides
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # PyTorch's own imports
+@pytest.mark.parametrize(
+    "backend, recompute",
+    [("eager", True), *(pytest.param("inductor", recompute, marks=pytest.mark.slow) for recompute in (False, True))],
+)
+def test_a_compiled_run_logs_what_a_plain_one_logs_with_few_graphs(folder, tmp_path, monkeypatch, backend, recompute):
+    """The scorer's health, too. A ViT block comes plain, with a bias, and with a mask (of which PyTorch makes two
+    graphs), an LLM layer in one form; and what runs without gradients is not compiled."""
+    if backend == "inductor" and shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    real, rows = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
+    for compiled in (False, True):
+        torch.compiler.reset()
+        counters.clear()
+        config = tiny(folder, out=str(tmp_path / f"{compiled}"), compile=compiled, recompute=recompute and compiled)
+        train(config, False, CPU)
+        with open(tmp_path / f"{compiled}" / "log.csv", newline="") as log:
+            logged = [{name: float(x or "nan") for name, x in row.items()} for row in csv.DictReader(log)]
+        rows.append([[row[name] for name in Log.NAMES if name != "seconds"] for row in logged])
+    plain, with_graphs = rows
+    assert [row[2] > 0 for row in plain] == [min(row[-2:]) > 0 for row in plain] == [False, False, True, False]
+    for row, expected in zip(with_graphs, plain, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-6, nan_ok=True)
+    assert counters["stats"]["unique_graphs"] == 5
