@@ -159,6 +159,12 @@ def eagerly(compiled: bool):
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
+def compile_blocks(model: VLM) -> None:
+    """From now on each block's forward is compiled; `recompute`, which goes around that, comes after it."""
+    for block in (*model.vit.blocks, *model.llm.layers):
+        block.forward = torch.compile(block.forward, dynamic=True)
+
+
 def recompute(model: VLM) -> None:
     """From now on keep each block's input only for the backward pass; the rest is computed twice."""
     for block in (*model.vit.blocks, *model.llm.layers):
@@ -168,9 +174,8 @@ def recompute(model: VLM) -> None:
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
     model.varlen = config.varlen
-    blocks = (*model.vit.blocks, *model.llm.layers)
-    for block in blocks if config.compile else ():  # its forward, for recomputing goes around what is compiled
-        block.forward = torch.compile(block.forward, dynamic=True)
+    if config.compile:
+        compile_blocks(model)
     if config.recompute:
         recompute(model)
     if distributed.world_size() == 1:
