@@ -22,7 +22,7 @@ from stts_mini.data.progress import Progress
 from stts_mini.model import VLM, Encoded, Output, ragged
 from stts_mini.packing import num_removed
 from stts_mini.scorer import similarity_loss, temporal_target
-from stts_mini.sequence import Batch
+from stts_mini.sequence import Batch, sent
 from stts_mini.training import distributed
 from stts_mini.training.config import TrainConfig
 from stts_mini.training.health import Health, sums, watch
@@ -37,13 +37,14 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
     """Cut a batch into up to `count` parts along the videos."""
     if count == 1:
         return [batch]
-    cuts = [c for c in torch.arange(len(batch.num_frames)).tensor_split(count) if len(c)]
+    numbers = torch.arange(len(batch.num_frames)).tensor_split(count)
+    cuts = [slice(int(n[0]), int(n[-1]) + 1) for n in numbers if len(n)]
     return [
         Batch(
             batch.frames[c, : (T := int(batch.num_frames[c].max()))],
             batch.num_frames[c],
-            [batch.stamps[i] for i in c.tolist()],
-            [batch.branches[i] for i in c.tolist()],
+            batch.stamps[c],
+            batch.branches[c],
             None if batch.scores is None else batch.scores[c, :T],
             None if batch.still is None else batch.still[c],
         )
@@ -77,7 +78,7 @@ def forward_backward(
     encode = model.encode_blind if config.blind else encode
     if saliency:
         encode = functools.partial(model.encode_video, score_all=True)
-    parts = parts_of(batch, config.accumulate)
+    parts = parts_of(batch.to(device), config.accumulate)
     weights = [weights_of(part, k, model.config.cells) for part in parts]
     if saliency:
         weights = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(weights, parts, strict=True)]
@@ -90,7 +91,7 @@ def forward_backward(
         # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
         with together, eagerly(saliency and config.compile):
             with autocast(device):
-                output = run(part.to(device), k, encode)
+                output = run(part, k, encode)
                 sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
                 if saliency:
                     sim_loss, weight = saliency_loss(output, part.num_frames, part.still), 1.0
@@ -101,7 +102,7 @@ def forward_backward(
             (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
         health = sums(output.encoded, weight / max(videos, 1), distributed.world_size())
         numbers = output.task_loss, torch.as_tensor(sim_loss), answers_right(output, own_questions).sum()
-        task, sim, correct = (x.detach().to(health) for x in numbers)
+        task, sim, correct = (x.detach().to(health, non_blocking=health.is_cuda) for x in numbers)
         seen = seen + torch.cat([torch.stack([shares[0] * task, shares[1] * sim, correct]), health])
         tokens += output.tokens
     task, sim, right, *health, tokens = distributed.total(*seen.tolist(), tokens)
@@ -121,12 +122,11 @@ def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: Trai
     """
     progress, cfg = Progress("scorer", config.lessons), model.config
     for i, batch in enumerate(batches):
-        parts = parts_of(batch, config.accumulate)
+        parts = parts_of(batch.to(device), config.accumulate)
         videos = [weights_of(part, config.k, cfg.cells)[1] for part in parts]
         for part, own in zip(parts, videos, strict=True):
-            part = part.to(device)
             counts, real, prunable = ragged(part.frames, part.num_frames, config.k, cfg.cells, part.still)
-            own_frame, counts = real.nonzero().to(device).unbind(1), torch.where(prunable, counts, 1)
+            own_frame, counts = sent(real.nonzero(), device).unbind(1), torch.where(prunable, counts, 1)
             with torch.no_grad(), autocast(device):
                 x = model.stem(part.frames[own_frame])  # (F, N, D)
                 grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
