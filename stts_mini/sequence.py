@@ -64,6 +64,10 @@ class Batch:
         """The same batch with its frames on `device`."""
         return replace(self, frames=sent(self.frames, device))
 
+    def pin_memory(self) -> Batch:
+        """The same batch with its frames in pinned memory; DataLoader asks for it."""
+        return replace(self, frames=self.frames.pin_memory())
+
 
 def sent(x: Tensor, device: torch.device | str) -> Tensor:
     """x on `device`. To a GPU it travels from pinned memory, while Python goes on: nobody waits for what the GPU is

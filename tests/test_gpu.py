@@ -230,7 +230,9 @@ def test_varlen_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
 @devices
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler gives some
 @pytest.mark.parametrize(
-    "options", [dict(), dict(recompute=True), dict(compile=True), dict(varlen=True, vit_width=16)], ids=str
+    "options",
+    [dict(), dict(recompute=True), dict(compile=True), dict(varlen=True, vit_width=16), dict(workers=2)],
+    ids=str,
 )
 def test_every_stage_of_training_runs(name, options, tmp_path):
     """Single frames, short clips, saliency, pruned; then the exam. Compiled: see test_train.py for the CPU."""
