@@ -49,7 +49,7 @@ from stts_mini.scorer import (
     spread,
     temporal_target,
 )
-from stts_mini.sequence import CELL, MARKS, Batch, Branches, Layout, Marks, check_prompts, prefix_ids
+from stts_mini.sequence import CELL, MARKS, Batch, Branches, Layout, Marks, check_prompts, prefix_ids, sent
 from stts_mini.vit import ViT, ViTConfig
 
 AT_ONCE = 32  # questions that are answered side by side: each holds a copy of the keys and values that it sees
@@ -235,26 +235,27 @@ class VLM(nn.Module):
         cfg, l = self.config, self.config.score_after
         scorer = self.scorer if scorer is None else scorer
         counts, real, prunable = ragged(frames, num_frames, k, cfg.cells, still)  # (B,), (B, T), (B,), on the CPU
-        own_frame = real.nonzero().to(frames.device).unbind(1)  # (F,) videos, (F,) times: the real frames in order
+        own_frame = sent(real.nonzero(), frames.device).unbind(1)  # (F,) videos, (F,) times: the real frames in order
         scores, key_bias, sim_loss, target = None, None, 0.0, None
-        keep = (real & ~prunable[:, None]).to(frames.device)[..., None].expand(-1, -1, cfg.cells)  # (B, T, C)
+        keep = (real & ~prunable[:, None])[..., None].expand(-1, -1, cfg.cells)  # (B, T, C), on the CPU
 
         x = self.stem(frames[own_frame])  # blocks 0..l: (F, N, D)
 
         if prunable.any() or score_all:
             grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             teaches = getattr(scorer, "injects_bias", False)
-            scores = check_scores(scorer(grid, counts), keep.shape, own_frame, teaches)  # (B, T, C)
-            keep = keep | select(spread(scores, cfg.spread), k, counts)  # the other cells go after block l+1
+            scores = scorer(grid, counts)  # (B, T, C)
+            here = check_scores(scores.detach().cpu(), keep.shape, real, teaches)  # packing must wait for them anyway
+            keep = keep | select(spread(here, cfg.spread), k, counts)  # the other cells go after block l+1
             if prunable.any() and teaches:
                 target = temporal_target(grid, cfg.w)  # (B, T−1, C)
                 key_bias, sim_loss = self.teach(scores, target, torch.where(prunable, counts, 1), own_frame)
 
         x = self.vit.blocks[l + 1](x, key_bias=key_bias)
 
-        kept = keep.sum(2).cpu()  # here, where packing waits for the device anyway
-        tokens, packed = self.encode_kept(x, keep[own_frame], l + 2, bool(prunable.any()))  # pack … connect
-        return Encoded(tokens, kept, real, keep.nonzero(), keep, scores, packed, sim_loss, target)
+        tokens, packed = self.encode_kept(x, keep[real], l + 2, bool(prunable.any()))  # pack … connect
+        place, there = sent(keep.nonzero(), x.device), sent(keep, x.device)
+        return Encoded(tokens, keep.sum(2), real, place, there, scores, packed, sim_loss, target)
 
     def encode_kept(self, x: Tensor, keep: Tensor, first: int, pruned: bool = True) -> tuple[Tensor, Packed]:
         """The second half of Figure 3: pack the kept cells, run the blocks from `first` on, unpack, connect.
@@ -313,7 +314,7 @@ class VLM(nn.Module):
         cannot be laid out as a sequence."""
         if encode is not None:
             return check_encoded(encode(batch.frames, batch.num_frames, k), batch)
-        given = None if batch.scores is None else lambda *_: batch.scores.to(batch.frames.device)
+        given = None if batch.scores is None else lambda *_: sent(batch.scores, batch.frames.device)
         return check_encoded(self.encode_video(batch.frames, batch.num_frames, k, given, batch.still), batch)
 
     # ------------------------------------------------------------------------------------- the LLM
@@ -326,7 +327,7 @@ class VLM(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets, reduction="none")  # (A,)
         num_branches = sum(map(len, batch.branches))
-        lengths = torch.bincount(branch)  # (R,): each has its end at least
+        lengths = losses.new_zeros(num_branches).index_add(0, branch, torch.ones_like(losses))  # (R,)
         task_loss = (losses / lengths[branch]).sum() / num_branches
         L, tokens = layout.ids.shape[1], layout.tokens
         return Output(task_loss, encoded.sim_loss, logits, targets, branch, L, tokens, encoded)
@@ -345,7 +346,8 @@ class VLM(nn.Module):
     def fill_cells(self, ids: Tensor, cells: Tensor) -> Tensor:
         """ids (B, L), CELL where the next row of cells (K, W) goes → embeddings (B, L, W)."""
         x = self.llm.embed(ids.clamp(min=0))
-        return x.masked_scatter((ids == CELL)[..., None], cells.to(x.dtype))
+        places = (ids != CELL).flatten().int().argsort(stable=True)[: len(cells)]  # a nonzero() that waits for no GPU
+        return x.flatten(0, 1).index_copy(0, places, cells.to(x.dtype)).view_as(x)
 
     @torch.no_grad()
     def generate(

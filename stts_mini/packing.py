@@ -199,14 +199,15 @@ def pack(x: Tensor, keep: Tensor) -> Packed:
         got = f"x {tuple(x.shape)}, keep {keep.dtype} {tuple(keep.shape)}"
         raise ValueError(f"{got}: give x (F, N, D) and a bool keep (F, N)")
     F, N, D = x.shape
-    on_cpu = keep.cpu()  # the one wait for the device: indices are made here and sent back in one piece
+    on_cpu = keep.cpu()  # the one wait for the device, if keep is there: indices are made here, and sent in one piece
     lengths = on_cpu.sum(1)
     row, offset, num_rows = first_fit_descending(lengths, N)
     start = row * N + offset - (lengths.cumsum(0) - lengths)  # of a frame's first kept token, less its rank
     frame = torch.arange(F).repeat_interleave(lengths)  # (kept,)
     slot = start[frame] + torch.arange(len(frame))  # (kept,)
     source = on_cpu.flatten().nonzero().squeeze(1)  # (kept,)
-    frame, slot, source = torch.stack([frame, slot, source]).to(x.device)
+    indices = torch.stack([frame, slot, source])
+    frame, slot, source = (indices.pin_memory() if x.is_cuda else indices).to(x.device, non_blocking=x.is_cuda)
     rows = x.new_zeros(num_rows * N, D).index_copy(0, slot, x.flatten(0, 1)[source])
     frames = torch.full((num_rows * N,), -1, device=x.device).index_copy(0, slot, frame)
     return Packed(rows.view(num_rows, N, D), frames.view(num_rows, N), slot)

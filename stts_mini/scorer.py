@@ -140,7 +140,8 @@ class Scorer(nn.Module):
 def real_frames(scores: Tensor, num_frames: Tensor | None) -> Tensor:
     """Which frames of scores (B, T, C) are no padding: bool (B, T, 1). None: all are real."""
     B, T = scores.shape[:2]
-    counts = torch.as_tensor([T] * B if num_frames is None else num_frames, device=scores.device)
+    counts = torch.as_tensor([T] * B if num_frames is None else num_frames)
+    counts = counts.to(scores.device, non_blocking=scores.is_cuda)  # a few bytes: no wait
     return (torch.arange(T, device=scores.device) < counts[:, None])[..., None]
 
 

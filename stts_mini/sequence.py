@@ -63,10 +63,19 @@ class Batch:
     tasks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its frames on `device`; to a GPU they travel from pinned memory, while Python goes on."""
-        to_gpu = torch.device(device).type == "cuda" and not self.frames.is_cuda
-        frames = self.frames.pin_memory() if to_gpu else self.frames
-        return replace(self, frames=frames.to(device, non_blocking=to_gpu))
+        """The same batch with its frames on `device`."""
+        return replace(self, frames=sent(self.frames, device))
+
+    def pin_memory(self) -> Batch:
+        """The same batch with its frames in pinned memory; DataLoader asks for it."""
+        return replace(self, frames=self.frames.pin_memory())
+
+
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """x on `device`. To a GPU it travels from pinned memory, while Python goes on: nobody waits for what the GPU is
+    busy with."""
+    to_gpu = torch.device(device).type == "cuda" and not x.is_cuda
+    return (x.pin_memory() if to_gpu else x).to(device, non_blocking=to_gpu)
 
 
 def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks: Marks = MARKS) -> list[list[int]]:
@@ -137,7 +146,8 @@ class Layout:
         L = max(len(ids) for ids, _, _ in rows)
         fills = (marks.pad, 0, -1)
         padded = [[part + [f] * (L - len(part)) for part, f in zip(row, fills, strict=True)] for row in rows]
-        ids, positions, segment = torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), 3, L).unbind(1)
+        padded = torch.tensor(padded, dtype=torch.long).view(len(rows), 3, L)
+        ids, positions, segment = sent(padded, device).unbind(1)
         query, key = segment[:, :, None], segment[:, None, :]
         at = torch.arange(L, device=device)
         causal = at[:, None] >= at
@@ -145,5 +155,5 @@ class Layout:
         mask = causal & ((query == key) | ((key == 0) & (query > 0)))  # (B, L, L)
         vision = (segment == 0) & ((ids == CELL) | (ids == marks.frame_start) | (ids == marks.frame_end))
         mask |= vision[:, :, None] & vision[:, None, :]
-        index = torch.tensor(answers, dtype=torch.long, device=device).view(-1, 4).T
+        index = sent(torch.tensor(answers, dtype=torch.long).view(-1, 4), device).T
         return Layout(ids, positions, segment, mask[:, None], index, sum(len(ids) for ids, _, _ in rows))

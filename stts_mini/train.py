@@ -36,6 +36,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -161,20 +162,23 @@ def train(
             config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
         )  # fmt: skip
         run, encode = wrap(model, config, device), encoder(model) if encoder else None
+        ahead = config.workers, device.type == "cuda"  # who draws batches, and whether into pinned memory
         fresh = config.lessons and not (annotate or encoder) and learns(model.scorer)
 
         def step_of(step: int) -> tuple:
             """Make a step; before the first pruned one, get the scorer ready for it."""
             if fresh and step == config.unpruned_steps:
-                warm_up(model, optimizers, sampler.beyond(config.steps, config.lessons), config, device)
-            return one_step(model, optimizers, sampler(step), step, config, device, encode, run)
+                with closing(sampler.beyond(config.steps, config.lessons, *ahead)) as batches_beyond:
+                    warm_up(model, optimizers, batches_beyond, config, device)
+            return one_step(model, optimizers, next(batches), step, config, device, encode, run)
 
         save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)
         where = lambda step: f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
         first = distributed.rank() == 0
         log = open_run(config, resume, start, sampler.tasks) if first else None  # when nothing refuses any more
         model.train()
-        all_steps(config, start, step_of, save, log, where)
+        with closing(sampler.of(range(start, config.steps), *ahead)) as batches:
+            all_steps(config, start, step_of, save, log, where)
         share_losses(reader)
         if log:
             draw_curve(path.with_name("log.csv"), path.with_name("curve.png"))
@@ -227,9 +231,9 @@ def all_steps(
 
 
 def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
-    """A reader of these clips, decoded at once where one process needs them all."""
+    """A reader of these clips, decoded at once where one process needs them all, or its workers do."""
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
-    if distributed.world_size() == 1:
+    if distributed.world_size() == 1 or config.workers:
         reader.preload(clips)
     return reader
 

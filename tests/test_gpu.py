@@ -3,7 +3,9 @@
 Where a test makes sense on a CPU, it runs there, too: so what is skipped without a GPU is not untried.
 """
 
+import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from hypothesis import strategies as st
 from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.lab.speed.bench import Uneven
 from stts_mini.packing import Segments, check_varlen, pack
-from stts_mini.train import train
+from stts_mini.train import build_model, build_optimizers, one_step, train
 from stts_mini.vit import attend
 from tests.test_model import batch_of, build
+from tests.test_train import make_sampler
 from tests.tiny import tiny
+from tests.waits import GPU, Waits
 
 CPU = torch.device("cpu")
 cuda_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -226,7 +230,9 @@ def test_varlen_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
 @devices
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler gives some
 @pytest.mark.parametrize(
-    "options", [dict(), dict(recompute=True), dict(compile=True), dict(varlen=True, vit_width=16)], ids=str
+    "options",
+    [dict(), dict(recompute=True), dict(compile=True), dict(varlen=True, vit_width=16), dict(workers=2)],
+    ids=str,
 )
 def test_every_stage_of_training_runs(name, options, tmp_path):
     """Single frames, short clips, saliency, pruned; then the exam. Compiled: see test_train.py for the CPU."""
@@ -241,3 +247,42 @@ def test_every_stage_of_training_runs(name, options, tmp_path):
     assert next(model.parameters()).device.type == name and all(p.isfinite().all() for p in model.parameters())
     losses = (tmp_path / "run" / "log.csv").read_text().splitlines()
     assert len(losses) == 7 and "nan" not in "".join(losses)
+
+
+def a_step(tmp_path, step, device):
+    """One training step, ready to be made again and again; and its model."""
+    config = tiny(tmp_path)
+    model = build_model(config, device)
+    optimizers = build_optimizers(model, config)
+    batch = next(batch for batch in map(make_sampler(config), range(9)) if batch.num_frames.max() > 1)
+    return lambda: one_step(model, optimizers, batch, step, config, device, None, model), model
+
+
+NUMBERS = ["forward_backward: tolist", "one_step: _local_scalar_dense"]  # for the log, and whether they are any
+WAITS = [(1, NUMBERS), (3, ["encode_video: cpu", *NUMBERS])]  # of an unpruned step, and of a pruned one
+
+
+@pytest.mark.parametrize("step, waits", WAITS)
+def test_what_a_step_waits_for(step, waits, tmp_path):
+    """Each wait is an end to all that is queued, and the GPU stands still until Python has sent it more."""
+    run, model = a_step(tmp_path, step, GPU)
+    with Waits() as seen:
+        seen.put(list(model.parameters()))
+        run()
+    assert seen.found == waits
+
+
+@cuda_only
+@pytest.mark.parametrize("step, waits", WAITS)
+def test_what_a_step_waits_for_by_torchs_own_count(step, waits, tmp_path):
+    run, _ = a_step(tmp_path, step, torch.device("cuda"))
+    run()  # whatever is set up once
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    places = [f"{Path(w.filename).name}:{w.lineno}" for w in said if "synchroniz" in str(w.message)]
+    assert len(places) == len(waits), places

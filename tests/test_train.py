@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -28,7 +29,7 @@ from stts_mini.training.checkpoint import CheckpointError
 from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
 from stts_mini.training.logging import Log
 from stts_mini.training.step import forward_backward, wrap
-from tests.tiny import flags_of, tiny
+from tests.tiny import flags_of, forks, tiny
 
 CPU = torch.device("cpu")
 
@@ -54,15 +55,15 @@ def same(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("scorer", ["stts", "random"])
-def test_resumed_is_uninterrupted_bit_for_bit(folder, tmp_path, scorer, monkeypatch):
+@pytest.mark.parametrize("scorer, workers", [("stts", 0), ("random", 0), pytest.param("random", 2, marks=forks)])
+def test_resumed_is_uninterrupted_bit_for_bit(folder, tmp_path, scorer, workers, monkeypatch):
     """Killed at the worst moment, right after a checkpoint or between two; the random scorer also draws
-    from torch's generator."""
+    from torch's generator. With workers as without."""
     whole = tiny(folder, out=str(tmp_path / "whole"), scorer=scorer)
     train(whole, False, CPU)
     expected = state_of(tmp_path / "whole" / "checkpoint.pt")
     for stop in (2, 3):
-        config = tiny(folder, out=str(tmp_path / f"stop{stop}"), scorer=scorer)
+        config = tiny(folder, out=str(tmp_path / f"stop{stop}"), scorer=scorer, workers=workers)
         calls = []
 
         def dies(*args, calls=calls, stop=stop, **kwargs):
@@ -74,6 +75,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(folder, tmp_path, scorer, monkeypa
         monkeypatch.setattr(training, "forward_backward", dies)
         with pytest.raises(KeyboardInterrupt):
             train(config, False, CPU)
+        assert not multiprocessing.active_children()
         monkeypatch.setattr(training, "forward_backward", forward_backward)
         assert state_of(tmp_path / f"stop{stop}" / "checkpoint.pt")["step"] == 2
         torch.manual_seed(99)
@@ -396,7 +398,7 @@ def test_every_setting_is_a_flag():
     assert config.stages == {"image": 3, "glance": 2} and config.batch_size == PRESETS["smoke"]["batch_size"]
     assert config.train_counts == dict(short=0, watch=0, parade=0, image=5, brief=0, glance=6)
     names = {f.name for f in fields(TrainConfig)}
-    assert all(set(preset) <= names for preset in PRESETS.values()) and len(names) <= 45
+    assert all(set(preset) <= names for preset in PRESETS.values()) and len(names) <= 46
     assert asdict(parse_flags([])[0]) == asdict(TrainConfig())
     assert parse_flags(["--stages", "none"])[0].curriculum_steps == 0
     assert TrainConfig(data="mine.jsonl").curriculum_steps == 0  # clips of your own are all of one kind
@@ -497,7 +499,9 @@ def test_a_dry_run_knows_what_saves_memory():
     assert activations("cuda") == pytest.approx(whole / 4, abs=0.1) and activations("cuda") < 40
     assert activations("cuda", accumulate=1, recompute=True) < whole / 4
     text = describe(TrainConfig(**PRESETS["gpu"]), torch.device("cuda"))
-    assert "on the GPU; decoded clips" in text and "on the GPU" not in describe(TrainConfig(), CPU)
+    assert "on the GPU; decoded clips 32.0, batches drawn ahead 0.7 beside it" in text and "on the GPU" not in describe(
+        TrainConfig(), CPU
+    )
 
 
 def test_a_dry_run_counts_clips_of_your_own(tmp_path):

@@ -1,6 +1,9 @@
 """Settings so small that a training step takes milliseconds, for tests of train and eval."""
 
+import sys
 import tempfile
+
+import pytest
 
 from stts_mini.training.config import TrainConfig, as_text
 
@@ -12,6 +15,7 @@ TINY = dict(
 )  # fmt: skip
 
 
+forks = pytest.mark.skipif(sys.platform != "linux", reason="workers are forks, on Linux alone")
 CLIPS = tempfile.TemporaryDirectory(prefix="stts_mini_tests_")  # of the world: written once, for all tests
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -20,8 +22,9 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
-from stts_mini.data.clips import OPTION_SEED, OWN, QA, SHOWN_OPTIONS, Clip, on_all_cores
+from stts_mini.data.clips import OPTION_SEED, OWN, QA, SHOWN_OPTIONS, Clip, follow_the_parent, on_all_cores
 from stts_mini.data.progress import Progress
 from stts_mini.data.tokenizer import PretrainedTokenizer, Tokenizer
 from stts_mini.data.video import Video, VideoError, read_video, thinned
@@ -200,11 +203,41 @@ class Sampler:
             batches += order[:full].reshape(-1, self.batch_size).tolist()
         return batches[rng.permutation(per_epoch)[place]]
 
-    def beyond(self, steps: int, count: int) -> Iterator[Batch]:
+    def beyond(self, steps: int, count: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
         """The batches of `count` steps after a run of so many; whole ones, whatever the shard."""
         whole = copy.copy(self)
         whole.shard = (0, 1)
-        return (whole(step) for step in range(steps, steps + count))
+        return whole.of(range(steps, steps + count), workers, pin)
+
+    def of(self, steps: range, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
+        """The batches of these steps. With workers, so many processes draw them ahead, while the last one is in use;
+        with `pin`, into pinned memory. They are forks (elsewhere than on Linux there are none), so they share what is
+        decoded already; Ctrl-C and SIGTERM are not theirs to handle, and they end when the iterator is closed. Raises
+        VideoError as `sampler(step)` does."""
+
+        def draw(step: int) -> tuple:
+            """In a worker: a batch or an error, and what its reader could not read, for the one here to know."""
+            try:
+                batch = self(step)
+            except VideoError as error:
+                batch = error
+            return batch, self.reader.broken, self.reader.skipped
+
+        if not workers or sys.platform != "linux":
+            yield from map(self, steps)
+            return
+        # the data are the numbers of the steps, and to collate one is to draw its batch. DataLoader draws a seed that
+        # nobody uses: from a generator of its own, or the scorer "random" would go on with other scores
+        for batch, broken, skipped in DataLoader(
+            steps, batch_size=None, collate_fn=draw, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
+            multiprocessing_context="fork",
+            worker_init_fn=lambda _: (follow_the_parent(), signal.signal(signal.SIGTERM, signal.SIG_IGN)),
+        ):  # fmt: skip
+            self.reader.broken |= broken
+            self.reader.skipped |= skipped
+            if isinstance(batch, VideoError):
+                raise batch
+            yield batch
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 1, step))

@@ -107,7 +107,7 @@ def _make_clip(job: tuple[str, str, int], folder: Path, size: int, panels: int) 
     return dict(video=path.name, kind=kind, split=split, seed=seed, qa=qa)
 
 
-def _follow_the_parent() -> None:
+def follow_the_parent() -> None:
     """In a worker process: Ctrl-C is the parent's to handle, and whatever ends the parent ends the worker, too."""
 
     def wait():
@@ -126,7 +126,7 @@ def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
         return
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ProcessPoolExecutor(min(cores, 32), context, _follow_the_parent)
+    pool = ProcessPoolExecutor(min(cores, 32), context, follow_the_parent)
     try:
         yield from pool.map(function, jobs, chunksize=16)
     except BrokenProcessPool as error:

@@ -286,7 +286,7 @@ def restore(
     then, now, usual = state["train_config"], dataclasses.asdict(config), dataclasses.asdict(type(config)())
     free = {
         "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
-        "varlen",
+        "varlen", "workers",
     }  # fmt: skip
     names = [name for name in {**now, **then} if name not in free]
     now |= {name: getattr(config, name, None) for name in then.keys() - now.keys()}  # what the lab made settings of

@@ -91,6 +91,7 @@ class TrainConfig:
     recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
     varlen: bool = setting(False, "train with CUDA's kernel for packed rows (FlashAttention), not with masks")
     cache_gb: float = setting(2.0, "memory for decoded clips", may_be_0=True)
+    workers: int = setting(0, "processes that draw batches while a step is computed (Linux)", may_be_0=True)
     save_every: int = setting(100, "steps between checkpoints")
 
     # settings of the lab's recipes alone, which lab/paper/train.py adds
@@ -250,7 +251,7 @@ PRESETS: dict[str, dict] = {
         max_frames=64, steps=4000, stages=dict(image=500, brief=700), batch_size=64, accumulate=4, warmup=200,
         image_size=96, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536,
         llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0,
-        save_every=250,
+        workers=2, save_every=250,
     ),
 }  # fmt: skip
 
@@ -401,7 +402,9 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
         index = Path(config.data)
         num_clips = index.read_bytes().count(b"\n") if index.is_file() else 0
     clips = min(num_clips * T * 3 * config.image_size**2 / 1e9, config.cache_gb)
-    total, beside = activations + fixed + 0.5, f"decoded clips {clips:.1f}"
+    ahead = 3 * config.workers * config.batch_size * T * 3 * config.image_size**2 / 1e9  # two drawn, and one pinned
+    beside = f"decoded clips {clips:.1f}" + f", batches drawn ahead {ahead:.1f}" * bool(ahead)
+    total = activations + fixed + 0.5 + (0 if on_gpu else clips + ahead)
     return "\n".join(
         [
             f"parameters: {count(model) / 1e6:.2f} M ({parts})",
@@ -409,7 +412,7 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
             f" {m.cells} cells of {m.w}×{m.w} patches in a frame",
             f"a step: {config.batch_size} clips of up to {T} frames; of a full clip's {m.cells * T} vision tokens"
             f" {kept} are kept; at most about {config.batch_size * row} LLM tokens",
-            f"memory, estimated: {total if on_gpu else total + clips:.1f} GB (activations {activations:.1f}, weights"
+            f"memory, estimated: {total:.1f} GB (activations {activations:.1f}, weights"
             f" and optimiser {fixed:.2f}, PyTorch 0.5, {f'on the GPU; {beside} beside it' if on_gpu else beside})",
         ]
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from stts_mini.model import Encoded
+from stts_mini.sequence import sent
 
 SATURATED = 1e-4  # scores below this, where log s is clamped and the LM has no gradient, or above 1 − this
 WINDOW = 20  # pruned steps that are looked at together, so that no single batch raises the alarm
@@ -30,7 +31,7 @@ def gradients(encoded: Encoded, sim_share: float, loss_scale: float = 1.0) -> tu
     """Both teachers' gradients at the scores of frames t ≥ 1, (B, T−1, C) each: L_sim's, 2·(s − t)/(T·C) · sim_share,
     and the LM's, which is what else has arrived at `scores.grad` (0 without one). What is left of it below 1e-6 of
     L_sim's is rounding, and counts as 0. Arguments as for `sums`."""
-    s, frames = encoded.scores.detach()[:, 1:], encoded.shown.to(encoded.scores.device).sum(1)[:, None, None]
+    s, frames = encoded.scores.detach()[:, 1:], sent(encoded.shown, encoded.scores.device).sum(1)[:, None, None]
     sim = 2 * (s - encoded.target.detach()) * sim_share / (frames * s.shape[2])
     arrived = encoded.scores.grad
     lm = torch.zeros_like(sim) if arrived is None else arrived[:, 1:] / loss_scale - sim
@@ -54,7 +55,7 @@ def sums(encoded: Encoded, sim_share: float = 0.0, loss_scale: float = 1.0) -> T
     if encoded.target is None:
         return torch.zeros(NUM_SUMS, dtype=wide, device=encoded.tokens.device)
     s, t, keep = encoded.scores.detach()[:, 1:], encoded.target.detach(), encoded.keep[:, 1:]  # (B, T−1, C)
-    real = encoded.shown.to(s.device)[..., None]  # (B, T, 1)
+    real = sent(encoded.shown, s.device)[..., None]  # (B, T, 1)
     gone = real[:, 1:] & ~keep
     prunable = real[:, 1:] & gone.any((1, 2), keepdim=True)  # an `any` of each video
     border = s == s.masked_fill(~gone, -torch.inf).amax((1, 2), keepdim=True)

@@ -23,7 +23,7 @@ from stts_mini.data.progress import Progress
 from stts_mini.model import VLM, Encoded, Output, ragged
 from stts_mini.packing import num_removed
 from stts_mini.scorer import similarity_loss, temporal_target
-from stts_mini.sequence import Batch
+from stts_mini.sequence import Batch, sent
 from stts_mini.training import distributed
 from stts_mini.training.config import TrainConfig
 from stts_mini.training.health import Health, sums, watch
@@ -38,17 +38,18 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
     """Cut a batch into up to `count` parts along the videos."""
     if count == 1:
         return [batch]
-    cuts = [c for c in torch.arange(len(batch.num_frames)).tensor_split(count) if len(c)]
+    numbers = torch.arange(len(batch.num_frames)).tensor_split(count)
+    cuts = [slice(int(n[0]), int(n[-1]) + 1) for n in numbers if len(n)]
     tasks = None if batch.tasks is None else batch.tasks.split([len(own) for own in batch.branches])
     return [
         Batch(
             batch.frames[c, : (T := int(batch.num_frames[c].max()))],
             batch.num_frames[c],
-            [batch.stamps[i] for i in c.tolist()],
-            [batch.branches[i] for i in c.tolist()],
+            batch.stamps[c],
+            batch.branches[c],
             None if batch.scores is None else batch.scores[c, :T],
             None if batch.still is None else batch.still[c],
-            None if tasks is None else torch.cat([tasks[i] for i in c.tolist()]),
+            None if tasks is None else torch.cat(tasks[c]),
         )
         for c in cuts
     ]
@@ -92,7 +93,7 @@ def forward_backward(
     encode = model.encode_blind if config.blind else encode
     if saliency:
         encode = functools.partial(model.encode_video, score_all=True)
-    parts = parts_of(batch, config.accumulate)
+    parts = parts_of(batch.to(device), config.accumulate)
     weights = [weights_of(part, k, model.config.cells) for part in parts]
     if saliency:
         weights = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(weights, parts, strict=True)]
@@ -105,7 +106,7 @@ def forward_backward(
         # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
         with together, eagerly(saliency and config.compile):
             with autocast(device):
-                output = run(part.to(device), k, encode)
+                output = run(part, k, encode)
                 sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
                 if saliency:
                     sim_loss, weight = saliency_loss(output, part.num_frames, part.still), 1.0
@@ -115,7 +116,9 @@ def forward_backward(
                     loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits
             (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
         health = sums(output.encoded, weight / max(videos, 1), distributed.world_size())
-        task, sim = (x.detach().to(health) for x in (output.task_loss, torch.as_tensor(sim_loss)))
+        task, sim = (
+            x.detach().to(health, non_blocking=health.is_cuda) for x in (output.task_loss, torch.as_tensor(sim_loss))
+        )
         seen = seen + torch.cat([torch.stack([shares[0] * task, shares[1] * sim]), health])
         right.append(answers_right(output, own_questions).to(health))
         tokens += output.tokens
@@ -142,12 +145,11 @@ def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: Trai
     """
     progress, cfg = Progress("scorer", config.lessons), model.config
     for i, batch in enumerate(batches):
-        parts = parts_of(batch, config.accumulate)
+        parts = parts_of(batch.to(device), config.accumulate)
         videos = [weights_of(part, config.k, cfg.cells)[1] for part in parts]
         for part, own in zip(parts, videos, strict=True):
-            part = part.to(device)
             counts, real, prunable = ragged(part.frames, part.num_frames, config.k, cfg.cells, part.still)
-            own_frame, counts = real.nonzero().to(device).unbind(1), torch.where(prunable, counts, 1)
+            own_frame, counts = sent(real.nonzero(), device).unbind(1), torch.where(prunable, counts, 1)
             with torch.no_grad(), autocast(device), eagerly(config.compile):  # not worth a graph without gradients
                 x = model.stem(part.frames[own_frame])  # (F, N, D)
                 grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
@@ -180,6 +182,12 @@ def eagerly(compiled: bool):
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
+def compile_blocks(model: VLM) -> None:
+    """From now on each block's forward is compiled; `recompute`, which goes around that, comes after it."""
+    for block in (*model.vit.blocks, *model.llm.layers):
+        block.forward = torch.compile(block.forward, dynamic=True)
+
+
 def recompute(model: VLM) -> None:
     """From now on keep each block's input only for the backward pass; the rest is computed twice."""
     for block in (*model.vit.blocks, *model.llm.layers):
@@ -189,9 +197,8 @@ def recompute(model: VLM) -> None:
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
     """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
     model.varlen = config.varlen
-    blocks = (*model.vit.blocks, *model.llm.layers)
-    for block in blocks if config.compile else ():  # its forward, for recomputing goes around what is compiled
-        block.forward = torch.compile(block.forward, dynamic=True)
+    if config.compile:
+        compile_blocks(model)
     if config.recompute:
         recompute(model)
     if distributed.world_size() == 1:

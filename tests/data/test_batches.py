@@ -17,8 +17,9 @@ from stts_mini.data import clips as on_disk
 from stts_mini.data.batches import TOKENIZER, Reader, Sampler, collate
 from stts_mini.data.clips import QA, Clip, fingerprint, load_clips, prepare
 from stts_mini.data.tokenizer import ANSWER, OPTION, QUESTION
-from stts_mini.data.video import Video
+from stts_mini.data.video import Video, VideoError
 from stts_mini.toy.world import make_scene
+from tests.tiny import forks
 
 COUNTS = {"short": 6, "watch": 2, "image": 2}
 
@@ -129,6 +130,36 @@ def test_a_step_is_a_pure_function_of_seed_and_number(clips):
     a, b = used(3), fresh()(3)
     assert torch.equal(a.frames, b.frames) and a.branches == b.branches
     assert a.branches != fresh(1)(3).branches and a.branches != fresh()(4).branches
+
+
+@forks
+def test_workers_draw_the_same_batches_in_the_same_order(clips):
+    """Bit for bit; nobody's random state is touched, and nobody is left."""
+    sampler = Sampler(
+        clips, Reader(16, 48), 3, 6, 0, thinning=2.0, annotate=lambda clip, v: np.ones((len(v.frames), 9))
+    )
+    before = torch.get_rng_state()
+    drawn = sampler.of(range(2, 9), workers=2)
+    for batch, plain in zip(drawn, sampler.of(range(2, 9)), strict=True):
+        assert torch.equal(batch.frames, plain.frames) and torch.equal(batch.scores, plain.scores)
+        assert torch.equal(batch.num_frames, plain.num_frames)
+        assert (batch.branches, batch.stamps, batch.still) == (plain.branches, plain.stamps, plain.still)
+    assert torch.equal(torch.get_rng_state(), before) and not multiprocessing.active_children()
+    unfinished = sampler.beyond(2, 5, workers=2)
+    assert torch.equal(next(unfinished).frames, sampler(2).frames) and len(multiprocessing.active_children()) == 2
+    unfinished.close()
+    assert not multiprocessing.active_children()
+
+
+@forks
+def test_what_workers_cannot_read_comes_home(clips, tmp_path):
+    nothing = replace(clips[0], video=tmp_path / "none.mp4")
+    sampler = Sampler([nothing, *clips[1:5]], Reader(16, 48), 5, 6, 0)
+    assert len(list(sampler.of(range(2), workers=1))) == 2 and list(sampler.reader.broken) == [nothing.source]
+    drawn = Sampler([nothing], Reader(16, 48), 1, 6, 0).of(range(2), workers=1)
+    with pytest.raises(VideoError, match=r"^none of the 1 training clips can be read"):
+        next(drawn)
+    assert not multiprocessing.active_children()
 
 
 def named(kinds):

@@ -183,7 +183,7 @@ def test_where_and_how_a_run_goes_on_may_change(folder, tmp_path, capsys):  # no
     save_run(path, 3, model, optimizers, config, began, [torch.get_rng_state()])
     free = dict(
         out="b", data="c", device="auto", compile=True, recompute=True, cache_gb=1.0, save_every=9, accumulate=2,
-        test_clips=9,
+        test_clips=9, workers=2,
     )  # fmt: skip
     assert restore(path, model, optimizers, replace(config, **free), began) == 3
     assert restore(path, model, optimizers, replace(config, varlen=True), began) == 3

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -26,7 +27,7 @@ from stts_mini.training import checkpoint, distributed
 from stts_mini.training.checkpoint import CheckpointError, alone, origin, restore, save_run
 from stts_mini.training.config import TrainConfig, parse_flags
 from stts_mini.training.logging import Interrupt, Log, one_line_errors, sigterm_as_ctrl_c
-from tests.tiny import tiny
+from tests.tiny import forks, tiny
 
 CPU = torch.device("cpu")
 HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -155,10 +156,15 @@ def alive(pid):
         return False
 
 
-def test_sigterm_saves_as_ctrl_c_does_and_comes_twice(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=forks)])
+def test_sigterm_saves_as_ctrl_c_does_and_comes_twice(workers, folder, tmp_path, monkeypatch, capsys):
+    """Schedulers send it to a whole group, and terminals Ctrl-C: the workers leave both to this process."""
     real = training.forward_backward
 
     def terminated(*args, **kwargs):
+        assert len(multiprocessing.active_children()) == workers
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGTERM), os.kill(child.pid, signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         return real(*args, **kwargs)
@@ -166,8 +172,9 @@ def test_sigterm_saves_as_ctrl_c_does_and_comes_twice(folder, tmp_path, monkeypa
     monkeypatch.setattr(training, "forward_backward", terminated)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
-        train(tiny(folder, out=str(tmp_path), save_every=100), False, CPU)
+        train(tiny(folder, out=str(tmp_path), save_every=100, workers=workers), False, CPU)
     assert caught.value.code == 130 and "--resume" in capsys.readouterr().out
+    assert not multiprocessing.active_children()
     assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 1
     assert signal.getsignal(signal.SIGTERM) is before
 

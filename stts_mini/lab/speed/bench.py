@@ -52,7 +52,7 @@ from stts_mini.sequence import Batch
 from stts_mini.train import pick_device
 from stts_mini.training.config import TrainConfig
 from stts_mini.training.logging import one_line_errors
-from stts_mini.training.step import autocast, recompute
+from stts_mini.training.step import autocast, compile_blocks, recompute
 from stts_mini.vit import ViTConfig
 
 PASSES = ("training", "inference")
@@ -63,12 +63,14 @@ PROMPT, ANSWER, NEW_TOKENS = 14, 2, 8  # tokens of the one question that is aske
 @dataclass(frozen=True)
 class Shape:
     """A model to time, tokens of a time stamp; whether it runs on CUDA alone, and recomputes its blocks in the backward
-    pass, for what they would keep does not fit."""
+    pass, for what they would keep does not fit; and the flags --varlen and --compile."""
 
     config: VLMConfig
     stamp: int = 1
     cuda_only: bool = False
     recompute: bool = False
+    varlen: bool = False
+    compile: bool = False
 
 
 SHAPES = {
@@ -170,14 +172,16 @@ class Job:
         return time.perf_counter()
 
 
-def build(shape: Shape, device: torch.device, varlen: bool = False) -> VLM:
+def build(shape: Shape, device: torch.device) -> VLM:
     """A model that never says END, so that every answer is as long as it may be."""
     find_scorer(shape.config.scored_by)  # one in a file of the user's own is not known yet in a fresh process
     torch.manual_seed(0)
     with torch.device(device):
         model = VLM(shape.config)
     model.llm.embed_tokens.weight.data[END] = 0
-    model.varlen = varlen
+    model.varlen = shape.varlen
+    if shape.compile:
+        compile_blocks(model)
     if shape.recompute:
         recompute(model)
     return model
@@ -303,13 +307,11 @@ def stages(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict]:
     return rows
 
 
-def step_memory(
-    shape: Shape, videos: int, frames: int, k: float, device: torch.device, varlen: bool = False
-) -> int | None:
+def step_memory(shape: Shape, videos: int, frames: int, k: float, device: torch.device) -> int | None:
     """Bytes that one training step takes beyond the weights, None if they are not there. In a process of its own:
     another step's memory may still be held. (On a CPU the most that was held so far counts, setting up included: of
     steps that take less than that, some 40 MB, too much is said.)"""
-    model = build(shape, device, varlen)
+    model = build(shape, device)
     job(model, shape, 1, 2, device).train(k)  # whatever is set up once
     task = job(model, shape, videos, frames, device)
     try:
@@ -325,9 +327,7 @@ def step_memory(
         return None
 
 
-def memory(
-    shape: Shape, videos: int, frames: int, ks: Sequence[float], device: torch.device, varlen: bool = False
-) -> list[dict]:
+def memory(shape: Shape, videos: int, frames: int, ks: Sequence[float], device: torch.device) -> list[dict]:
     """A row for every k: peak memory of a training step, each in a fresh process, and the counted floor (None for a
     shape that recomputes)."""
     rows = []
@@ -338,7 +338,7 @@ def memory(
         work = flops.needed(shape.config, kept, k, [[(PROMPT, ANSWER)]] * videos, shape.stamp)
         number = 2 if device.type == "cuda" else 4
         floor = None if shape.recompute else number * flops.saved_floats(shape.config, work) + 4 * weights
-        took = in_own_process(step_memory, shape, videos, frames, k, device, varlen)
+        took = in_own_process(step_memory, shape, videos, frames, k, device)
         rows.append(dict(k=k, videos=videos, frames=frames, bytes=took, floor=floor))
     return rows
 
@@ -349,15 +349,15 @@ def memory(
 def measure(args: argparse.Namespace, shape: Shape, device: torch.device) -> dict:
     """Everything, as plain values."""
     tell = partial(print, file=sys.stderr, flush=True)
-    report = dict(shape=args.shape, config=dataclasses.asdict(shape.config), varlen=args.varlen, **machine(device))
-    report |= dict(speed=[], stages=[])
+    report = dict(shape=args.shape, config=dataclasses.asdict(shape.config), **machine(device))
+    report |= dict(varlen=shape.varlen, compile=shape.compile, speed=[], stages=[])
     two = (0.0, 0.5 if 0.5 in args.k else args.k[-1])
     tell("memory")  # first: other processes measure it, and need what this one would hold
-    report["memory"] = memory(shape, *args.load[-1], two, device, args.varlen)
-    model = build(shape, device, args.varlen)
+    report["memory"] = memory(shape, *args.load[-1], two, device)
+    model = build(shape, device)
     for videos, frames in args.load:
         task, rounds = job(model, shape, videos, frames, device), rounds_of(args.rounds, videos * frames)
-        for what in PASSES:
+        for what in PASSES[:1] if shape.compile else PASSES:
             tell(f"{what}, {videos} × {frames} frames")
             report["speed"] += speedups(task, what, args.k, rounds)
             if (videos, frames) == args.load[0]:
@@ -382,6 +382,7 @@ def parser_of_flags() -> argparse.ArgumentParser:
     add("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--varlen", action="store_true", help="packed rows by CUDA's kernel, not by masks")
+    add("--compile", action="store_true", help="torch.compile the blocks; training alone, as `stts_mini.train` does")
     add("-o", "--out", type=Path, help="write everything measured to this JSON file")
     add("--plot", type=Path, help="draw it to this PNG (needs matplotlib)")
     return parser
@@ -403,7 +404,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{args.shape} needs CUDA, for it would take hours here ({device}): skipped")
             return
         find_scorer(args.scorer)  # before a config names it
-        shape = dataclasses.replace(shape, config=dataclasses.replace(shape.config, scored_by=args.scorer))
+        config = dataclasses.replace(shape.config, scored_by=args.scorer)
+        shape = dataclasses.replace(shape, config=config, varlen=args.varlen, compile=args.compile)
+        require(
+            not (args.varlen and args.compile), "--varlen and --compile do not go together yet: give one of the two"
+        )
         if args.varlen:
             check_varlen(device, shape.config.vit.head_dim)
         for k in args.k:

@@ -19,7 +19,7 @@ OVERHEAD = ("score", "select", "pack", "unpack")  # what an unpruned model would
 
 def page(report: dict) -> str:
     """All of a report as Markdown."""
-    head = "{shape} on " + MACHINE + ", --varlen" * report["varlen"]
+    head = "{shape} on " + MACHINE + ", --varlen" * report["varlen"] + ", --compile" * report.get("compile", False)
     head += ", scored by {config[scored_by]}" * (report["config"]["scored_by"] != "stts")
     parts = [head.format(**report), speed_table(report["speed"]), break_even(report["speed"])]
     parts += map(stage_table, report["stages"][::2], report["stages"][1::2])

@@ -255,8 +255,8 @@ def test_the_page():
     out = {**REPORT, "speed": [dict(what="training", videos=1, frames=8, k=k, seconds=None) for k in (0.0, 0.3)]}
     assert "| training | 1 × 8 | 0 | out of memory | | | | | |\n" in page(out)
     assert "- training, k = 0.3: nowhere measured" in page(out)
-    mine = {**REPORT, "config": dict(scored_by="mine.py:Mine"), "varlen": True}
-    assert page(mine).splitlines()[0].endswith(", --varlen, scored by mine.py:Mine")
+    mine = {**REPORT, "config": dict(scored_by="mine.py:Mine"), "varlen": True, "compile": True}
+    assert page(mine).splitlines()[0].endswith(", --varlen, --compile, scored by mine.py:Mine")
 
 
 def test_the_page_of_what_was_measured():
@@ -272,7 +272,7 @@ def test_the_picture(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
-    monkeypatch.setattr(bench, "memory", lambda shape, videos, frames, ks, device, varlen: REPORT["memory"])
+    monkeypatch.setattr(bench, "memory", lambda shape, videos, frames, ks, device: REPORT["memory"])
     monkeypatch.setattr(bench, "rounds_of", lambda rounds, frames: rounds + frames // 2)
     timed, real = [], bench.stages
     monkeypatch.setattr(bench, "stages", lambda *args: timed.append(args[3]) or real(*args))
@@ -289,7 +289,28 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "| training | 2 × 3 | 0.5 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words, what", [(["--k", "0.5"], "give 0 first"), (["--k", "0,50"], "did you mean 0.5")])
+def test_compiled_blocks_are_timed_in_training_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "toy", TINY)
+    monkeypatch.setattr(bench, "memory", lambda shape, *_: REPORT["memory"])
+    made = []
+    monkeypatch.setattr("torch.compile", lambda forward, dynamic: made.append(dynamic) or forward)
+    words = ["--shape", "toy", "--load", "1x2", "--k", "0,0.5", "--rounds", "1", "-o", str(tmp_path / "b.json")]
+    bench.main([*words, "--compile"])
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert made == [True] * (5 + 1) and report["compile"] and {row["what"] for row in report["speed"]} == {"training"}
+    bench.main(words)
+    assert len(made) == 6 and not json.loads((tmp_path / "b.json").read_text())["compile"]
+
+
+@pytest.mark.parametrize(
+    "words, what",
+    [
+        (["--k", "0.5"], "give 0 first"),
+        (["--k", "0,50"], "did you mean 0.5"),
+        (["--varlen"], "--varlen is for CUDA"),
+        (["--varlen", "--compile"], "give one of the two"),
+    ],
+)
 def test_bad_flags_are_refused(words, what, monkeypatch):
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
     with pytest.raises(SystemExit, match=what):
@@ -350,9 +371,10 @@ def test_a_process_of_its_own_holds_what_tensors_hold(monkeypatch):
 
 def test_each_k_has_a_process(monkeypatch):
     calls = []
-    monkeypatch.setattr(bench, "in_own_process", lambda work, *given: calls.append((work, *given[3:])) or 7)
-    rows = bench.memory(TINY, 1, 32, (0.0, 0.5), CPU, varlen=True)
-    assert calls == [(bench.step_memory, k, CPU, True) for k in (0.0, 0.5)] and [row["bytes"] for row in rows] == [7, 7]
+    monkeypatch.setattr(bench, "in_own_process", lambda work, *given: calls.append((work, *given)) or 7)
+    rows = bench.memory(TINY, 1, 32, (0.0, 0.5), CPU)
+    assert calls == [(bench.step_memory, TINY, 1, 32, k, CPU) for k in (0.0, 0.5)]
+    assert [row["bytes"] for row in rows] == [7, 7]
 
 
 MINE = """
