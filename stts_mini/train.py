@@ -160,6 +160,7 @@ def train(
         sampler = Sampler(
             clips, reader, config.batch_size, config.questions, config.seed, config.curriculum.items(), config.thinning,
             config.coarse_steps, annotate, tokenizer, (distributed.rank(), distributed.world_size()),
+            config.late,
         )  # fmt: skip
         run, encode = wrap(model, config, device), encoder(model) if encoder else None
         ahead = config.workers, device.type == "cuda"  # who draws batches, and whether into pinned memory

@@ -149,12 +149,13 @@ class Sampler:
     but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is padding.
     Every epoch is a new order; what does not fill a batch waits for another.
 
-    A clip brings `questions` of its questions: first one of each task, then others; one in three, at random, shows its
-    options. A brief clip also brings every "when does … enter" beyond that number, for with fewer some seeds never
-    learn time. With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to
-    `thinning` (log-uniform; the largest until step `coarse_steps`), so that the model learns to live with any
-    number of frames. `annotate` gives the batch's `scores`. `shard` (i, n): make only the clips i, i + n, … of each
-    batch, for one of n processes. A clip that cannot be read is replaced by another of its kind (the reader lists
+    A clip brings `questions` of its questions: first all of the tasks in `late`, which are learned last, and one of
+    each other task, then others; one in three, at random, shows its options. A brief clip also brings every "when
+    does … enter" beyond that number, for with fewer some seeds never learn time. With `thinning`, each step divides
+    the reader's max_frames and fps by a factor from 1 to `thinning` (log-uniform; the largest until step
+    `coarse_steps`), so that the model learns to live with any number of frames. `annotate` gives the batch's
+    `scores`. `shard` (i, n): make only the clips i, i + n, … of each batch, for one of n processes. A clip that
+    cannot be read is replaced by another of its kind (the reader lists
     it). Raises KeyError for a stage whose kind has no clip, VideoError if no clip at all can be read.
     """
 
@@ -171,8 +172,9 @@ class Sampler:
         annotate: Annotate | None = None,
         tokenizer: AnyTokenizer = TOKENIZER,
         shard: tuple[int, int] = (0, 1),
+        late: Sequence[str] = (),
     ):
-        self.tokenizer, self.shard = tokenizer, shard
+        self.tokenizer, self.shard, self.late = tokenizer, shard, late
         self.clips, self.reader, self.seed = clips, reader, seed
         self.batch_size, self.questions, self.annotate = batch_size, questions, annotate
         self.thinning, self.coarse_steps = thinning, coarse_steps
@@ -282,7 +284,7 @@ class Sampler:
 
     def _choose(self, clip: Clip, rng: np.random.Generator) -> list[QA]:
         shuffled = _shuffled(clip.qa, rng)
-        first = list({q.task: q for q in shuffled}.values())
+        first = list({q if q.task in self.late else q.task: q for q in shuffled}.values())
         rest = [q for q in shuffled if q not in first]
         chosen = (first + rest)[: self.questions]
         beyond = [q for q in rest if q.task == "enter" and q not in chosen]

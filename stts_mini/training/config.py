@@ -192,6 +192,12 @@ class TrainConfig:
         return 0.0 if self.saliency_steps else self.k
 
     @property
+    def late(self) -> tuple[str, ...]:
+        """Tasks whose questions are all asked: what a model that starts from nothing learns last. To know where things
+        move to, it must see when they start."""
+        return () if self.init else ("direction", "start")
+
+    @property
     def lessons(self) -> int:
         """Steps of L_sim alone for a fresh scorer, before pruning begins: as many as are pruned, at most scorer_steps.
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -274,3 +275,18 @@ def test_a_batch_can_carry_scores(clips):
         for b, (number, real) in enumerate(zip(numbers, batch.num_frames.tolist(), strict=True)):
             assert (batch.scores[b, :real] == clips[number].seed + 1).all() and not batch.scores[b, real:].any()
     assert Sampler(clips, Reader(16, 48), 4, 6, 0)(0).scores is None
+
+
+def test_late_tasks_are_asked_in_full_and_every_other_once(clips):
+    clip = next(clip for clip in clips if clip.kind == "short")
+    whole = Counter(qa.task for qa in clip.qa)
+    assert whole["direction"] == 2 and whole["start"] == 3
+    for late in ((), ("direction", "start")):
+        sampler = Sampler([clip], Reader(4, 48), 1, 13, seed=0, late=late)
+        for seed in range(20):
+            chosen = sampler._choose(clip, np.random.default_rng(seed))
+            asked = Counter(qa.task for qa in chosen)
+            assert len(chosen) == len(set(chosen)) == 13 and set(asked) == set(whole)
+            assert all(asked[task] == whole[task] for task in late)
+            if late:  # 13 are these five and one of each other task
+                assert all(n == 1 for task, n in asked.items() if task not in late)

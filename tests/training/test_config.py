@@ -131,3 +131,8 @@ def test_a_setting_may_be_0_only_if_it_says_so():
         "panels", "workers",
     }  # fmt: skip
     assert asdict(TrainConfig(cache_gb=0.0))["cache_gb"] == 0
+
+
+def test_a_model_from_nothing_is_asked_all_that_is_learned_late():
+    assert TrainConfig().late == ("direction", "start")
+    assert TrainConfig(**PRESETS["paper"]).late == () == TrainConfig(init="base.pt").late  # rows stay as they were
