@@ -258,7 +258,7 @@ def a_step(tmp_path, step, device):
     return lambda: one_step(model, optimizers, batch, step, config, device, None, model), model
 
 
-NUMBERS = ["forward_backward: tolist", "one_step: _local_scalar_dense"]  # for the log, and whether they are any
+NUMBERS = ["forward_backward: cpu", "one_step: _local_scalar_dense"]  # for the log, and whether they are any
 WAITS = [(1, NUMBERS), (3, ["encode_video: cpu", *NUMBERS])]  # of an unpruned step, and of a pruned one
 
 
