@@ -52,7 +52,7 @@ class TrainConfig:
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
-    steps: int = setting(1300, "training steps")
+    steps: int = setting(1600, "training steps")
     stages: dict[str, int] = setting(
         dict(image=250, brief=450), "first steps, on one kind of clips after another, unpruned; or none"
     )
