@@ -175,8 +175,7 @@ def train(
 
         save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)
         where = lambda step: f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
-        first = distributed.rank() == 0
-        log = open_run(config, resume, start, sampler.tasks) if first else None  # when nothing refuses any more
+        log = None if distributed.rank() else open_run(config, resume, start, sampler.tasks)  # now nothing refuses
         model.train()
         with closing(sampler.of(range(start, config.steps), *ahead)) as batches:
             all_steps(config, start, step_of, save, log, where)

@@ -155,8 +155,8 @@ class Sampler:
     the reader's max_frames and fps by a factor from 1 to `thinning` (log-uniform; the largest until step
     `coarse_steps`), so that the model learns to live with any number of frames. `annotate` gives the batch's
     `scores`. `shard` (i, n): make only the clips i, i + n, … of each batch, for one of n processes. A clip that
-    cannot be read is replaced by another of its kind (the reader lists
-    it). Raises KeyError for a stage whose kind has no clip, VideoError if no clip at all can be read.
+    cannot be read is replaced by another of its kind (the reader lists it). Raises KeyError for a stage whose kind has
+    no clip, VideoError if no clip at all can be read.
     """
 
     def __init__(

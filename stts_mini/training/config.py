@@ -193,8 +193,8 @@ class TrainConfig:
 
     @property
     def late(self) -> tuple[str, ...]:
-        """Tasks whose questions are all asked: what a model that starts from nothing learns last. To know where things
-        move to, it must see when they start."""
+        """Tasks whose questions are all asked: a model that starts from nothing learned direction last or never. More
+        questions about when things start helped one seed of two (tutorials/results/TRIED.md)."""
         return () if self.init else ("direction", "start")
 
     @property
