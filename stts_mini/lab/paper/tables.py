@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from stts_mini.data.files import check_outputs, write_text
-from stts_mini.lab.paper.beside import beside
+from stts_mini.lab.paper.beside import HEADLINES, beside
 from stts_mini.lab.paper.reproduce import parted
 from stts_mini.lab.paper.scores import (
     AVERAGES,
@@ -44,22 +44,22 @@ from stts_mini.toy import world
 CELLS = PaperConfig().model.cells  # of a frame, in all rows but those of smaller frames
 NAMES = {
     "unpruned": "unpruned", "stts": "STTS", "random": "random",
-    "saliency": "STTS, taught by saliency, spread (ours)", "cosine": "cosine heuristic, trained",
+    "saliency": "STTS trained with saliency, spread (ours)", "cosine": "cosine heuristic, trained",
     "no-aux": "STTS without the auxiliary loss", "no-bias": "STTS without the bias (no LM gradient)",
     "oracle": "oracle: the cells that answers depend on", "tome": "merging (ToMe), trained",
     "frames": "fewer frames, unpruned", "blind": "blind, trained",
     "resolution": "smaller frames, unpruned (44% of the cells at k = 50, 11% at 80)",
-    "saliency-plain": "STTS, taught by saliency, not spread (ours)",
+    "saliency-plain": "STTS trained with saliency, not spread (ours)",
     "cosine-spread": "cosine heuristic, trained, spread",
-    "saliency-deeper": "taught by saliency, spread (ours), scored a block later",
+    "saliency-deeper": "trained with saliency, spread (ours), scored a block later",
     "deeper": "STTS, scored a block later",
-    "saliency-deepest": "taught by saliency, spread (ours), scored two blocks later",
+    "saliency-deepest": "trained with saliency, spread (ours), scored two blocks later",
     "deepest": "STTS, scored two blocks later",
-    "saliency-few": "taught by saliency, spread (ours), trained on half of the frames",
-    "saliency-many": "taught by saliency, spread (ours), trained on twice the frames", "elastic": "elastic (ours)",
+    "saliency-few": "trained with saliency, spread (ours), on half of the frames",
+    "saliency-many": "trained with saliency, spread (ours), on twice the frames", "elastic": "elastic (ours)",
     "unpruned-range": "unpruned, trained on any number of frames",
-    "saliency-range": "taught by saliency, spread (ours), trained on any number of frames",
-    "young-unpruned": "unpruned", "young-saliency": "taught by saliency, spread (ours)",
+    "saliency-range": "trained with saliency, spread (ours), on any number of frames",
+    "young-unpruned": "unpruned", "young-saliency": "trained with saliency, spread (ours)",
     "young-cosine": "cosine heuristic", "young-random": "random", "young-frames": "fewer frames, unpruned",
 }  # fmt: skip
 
@@ -306,7 +306,7 @@ def wrong(results: Results) -> str:
             rows.append([name, round(100 * k), *map(percent, (sum(means), *means)), ", ".join(map(str, each))])
     text = table("|k|wrong|unpruned, too|evidence pruned|kept, not used|seeds", rows)
     how = "Percent of all questions, on average. *Unpruned, too*: the unpruned row of this seed is wrong as well."
-    how += " *Evidence pruned*: it is not, and of an object that the answer depends on no frame keeps half."
+    how += " *Evidence pruned*: it is right, and of an object that the answer depends on no frame keeps half."
     return text and f"{how}\n\n{text}"
 
 
@@ -318,9 +318,9 @@ def of_bases(results: Results) -> str:
     each = {s: value(results.scores(*UNPRUNED, seeds=[s]), "average") for s in results.seeds(*UNPRUNED)}
     known = ", ".join(f"{percent(score)} with seed {s}" for s, score in each.items())
     return (
-        f"Seed s starts from unpruned base s mod {bases} (where a table says so, from what it was after its first run),"
-        f" and bases differ (average, unpruned: {known}): lines of other seeds are never compared by their"
-        " averages, but by the paired differences; by *against unpruned* roughly, for a worse base has less to lose."
+        f"Seed s starts from unpruned base s mod {bases}, or from what that base was after its first run where a table"
+        f" says so. Bases differ (average, unpruned: {known}). So compare lines with other seeds by their paired"
+        " differences, never by their averages. *Against unpruned* compares roughly: a worse base has less to lose."
     )
 
 
@@ -371,15 +371,15 @@ def page(results: Results, without: Results | None = None, bench: Mapping | None
         "Made by `python -m stts_mini.lab.paper.tables` from the files in [rows](rows), which `python -m"
         f" stts_mini.lab.paper --all` makes. Test set {sets}; torch {torch}; commits {commits}.",
         "Percent. Long is the mean of seven tasks, short of six, *average* the mean of the two. Intervals are 95%, from"
-        " resampling seeds and clips. They are too narrow as far as seeds differ: one seed's are of clips alone, and of"
-        " three seeds on two bases the seeds' part is hardly more than their range. So paired differences are given"
-        " seed by seed, too. *Seeds* says which there are; a number in brackets after a column's name, how many."
-        f" {of_bases(results)}",
-        "*Effective k*: the share of the vision tokens that is really gone; frame 0 stays, so no more than C·(T−1) of"
-        " C·T cells can go. *Evidence kept*: of the pixels that answers depend on (frame 0 left out), the share in kept"
-        " cells. *Inference only*: the unpruned row's model, asked with this method. *Spread* is 0.3 (see"
-        " `scorer.spread`). *Minutes of one core*: processor time of training, decoding left out, of the runs that had"
-        " one thread. The tasks are explained in [world.py](../../stts_mini/toy/world.py).",
+        " resampling seeds and clips. They are too narrow where seeds differ. One seed's interval knows only how clips"
+        " differ, and three seeds on two bases are few. So paired differences are also given seed by seed. *Seeds* says"
+        f" which there are. A number in brackets after a column's name says how many. {of_bases(results)}",
+        "*Effective k*: the share of the vision tokens that is really gone. Frame 0 stays, so at most C·(T−1) of C·T"
+        " cells can go. *Evidence kept*: of the pixels that answers depend on, the share in kept cells (without frame"
+        " 0). *Inference only*: the unpruned row's model, asked with this method. *Spread* is 0.3, see `scorer.spread`."
+        " *Minutes of one core*: processor time of training without decoding, of the runs that had one thread. The"
+        " tasks are explained in [world.py](../../stts_mini/toy/world.py). What the tables say in words:"
+        " [FINDINGS.md](FINDINGS.md).",
     ]
     there = {title: table for title, table in sections(*dials, bench=bench).items() if table}
     contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in there)
@@ -407,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
     parser = argparse.ArgumentParser("python -m stts_mini.lab.paper.tables", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
-    parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table")
+    parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table's main lines")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
     how.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
@@ -424,7 +424,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bench = json.loads(bench.read_text()) if bench.exists() else {}
         made = {args.results / "README.md": page(results, without, bench)}
         if args.readme:
-            made[args.readme] = inserted(readme, beside(without, results, bench))
+            made[args.readme] = inserted(readme, beside(without, results, bench, HEADLINES))
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     for path, text in made.items() if not args.seeds else ():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stts_mini.lab.paper.beside import FINDINGS, Finding, beside, loses_little, verdict
+from stts_mini.lab.paper.beside import FINDINGS, HEADLINES, Finding, beside, loses_little, verdict
 from stts_mini.lab.paper.reproduce import METHODS, Row, askings
 from stts_mini.lab.paper.scores import Results
 from stts_mini.lab.paper.tables import page
@@ -26,11 +26,11 @@ def at(folder, method, k, panels, p, seed=0, ways=("as trained",)):
     "low, high, bar, below, said",
     [
         (0.1, 2.0, 0.0, False, "holds"),
-        (-0.1, 2.0, 0.0, False, "cannot be told"),
+        (-0.1, 2.0, 0.0, False, "unclear"),
         (-2.0, -0.1, 0.0, False, "does not"),
         (-2.0, -0.1, 0.0, True, "holds"),
         (0.1, 2.0, 0.0, True, "does not"),
-        (-1.0, 0.0, -0.7, False, "cannot be told"),
+        (-1.0, 0.0, -0.7, False, "unclear"),
         (-0.6, 0.0, -0.7, False, "holds"),
     ],
 )
@@ -60,6 +60,16 @@ def test_every_finding_names_rows_that_there_are():
     for finding in (*FINDINGS, loses_little(0.4, -0.9)):
         for method, k, *way in (finding.a, finding.b):
             assert method in METHODS and set(way) <= set(askings(Row(method, k, 0))), finding.text
+
+
+def test_the_headlines_are_lines_of_the_table():
+    """Six at most, in the table's order, word for word."""
+    folder = Path(__file__).parents[3] / "tutorials" / "results"
+    dials = [Results(folder / "rows", None, panels) for panels in (0, 2)]
+    bench = json.loads((folder / "bench.json").read_text())
+    whole, few = beside(*dials, bench).splitlines(), beside(*dials, bench, HEADLINES).splitlines()
+    assert [line for line in whole if line in few] == few and whole[:2] == few[:2]
+    assert len(few) - 2 == len(HEADLINES) <= 6
 
 
 def test_speed_is_judged_by_the_share_of_its_limit():
