@@ -345,6 +345,7 @@ def sections(results: Results, without: Results | None = None, bench: Mapping | 
     first = {
         "The paper beside ours": beside(without, results, bench),
         "Without panels: accuracy against k": ladder(without),
+        "Without panels: STTS against others, paired": pairs(without),
         "Without panels: other ways to prune": methods(without),
         "Without panels: why answers were wrong": wrong(without),
     }
