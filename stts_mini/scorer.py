@@ -169,7 +169,7 @@ def similarity_loss(
     scores (B, T, C), target (B, T−1, C) from `temporal_target`. T is each video's own number of frames: padding does
     not count. Videos of one frame are left out of the mean. With no other video the loss is 0.
 
-    Why the target is detached (unless `detach_target` is False): the scores are to follow the features. With a
+    Why the target is detached (unless `detach_target` is False): the scores should follow the features. With a
     gradient through the target, the ViT could lower the loss by changing its features until they fit the scores.
 
     >>> float(similarity_loss(torch.full((1, 2, 1), 0.5), torch.zeros(1, 1, 1)))     # 0.25 / (2·1)
@@ -196,8 +196,8 @@ def attention_bias(
     get 0. With `rescale`, as in the public code but per frame: min–max to [e⁻², 1] before the log. The range is
     floored at 0.01, so that a flat frame does not blow up the gradient.
 
-    Why per key and not per query: what is added to all logits of a query cancels in its softmax. Added to a key, it
-    decides how much all queries take from that key: a cell of low score is hardly seen.
+    Why per key and not per query: what is added to all logits of one query cancels in its softmax. Added to a key, it
+    decides how much every query takes from that key, so a cell with a low score is hardly seen.
 
     >>> attention_bias(torch.tensor([[[.5, .5], [1., .0]]]), w=1)[0].int().tolist()    # log 1e-4 = −9.2
     [[0, 0], [0, -9]]
