@@ -122,4 +122,4 @@ def beside(without: Results, panels: Results, bench: Mapping | None = None, only
         if without.shared(f.a, f.b) or panels.shared(f.a, f.b)
     ]
     rows = [row for row in rows + faster(bench) if only is None or row[0] in only]
-    return table("finding|paper|without panels||two panels|", rows)
+    return table("finding|paper|without panels|verdict|two panels|verdict", rows)
