@@ -151,7 +151,9 @@ class Sampler:
 
     A clip brings `questions` of its questions: first all of the tasks in `late`, which are learned last, and one of
     each other task, then others; one in three, at random, shows its options. A brief clip also brings every "when
-    does … enter" beyond that number, for with fewer some seeds never learn time. With `thinning`, each step divides
+    does … enter" beyond that number, for with fewer some seeds never learn time. If direction is among `late`, brief
+    clips always ask for it with two options, the answer and its opposite: what is left to learn is which place came
+    first. Without this, runs learned along which line things move, which needs no order, and some stayed there. With `thinning`, each step divides
     the reader's max_frames and fps by a factor from 1 to `thinning` (log-uniform; the largest until step
     `coarse_steps`), so that the model learns to live with any number of frames. `annotate` gives the batch's
     `scores`. `shard` (i, n): make only the clips i, i + n, … of each batch, for one of n processes. A clip that
@@ -263,10 +265,15 @@ class Sampler:
         """Questions about a clip, as ((prompt ids, answer ids), the number of the task)."""
         own = []
         for qa in self._choose(clip, rng):
-            options = shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
-            branch = self.tokenizer.prompt(qa.question, options), self.tokenizer.encode(qa.answer)
+            branch = self.tokenizer.prompt(qa.question, self._shown(clip, qa, rng)), self.tokenizer.encode(qa.answer)
             own.append((branch, self.tasks.index(qa.task)))
         return own
+
+    def _shown(self, clip: Clip, qa: QA, rng: np.random.Generator) -> Sequence[str]:
+        """The options that a question shows; none most of the time."""
+        if clip.kind == "brief" and qa.task == "direction" and qa.task in self.late:
+            return _shuffled([qa.answer, world.OPPOSITES[qa.answer]], rng)
+        return shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
 
     def _readable(self, number: int, step: int, place: int) -> tuple[Clip, Video]:
         """The clip with this number and its video; if that is broken, another clip of its kind, at random."""

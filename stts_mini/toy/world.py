@@ -39,6 +39,7 @@ from stts_mini.toy.drawing import COLOURS, SHAPES, SLOT, Event, Object, Panel, Q
 
 ACTIONS = {"move": "moves", "blink": "blinks", "grow": "grows", "spin": "spins"}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+OPPOSITES = {"left": "right", "right": "left", "up": "down", "down": "up"}
 COUNTS = ("0", "1", "2", "3")
 PANELS = ("flicker", "ripple", "drift")
 MOST_PANELS = 2  # distractors in a scene

@@ -52,7 +52,7 @@ class TrainConfig:
     max_frames: int = setting(16, "frames of a clip, at most")
     fps: float = setting(2.0, "frames to look at per second of a clip")
     # the optimisation
-    steps: int = setting(1600, "training steps")
+    steps: int = setting(1400, "training steps")
     stages: dict[str, int] = setting(
         dict(image=250, brief=450), "first steps, on one kind of clips after another, unpruned; or none"
     )
@@ -193,8 +193,8 @@ class TrainConfig:
 
     @property
     def late(self) -> tuple[str, ...]:
-        """Tasks whose questions are all asked: a model that starts from nothing learned direction last or never. More
-        questions about when things start helped one seed of two (tutorials/results/TRIED.md)."""
+        """Tasks whose questions are all asked (see `Sampler`): a model that starts from nothing learned direction last, or
+        never (tutorials/results/TRIED.md)."""
         return () if self.init else ("direction", "start")
 
     @property

@@ -227,6 +227,28 @@ def test_of_a_brief_clip_every_entrance_is_asked():
         assert len(own) == 9 + entrances and len({q.task for q in own}) == 10
 
 
+def test_direction_is_a_choice_of_two_opposites_while_only_brief_clips_are_shown():
+    scene = make_scene("train", "brief", 0)
+    qa = tuple(QA(q.task, q.text, q.answer, q.options) for q in scene.questions)
+
+    def shown(kind: str, late: tuple = ("direction",)) -> set[str]:
+        """The options that questions about direction came with, and the answers of those that showed none."""
+        clip = Clip("x", kind, "train", 0, qa)
+        sampler, rng = Sampler([clip], None, 1, 16, 0, late=late), np.random.default_rng(0)
+        texts = set()
+        for (prompt, answer), task in (own for _ in range(20) for own in sampler._asked(clip, rng)):
+            if sampler.tasks[task] == "direction":
+                words = TOKENIZER.decode(prompt).split("<option>")[1:]
+                texts.add(" ".join(" ".join(words).replace("<answer>", "").split()) or TOKENIZER.decode(answer))
+        return texts
+
+    pairs = {"left right", "right left", "up down", "down up"}
+    answers = {q.answer for q in qa if q.task == "direction"}
+    assert shown("brief") <= pairs and {pair.split()[0] for pair in shown("brief")} >= answers
+    for others in (shown("short"), shown("brief", late=())):
+        assert answers <= others and not others & pairs
+
+
 def test_preload_reads_what_the_reader_reads(clips):
     sources = [c.source for c in clips]
     every, some = Reader(16, 48), Reader(16, 48, cache_gb=1e-4)
