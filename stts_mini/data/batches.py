@@ -153,12 +153,12 @@ class Sampler:
     each other task, then others; one in three, at random, shows its options. A brief clip also brings every "when
     does … enter" beyond that number, for with fewer some seeds never learn time. If direction is among `late`, brief
     clips always ask for it with two options, the answer and its opposite: what is left to learn is which place came
-    first. Without this, runs learned along which line things move, which needs no order, and some stayed there. With `thinning`, each step divides
-    the reader's max_frames and fps by a factor from 1 to `thinning` (log-uniform; the largest until step
-    `coarse_steps`), so that the model learns to live with any number of frames. `annotate` gives the batch's
-    `scores`. `shard` (i, n): make only the clips i, i + n, … of each batch, for one of n processes. A clip that
-    cannot be read is replaced by another of its kind (the reader lists it). Raises KeyError for a stage whose kind has
-    no clip, VideoError if no clip at all can be read.
+    first. Without this, runs learned along which line things move, which needs no order, and some stayed there.
+    With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to `thinning` (log-uniform;
+    the largest until step `coarse_steps`), so that the model learns to live with any number of frames. `annotate` gives
+    the batch's `scores`. `shard` (i, n): make only the clips i, i + n, … of each batch, for one of n processes. A clip
+    that cannot be read is replaced by another of its kind (the reader lists it). Raises KeyError for a stage whose kind
+    has no clip, VideoError if no clip at all can be read.
     """
 
     def __init__(
