@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--k", type=parse_k, help="share of cells to remove; as in training if not given")
     parser.add_argument("--max-frames", type=int, help="frames of a clip; as in training if not given")
     parser.add_argument("--scorer", help="another scorer than in training, or my_file.py:MyScorer")
-    parser.add_argument("--clips", type=int, default=200, help="test clips of each kind")
+    parser.add_argument("--clips", type=int, help="test clips of each kind; as in training if not given")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
     parser.add_argument("--panels", type=int, help="distractors in a scene; as in training if not given")
     parser.add_argument("--data", default="data", help="folder of the prepared clips, or mine.jsonl")
@@ -331,8 +331,9 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     train = state["train_config"]
     frames = train["max_frames"] if args.max_frames is None else args.max_frames
     k = train["k"] if args.k is None else args.k
-    if args.clips < 1 or frames < 1:
-        raise ValueError(f"--clips {args.clips}, --max-frames {frames}: give at least 1")
+    number = train.get("test_clips", 200) if args.clips is None else args.clips
+    if number < 1 or frames < 1:
+        raise ValueError(f"--clips {number}, --max-frames {frames}: give at least 1")
     blind = train.get("blind", False)  # a setting of the lab's
     if blind and (args.k is not None or args.scorer):
         raise ValueError(f"{args.checkpoint} was trained blind: leave out --k and --scorer, which change nothing")
@@ -341,20 +342,20 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
         require(k > 0 and not blind, "--why is for a pruned model: give a --k above 0")
         require(not is_own(args.data), "--why is for the world's clips, whose evidence is known: leave out --data")
     if args.why:
-        other, _, words = checkpoint.load_trained(args.why, device)
+        other, _, words = checkpoint.load_trained(args.why, device, "random")  # unpruned, so no scorer is asked
         sizes = model.config.vit.image_size, other.config.vit.image_size
         require(sizes[0] == sizes[1], "frames of {} pixels, of {} in {}: give one of the same", *sizes, args.why)
         unpruned = other, words
     if k >= 0.8 and frames < 32:
         print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
-    clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train))
+    clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train, number))
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
     trained, scorer = train["scorer"], args.scorer or model.config.scored_by
     trained = trained if train["k"] else "unpruned, no scorer"
     pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # it belongs to the model, whoever scores
     name = "blind" if blind else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"
     print(printable(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames"))
-    count = f"{len(clips)} clips" if is_own(args.data) else f"{args.clips} clips of each kind"
+    count = f"{len(clips)} clips" if is_own(args.data) else f"{number} clips of each kind"
     which = args.data if is_own(args.data) else f"{args.split} set"
     seeds = f"{count}, seed of this evaluation {args.seed}" + ", lenient" * args.lenient
     print(printable(f"{which} {fingerprint(clips)}: {seeds}"))
@@ -375,12 +376,13 @@ def is_own(data: str) -> bool:
     return data.endswith(".jsonl")
 
 
-def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], Path]:
-    """The clips that the command line names, and the file of the training clips, to look answers up in. Raises
-    ValueError for a folder that is not there or holds other things: a typing error is no wish for the world."""
+def clips_to_judge(args: argparse.Namespace, train: dict, number: int) -> tuple[list[Clip], Path]:
+    """The clips that the command line names, of the world `number` of each kind, and the file of the training clips, to
+    look answers up in. Raises ValueError for a folder that is not there or holds other things: a typing error is no
+    wish for the world."""
     if is_own(args.data):
         world_only = "--clips, --split and --panels are for the world: leave them out"
-        require((args.clips, args.split, args.panels) == (200, "test", None), world_only)
+        require((args.clips, args.split, args.panels) == (None, "test", None), world_only)
         return load_clips(args.data, judged=True), Path(train["data"])
     folder = Path(args.data)
     known = folder == Path("data") or (folder.is_dir() and (any(folder.glob("world-v*")) or not any(folder.iterdir())))
@@ -389,7 +391,7 @@ def clips_to_judge(args: argparse.Namespace, train: dict) -> tuple[list[Clip], P
     counts = {kind: train["train_clips"].get(kind, 0) for kind in world.TASKS}
     kinds, size = [kind for kind, count in counts.items() if count], train.get("video_size", train["image_size"])
     panels = train.get("panels", world.MOST_PANELS) if args.panels is None else args.panels
-    clips = held_out(args.data, size, args.clips, args.split, kinds, panels)
+    clips = held_out(args.data, size, number, args.split, kinds, panels)
     return clips, index_file(args.data, "train", counts, size, panels)
 
 

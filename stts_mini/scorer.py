@@ -279,7 +279,7 @@ def find_scorer(name: str) -> type[nn.Module]:
     path, colon, class_name = name.rpartition(":")
     if name not in SCORERS and colon:
         if not Path(path).is_file():
-            raise ValueError(f"scorer {name!r}: there is no file {path}")
+            raise ValueError(f"scorer {name!r}: there is no file {Path(path).absolute()}")
         spec = importlib.util.spec_from_file_location(f"scorer file {path}", path)
         if spec is None or spec.loader is None:
             raise ValueError(f"scorer {name!r}: {path} is not a Python file (its name must end in .py)")

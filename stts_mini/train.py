@@ -51,7 +51,7 @@ from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepar
 from stts_mini.data.files import printable, write_json
 from stts_mini.data.progress import Progress, clock
 from stts_mini.eval import judge, share_losses
-from stts_mini.model import VLM, Encoded
+from stts_mini.model import VLM, Encoded, check_scores
 from stts_mini.packing import check_varlen
 from stts_mini.report.picture import draw_clips, draw_curve
 from stts_mini.report.result import broken_clips
@@ -124,6 +124,27 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None)
         check_varlen(device, (config.model if model is None else model.config).vit.head_dim)
 
 
+def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
+    """Score random tokens before anything is trained. Raises ValueError for scores that pruning would refuse, perhaps
+    hours later; prints a warning about weights that nothing teaches. `own`: the run prunes by the model's scorer."""
+    cfg, scorer, T = model.config, model.scorer.eval(), 4
+    weights = any(p.requires_grad for p in scorer.parameters())
+    if config.saliency_steps and not (own and weights):
+        raise ValueError(f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0")
+    if not own or not config.k or config.blind:
+        return
+    injects = getattr(scorer, "injects_bias", False)
+    with torch.random.fork_rng([]):  # the run's random numbers stay the same
+        x = torch.randn(1, T, cfg.vit.num_patches, cfg.vit.width).to(model.vit.position_embedding)
+        scores = scorer(x, torch.tensor([T]))
+    check_scores(scores.detach(), (1, T, cfg.cells), injected=injects)
+    teachers = (config.sim_weight or cfg.bias != "none") if injects else config.saliency_steps
+    if weights and not (teachers and scores.requires_grad):
+        cure = "compute its scores from them, with a gradient" if teachers else "give --sim-weight or --bias log"
+        cure = cure if teachers or injects else "set injects_bias = True in its class, and give scores in (0, 1)"
+        print(f"warning: scorer {config.scorer} has weights that nothing teaches: {cure}")
+
+
 def train(
     config: TrainConfig,
     resume: bool,
@@ -147,10 +168,7 @@ def train(
         clips, index = training_clips(config)
         began = checkpoint.origin(config, fingerprint(clips), tokenizer, model)
         model = build_model(config, device) if model is None else model.to(device)
-        if config.saliency_steps and (annotate or encoder or not list(model.scorer.parameters())):
-            raise ValueError(
-                f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0"
-            )
+        try_scorer(model, config, own=not (annotate or encoder))
         optimizers = build_optimizers(model, config)
         path = Path(config.out) / "checkpoint.pt"
         start = checkpoint.restore(path, model, optimizers, config, began) if resume else 0

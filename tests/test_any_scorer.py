@@ -161,8 +161,8 @@ def test_a_class_in_a_file_is_found_by_its_name(tmp_path, monkeypatch):
 def test_a_checkpoint_imports_no_file_by_itself(tmp_path, monkeypatch):
     """It names a file, which runs only when it is asked for."""
     known = dict(SCORERS)
-    monkeypatch.setattr("stts_mini.scorer.SCORERS", known)
-    monkeypatch.setattr("stts_mini.model.SCORERS", known)
+    for module in ("scorer", "model", "training.checkpoint"):
+        monkeypatch.setattr(f"stts_mini.{module}.SCORERS", known)
     (tmp_path / "mine.py").write_text(MINE + "\nimport pathlib; pathlib.Path(__file__ + '.ran').touch()\n")
     name = f"{tmp_path / 'mine.py'}:Mine"
     find_scorer(name)

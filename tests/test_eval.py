@@ -316,7 +316,7 @@ def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monke
     monkeypatch.setattr(evaluation, "index_file", lambda *of: of)
     train = dict(train_clips=dict(short=5, brief=3, watch=0), image_size=48, data="learned.jsonl")
     asked = lambda data, train=train, clips=7, split="val", panels=None: evaluation.clips_to_judge(
-        Namespace(data=data, clips=clips, split=split, panels=panels), train
+        Namespace(data=data, clips=clips, split=split, panels=panels), train, 7
     )
     counts = dict(short=5, watch=0, parade=0, image=0, brief=3, glance=0)
     expected = lambda data, size: ((data, size, 7, "val", ["short", "brief"], 2), (data, "train", counts, size, 2))
@@ -333,8 +333,8 @@ def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monke
         with pytest.raises(ValueError, match=f"--data {name}: no folder of the world's clips, nor an empty one"):
             asked(name)
     monkeypatch.setattr(evaluation, "load_clips", lambda data, judged: (data, judged))
-    assert asked("a.jsonl", clips=200, split="test") == (("a.jsonl", True), Path("learned.jsonl"))
-    for clips, split in ((200, "val"), (3, "test")):
+    assert asked("a.jsonl", clips=None, split="test") == (("a.jsonl", True), Path("learned.jsonl"))
+    for clips, split in ((None, "val"), (200, "test")):
         with pytest.raises(ValueError, match="--clips, --split and --panels are for the world"):
             asked("a.jsonl", clips=clips, split=split)
 
@@ -347,7 +347,8 @@ def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, cap
     monkeypatch.setattr(
         evaluation.checkpoint, "load_trained", lambda *of: (model, dict(step=9, train_config=train), of)
     )
-    monkeypatch.setattr(evaluation, "clips_to_judge", lambda *_: ("ab", tmp_path / "none"))
+    numbers = []
+    monkeypatch.setattr(evaluation, "clips_to_judge", lambda *of: numbers.append(of[2]) or ("ab", tmp_path / "none"))
     monkeypatch.setattr(evaluation, "fingerprint", lambda clips: f"of {clips}")
     judged = []
     monkeypatch.setattr(evaluation, "judge", lambda *of: judged.append(of) or dict(short=0.5))
@@ -380,6 +381,9 @@ def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, cap
     assert "note:" not in told(k=0.8, max_frames=32)[1] and "note:" not in told(k=0.7)[1]
     model.config.spread = 0.25
     assert "(trained: stts), spread 0.25, k = 0.0" in told(k=0.0)[1]
+    assert "200 clips of each kind" in told(clips=None)[1]
+    train["test_clips"] = 24  # as in training, if nobody says otherwise
+    assert "24 clips of each kind" in told(clips=None)[1] and numbers[0] == 3 and numbers[-2:] == [200, 24]
     for wrong in (dict(clips=0), dict(max_frames=0)):
         with pytest.raises(ValueError, match="give at least 1"):
             told(**wrong)
@@ -400,7 +404,7 @@ def test_every_flag_of_the_command_and_what_it_is_without(monkeypatch):
         k=None,
         max_frames=None,
         scorer=None,
-        clips=200,
+        clips=None,
         split="test",
         data="data",
         seed=0,

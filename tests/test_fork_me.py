@@ -129,7 +129,8 @@ def test_an_encoder_that_drops_frames_trains_and_is_judged(every_other, tmp_path
 
 
 def test_a_scorer_of_ones_own_is_compared_moved_and_exported(tmp_path, monkeypatch, capsys):
-    """A checkpoint of a class that is not known: judged with another scorer; and with its own, in another folder."""
+    """A checkpoint of a class that is not known: judged with another scorer; and with its own, in another folder. What
+    is another file, or a scorer with fresh weights, is said."""
     monkeypatch.setattr("stts_mini.scorer.SCORERS", known := dict(SCORERS))
     for module in ("model", "training.checkpoint"):
         monkeypatch.setattr(f"stts_mini.{module}.SCORERS", known)
@@ -143,15 +144,23 @@ def test_a_scorer_of_ones_own_is_compared_moved_and_exported(tmp_path, monkeypat
     path, trained = f"{config.out}/checkpoint.pt", checkpoint.load_model(f"{config.out}/checkpoint.pt")[0].state_dict()
     del known[here]
     for name in ("cosine", "random"):
-        evaluation.main([path, "--data", config.data, "--clips", "2", "--scorer", name])
-        assert f"scorer {name} (trained: {here}), k = 0.5" in capsys.readouterr().out
+        evaluation.main([path, "--data", config.data, "--clips", "2", "--scorer", name, "--why", path])
+        said = capsys.readouterr().out
+        assert f"scorer {name} (trained: {here}), k = 0.5" in said and "fresh" not in said
     model, _, _ = checkpoint.load_trained(path, scorer="stts")  # fresh weights, as beside any other scorer
     assert type(model.scorer) is SCORERS["stts"] and torch.equal(model.llm.norm.weight, trained["llm.norm.weight"])
+    assert f"was trained with {here}: the weights of stts are fresh" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"give --scorer .*here/my_file.py:Contrast"):
         checkpoint.load_trained(path)
+    resumed = train(tiny(tmp_path, scorer=there, steps=3), True, torch.device("cpu"))  # by another path
+    assert all(torch.equal(weight, trained[name]) for name, weight in resumed.state_dict().items())
     moved, _, _ = checkpoint.load_trained(path, scorer=there)
     assert moved.state_dict().keys() == trained.keys() and moved.config.scored_by == there
     assert all(torch.equal(weight, trained[name]) for name, weight in moved.state_dict().items())
+    assert "contents" not in capsys.readouterr().out
+    (tmp_path / "there" / "my_file.py").write_text(source + "# another")
+    assert type(checkpoint.load_trained(path)[0].scorer) is known[there]  # found by the class's name
+    assert f"was trained with {here} (contents " in (said := capsys.readouterr().out) and f"; {there} has " in said
     pytest.importorskip("safetensors")
     pretrained.main(["--export", path, str(tmp_path / "folder"), "--scorer", there])
     again, _ = pretrained.load_folder(tmp_path / "folder")

@@ -769,3 +769,47 @@ def test_what_is_refused_leaves_the_old_run_where_it_is(folder, tmp_path, flags,
     with pytest.raises((ValueError, OSError, CheckpointError), match=message):
         train(tiny(folder, PaperConfig, **{"out": "run", **flags}), False, CPU)
     assert (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run.1").exists()
+
+
+class Linear(torch.nn.Linear):
+    """A scorer of one layer and a sigmoid."""
+
+    squash, injects_bias = staticmethod(torch.sigmoid), True
+
+    def __init__(self, config):
+        super().__init__(config.width, 1)
+
+    def forward(self, x, num_frames=None):
+        return self.squash(super().forward(x.unflatten(2, (-1, 4)).mean(3)).squeeze(-1))
+
+
+@pytest.mark.parametrize(
+    "scorer, flags, said",
+    [
+        (dict(), {}, ""),
+        (dict(), dict(bias="none"), ""),
+        (dict(), dict(sim_weight=0.0), ""),
+        (dict(), dict(bias="none", sim_weight=0.0), "give --sim-weight or --bias log"),
+        (dict(injects_bias=False), {}, "set injects_bias = True"),
+        (dict(injects_bias=False), dict(k=0.0), ""),
+        (dict(squash=staticmethod(lambda s: s.detach().sigmoid())), {}, "with a gradient"),
+    ],
+)
+def test_weights_that_nothing_teaches_are_warned_of(folder, monkeypatch, capsys, scorer, flags, said):
+    monkeypatch.setitem(SCORERS, "cosine", type("Mine", (Linear,), scorer))
+    config = tiny(folder, scorer="cosine", **flags)
+    model, before = build_model(config, CPU), torch.get_rng_state()
+    training.try_scorer(model, config, own=True)
+    warning = f"warning: scorer cosine has weights that nothing teaches: {said}"
+    out = capsys.readouterr().out
+    assert out == "" if not said else out.startswith(warning.removesuffix(said)) and said in out
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_scores_without_bounds_are_refused_before_the_run_begins(folder, tmp_path, monkeypatch):
+    """Not when pruning begins, after the stages."""
+    monkeypatch.setitem(SCORERS, "cosine", type("Mine", (Linear,), dict(squash=staticmethod(lambda s: s))))
+    monkeypatch.setattr(training, "one_step", None)
+    with pytest.raises(ValueError, match="give scores in"):
+        train(tiny(folder, scorer="cosine", out=str(tmp_path / "new")), False, CPU)
+    assert not (tmp_path / "new").exists()

@@ -147,17 +147,41 @@ def load_model(
     path: str | os.PathLike, device: torch.device | str = "cpu", scorer: str | None = None, needs: Sequence[str] = ()
 ) -> tuple[VLM, dict[str, Any]]:
     """The model of a checkpoint, ready to use, and everything else that the file holds, `needs` at least. `scorer`: the
-    name of one to take where the model's own is not known, or is this very class (its file may have moved)."""
+    name of one to take where the model's own is not known. A class in a file is known by its name (the file may have
+    moved); if the file's contents have changed since, a line says so. Raises CheckpointError."""
     state, put = load(path, *needs), load_weights
     parts = state["model_config"]
     own = parts.get("scored_by", "stts")
-    if scorer and own.rpartition(":")[2] == scorer.rpartition(":")[2]:
-        parts["scored_by"] = scorer
-    elif scorer and own not in SCORERS:
+    named = (scorer, *[own] * (own in SCORERS), *SCORERS)
+    if here := next((name for name in named if name and class_of(name) == class_of(own)), None):
+        parts["scored_by"] = here
+        then = state.get("scorer_file")
+        if then and then != (now := contents(here)):
+            print(printable(f"note: {path} was trained with {own} (contents {then}); {here} has contents {now}"))
+    elif scorer:
         parts["scored_by"], put = scorer, start_from
+    else:
+        raise CheckpointError(
+            f"{path} was trained with {own}, and imports no file by itself: give --scorer {own}, or wherever this class"
+            " is now. To judge with another: --scorer cosine"
+        )
     model = VLM(model_config(state)).to(device)
     put(model, state, path)
     return model.eval(), state
+
+
+def class_of(scorer: str) -> str:
+    """What a scorer is known by, wherever its file is.
+
+    >>> class_of("a/mine.py:MyScorer"), class_of("stts")
+    (':MyScorer', 'stts')
+    """
+    return "".join(scorer.rpartition(":")[1:])
+
+
+def contents(scorer: str) -> str:
+    """12 hex digits of what stands in a scorer's file."""
+    return hashlib.sha256(Path(scorer.rpartition(":")[0]).read_bytes()).hexdigest()[:12]
 
 
 def load_trained(
@@ -172,6 +196,9 @@ def load_trained(
     if other and scorer != model.config.scored_by:
         model.scorer = other(model.config.scorer).to(device)
         model.config = dataclasses.replace(model.config, scored_by=scorer)
+    trained = state["train_config"].get("scorer", "stts")
+    if other and class_of(scorer) != class_of(trained) and any(True for _ in model.scorer.parameters()):
+        print(printable(f"note: {path} was trained with {trained}: the weights of {scorer} are fresh, not trained"))
     return model, state, tokenizer_of(state)
 
 
@@ -262,7 +289,7 @@ def origin(config: TrainConfig, clips: str, tokenizer: AnyTokenizer, given: VLM 
     if tokenizer is not TOKENIZER:
         began["tokenizer"] = dict(json=tokenizer.json_text, marks=tokenizer.names)
     if ":" in config.scorer:
-        began["scorer_file"] = hashlib.sha256(Path(config.scorer.rpartition(":")[0]).read_bytes()).hexdigest()[:12]
+        began["scorer_file"] = contents(config.scorer)
     if given is not None:
         digest = hashlib.sha256()
         for w in (*given.vit.parameters(), *given.llm.parameters()):
@@ -283,6 +310,8 @@ def restore(
     # on the CPU: load_state_dict moves what belongs elsewhere
     state = load(path, "step", "train_config", "clips", "optimizers", "rng")
     check_world(state, path)
+    if class_of(state["train_config"].get("scorer", "stts")) == class_of(config.scorer):  # by another path, perhaps
+        state["train_config"]["scorer"] = state["model_config"]["scored_by"] = config.scorer
     then, now, usual = state["train_config"], dataclasses.asdict(config), dataclasses.asdict(type(config)())
     free = {
         "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
