@@ -4,9 +4,12 @@
     python tutorials/run.py 02 05      only those whose name begins so
     python tutorials/run.py --write    and write the outputs back into the notebooks
 
-An exercise may be left blank. Then the cell that checks it has the tag `raises-exception`: Jupyter goes on after it.
-Here it must fail as it stands, and pass with the solution: the first such check with the first code block of the
-notebook's page in solutions/, and so on.
+The bodies of exercises are blank or wrong on purpose. The cell that checks one has the tag `raises-exception`, so that
+Jupyter goes on after it. Here it must fail as it stands, and pass with the solution: the first check with the first
+code block of the notebook's page in solutions/, and so on.
+
+A picture needs words, for those who do not see it: the Markdown under its cell begins with a line `*The picture: …*`.
+It becomes the picture's alternative text.
 
 Needs `pip install -e '.[tutorials]'`.
 """
@@ -23,13 +26,25 @@ FOLDER = Path(__file__).parent
 
 
 def is_check(cell: nbformat.NotebookNode) -> bool:
-    """Whether the cell checks an exercise that is left blank."""
+    """Whether the cell checks an exercise."""
     return "raises-exception" in cell.metadata.get("tags", ())
+
+
+def describe(cells: list[nbformat.NotebookNode]) -> None:
+    """Write each picture's alternative text beside it. Raises ValueError for a picture without words."""
+    for cell, below in zip(cells, [*cells[1:], nbformat.v4.new_markdown_cell()], strict=True):
+        words = re.match(r"\*The pictures?: (.+)\*$", below.source, re.MULTILINE)
+        for output in cell.get("outputs", ()):
+            if "image/png" not in output.get("data", ()):
+                continue
+            if not words:
+                raise ValueError(f"no line `*The picture: …*` under this cell:\n{cell.source}")
+            output.metadata["image/png"] = {"alt": words[1]}
 
 
 def run(path: Path) -> nbformat.NotebookNode:
     """The notebook with its outputs. Raises what a cell raises, and ValueError for an exercise whose check passes as it
-    stands, or for more or fewer solutions than checks."""
+    stands, for more or fewer solutions than checks, and for a picture without words."""
     notebook = nbformat.read(path, as_version=4)
     cells, checks = notebook.cells, [cell for cell in notebook.cells if is_check(cell)]
     if checks:
@@ -44,6 +59,7 @@ def run(path: Path) -> nbformat.NotebookNode:
         if not any(output.output_type == "error" for output in check.outputs):
             raise ValueError(f"{path.name}: this check passes before the exercise is done:\n{check.source}")
         check.outputs = []  # that it fails is no news
+    describe(cells)
     return notebook
 
 
