@@ -1,13 +1,15 @@
-"""Exercises that are left blank: `tutorials/run.py` sees each fail as it stands, and pass with its solution."""
+"""Exercises: `tutorials/run.py` sees each fail as it stands, and pass with its solution. Pictures have words."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("ipykernel")
 nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-spec = importlib.util.spec_from_file_location("run", Path(__file__).parent.parent / "tutorials" / "run.py")
+TUTORIALS = Path(__file__).parent.parent / "tutorials"
+spec = importlib.util.spec_from_file_location("run", TUTORIALS / "run.py")
 spec.loader.exec_module(run := importlib.util.module_from_spec(spec))
 
 
@@ -31,3 +33,30 @@ def test_an_exercise_fails_blank_and_passes_solved(tmp_path, body, solution, err
     else:
         done = run.run(tmp_path / "01_mine.ipynb")
         assert len(done.cells) == 2 and done.cells[1].outputs == []
+
+
+@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda path: path.name[:2])
+def test_every_notebook_has_exercises_with_solutions_and_words_for_its_pictures(path):
+    cells = nbformat.read(path, as_version=4).cells
+    exercises = [
+        cell for cell in cells if cell.cell_type == "markdown" and re.search(r"^\*\*1\.\*\* ", cell.source, re.M)
+    ]
+    checks = sum(map(run.is_check, cells))
+    page = (TUTORIALS / "solutions" / f"{path.name[:2]}.md").read_text()
+    assert len(exercises) == 1 and checks == 3 == page.count("```python\n")
+    for cell in cells:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", ()):
+                assert output.metadata["image/png"]["alt"]
+
+
+def test_a_picture_without_words_is_refused():
+    picture = nbformat.v4.new_output("display_data", {"image/png": ""})
+    drawn = nbformat.v4.new_code_cell("plt.show()", outputs=[picture])
+    told = nbformat.v4.new_markdown_cell("*The picture: two rows.*\n\nAnd so on.")
+    run.describe([drawn, told])
+    assert picture.metadata["image/png"] == {"alt": "two rows."}
+    with pytest.raises(ValueError, match="show"):
+        run.describe([drawn, nbformat.v4.new_markdown_cell("And so on.")])
+    with pytest.raises(ValueError, match="show"):
+        run.describe([drawn])

@@ -3,8 +3,7 @@
     grade("packing", first_fit_descending, only="first_fit")      your function instead of ours, then the tests
     grade_scorer("my_scorer.py:MyScorer")                         what every scorer must do, asked of yours
 
-What you hand in is written to a file of its own, which starts with HEADER; `ours` there is the package's own module, so
-that `ours.select` stays what it was when yours has taken its place. The same as a command: `stts_mini.lab.grade`.
+What you hand in is written to a file of its own, after HEADER. The same as a command: `stts_mini.lab.grade`.
 """
 
 from __future__ import annotations
@@ -15,24 +14,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
-from stts_mini import packing, scorer
-
-OURS = {"packing": SimpleNamespace(**vars(packing)), "scorer": SimpleNamespace(**vars(scorer))}
 HEADER = """
 import math
 from decimal import Decimal
 from fractions import Fraction
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-import stts_mini.{module}
-
-ours = SimpleNamespace(**vars(stts_mini.{module}))
 """
 
 
@@ -44,7 +34,7 @@ def grade(module: str, *parts, only: str = "") -> bool:
     texts = [part if isinstance(part, str) else inspect.getsource(part) for part in parts]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.py"
-        path.write_text(HEADER.format(module=module) + "\n\n".join(["", *texts]))
+        path.write_text(HEADER + "\n\n".join(["", *texts]))
         return _run(f"tests/test_{module}.py", f"--{module}", str(path), *(["-k", only] if only else []))
 
 

@@ -9,7 +9,7 @@ Jupyter goes on after it. Here it must fail as it stands, and pass with the solu
 code block of the notebook's page in solutions/, and so on.
 
 A picture needs words, for those who do not see it: the Markdown under its cell begins with a line `*The picture: …*`.
-It becomes the picture's alternative text.
+Screen readers get it there. The picture's metadata has it, too, for pages that show that as alternative text.
 
 Needs `pip install -e '.[tutorials]'`.
 """
