@@ -3,6 +3,7 @@
 It runs from a folder outside the checkout, which has tests and settings of its own.
 """
 
+import json
 import os
 import re
 import shutil
@@ -65,13 +66,36 @@ def elsewhere(tmp_path):
     return tmp_path
 
 
-def run(folder, *command):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=folder, env=environment)
+WARM = """
+import json, os, runpy, sys, tempfile
+import torch  # takes seconds: once for all
+
+for line in sys.stdin:
+    folder, *sys.argv = json.loads(line)
+    with tempfile.TemporaryFile() as said:
+        if not (child := os.fork()):
+            os.chdir(folder)
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            runpy.run_module(sys.argv[0], run_name="__main__")
+            sys.exit()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        print(json.dumps([code, said.read().decode()]), flush=True)
+"""
 
 
-def grade(folder, *options):
-    return run(folder, "stts_mini.lab.grade", *options, "-x")
+@pytest.fixture(scope="module")
+def grade():
+    """`python -m stts_mini.lab.grade OPTIONS -x` in a folder, as a process that knows nothing of ours but PyTorch."""
+    environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", WARM], stdin=pipe, stdout=pipe, text=True, env=environment) as warm:
+
+        def grade(folder, *options):
+            print(json.dumps([str(folder), "stts_mini.lab.grade", *options, "-x"]), file=warm.stdin, flush=True)
+            code, said = json.loads(warm.stdout.readline())
+            return SimpleNamespace(returncode=code, stdout=said)
+
+        yield grade
 
 
 def test_every_wrong_module_is_listed():
@@ -82,38 +106,38 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CAUGHT_BY if name
 
 
 @pytest.mark.parametrize("name", ["ties_reversed", *SLOW])
-def test_a_wrong_module_is_caught_with_a_small_counter_example(name, elsewhere):
+def test_a_wrong_module_is_caught_with_a_small_counter_example(name, elsewhere, grade):
     module, test = CAUGHT_BY[name]
     shutil.copy(WRONG / f"{name}.py", elsewhere / "wrong.py")
     done = grade(elsewhere, f"--{module}", "wrong.py")
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout
     assert re.search(rf"FAILED \S+::{test}\b", done.stdout), done.stdout[-2000:]
     example = re.split(r"(?:Falsifying|Failing) (?:explicit )?(?:example|test case)", done.stdout)[1]
     assert len(example.split("Explanation:")[0].split("short test summary")[0]) < 1500, example
 
 
-def test_a_right_module_passes_and_nothing_is_written_beside_it(elsewhere):
+def test_a_right_module_passes_and_nothing_is_written_beside_it(elsewhere, grade):
     """What the file only imports from us is not graded."""
     before = {path for path in elsewhere.rglob("*") if "__pycache__" not in path.parts}
     done = grade(elsewhere, "--packing", "mine.py", "-k", "test_select_is_the_oracle or round_trip")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     first = "grading mine.py: pack (ours: num_removed, select, first_fit_descending, block_mask)"
     assert done.stdout.splitlines()[0] == first and "2 passed" in done.stdout
     assert {path for path in elsewhere.rglob("*") if "__pycache__" not in path.parts} == before
 
 
-def test_a_scorer_class_is_graded(elsewhere):
+def test_a_scorer_class_is_graded(elsewhere, grade):
     """The one of the page for forks."""
     (elsewhere / "my_file.py").write_text(dict(PYTHON)["my_file.py"])
     done = grade(elsewhere, "--scorer", "my_file.py:Contrast")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[0] == "grading my_file.py:Contrast" and "8 passed" in done.stdout
 
 
 @pytest.mark.slow
-def test_the_encoder_is_tested_with_the_part_inside(elsewhere):
+def test_the_encoder_is_tested_with_the_part_inside(elsewhere, grade):
     done = grade(elsewhere, "--packing", str(WRONG / "frames_mixed.py"), "--encoder", "-k", "any_batch")
-    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
 
 
 def test_a_part_is_replaced_wherever_the_package_holds_it():

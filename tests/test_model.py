@@ -411,11 +411,11 @@ def test_generate_with_the_cache_is_recomputing_everything(frames, k, seed):
     batch = batch_of(model, frames)
     prompts = ([4, 10, 6], [4, 6], [4, 10, 11, 12, 6])
     batch.branches = [[(prompt, [13, 14]) for prompt in prompts] for _ in frames]  # its answers are not looked at
-    answers = model.generate(batch, k, max_new_tokens=5)
+    answers = model.generate(batch, k, max_new_tokens=3)
     for b, video in enumerate(batch.branches):
         for q, (prompt, _) in enumerate(video):
             new: list[int] = []
-            while len(new) < 5:
+            while len(new) < 3:
                 branches = [[(p, [])] for p in [prompt + new]]
                 one = Batch(batch.frames[b : b + 1], batch.num_frames[b : b + 1], [batch.stamps[b]], branches)
                 token = int(model(one, k).logits[-1].argmax())

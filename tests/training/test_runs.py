@@ -45,30 +45,32 @@ def dead_pid():
     return gone.pid
 
 
-def started(script, *arguments):
-    """A process that has printed its first line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], env=HERE, stdout=subprocess.PIPE, text=True
-    )  # fmt: skip
-    assert process.stdout.readline()
-    return process
+FORK = multiprocessing.get_context("fork")  # at once; a new process would have to load PyTorch
+
+
+def hold(folder, held):
+    """Hold a run's folder for a minute."""
+    with alone(folder):
+        held.set()
+        time.sleep(60)
 
 
 # ------------------------------------------------------------------------------ one run in a folder
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_the_second_run_in_a_folder_is_refused_until_the_first_is_dead(folder, tmp_path):
     out = tmp_path / "run"
     train(tiny(folder, out=str(out)), False, CPU)
-    script = "import sys, time; from stts_mini.training.checkpoint import alone\n"
-    script += "with alone(sys.argv[1]): print('in', flush=True); time.sleep(60)"
-    first = started(script, str(out))
+    first = FORK.Process(target=hold, args=(out, held := FORK.Event()), daemon=True)
+    first.start()
+    assert held.wait(20)
     for resume in (False, True):
         with pytest.raises(ValueError, match=rf"run is in use by process {first.pid} on "):
             train(tiny(folder, out=str(out)), resume, CPU)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]  # nothing was moved away
     first.kill()
-    first.communicate()
+    first.join()
     assert (out / "lock").exists()  # and does not count
     train(tiny(folder, out=str(out)), True, CPU)
     assert not (out / "lock").exists()

@@ -48,30 +48,31 @@ def kept(output):
     return [row[real].tolist() for row, real in zip(encoded.kept, encoded.shown, strict=True)]
 
 
-@pytest.mark.parametrize("backward, again", [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("k", [0.0, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("k, again", [(0.0, False), (0.3, False), (0.8, False), (0.3, True)])
 @pytest.mark.parametrize("options", [{}, dict(bias="none"), dict(scored_by="random"), dict(taps=(-1,), w=3)])
-def test_the_count_is_pytorchs(k, backward, again, options):
+def test_the_count_is_pytorchs(k, again, options):
+    """Forward, and then forward and backward."""
     config = dataclasses.replace(CONFIG, **options)
     model = VLM(config)
     if again:
         recompute(model)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         output = model(batch(), k)
-        if backward:
-            (output.task_loss + output.sim_loss).backward()
-    count = multiply_adds(config, computed(config, output), backward, again)
-    assert 2 * sum(count.values()) == counter.get_total_flops()
-    if not backward:
-        by_module = {name: sum(of.values()) for name, of in counter.get_flop_counts().items()}
-        assert 2 * count["score"] == by_module.get("VLM.scorer", 0)
-        assert 2 * count["connector"] == by_module["VLM.connector"]
-        logits = len(output.targets) * config.llm.width * config.llm.vocab_size
-        assert 2 * (count["llm"] - logits) == by_module["VLM.llm"]
-        embed = 11 * 36 * 48 * 12  # 11 real frames, 36 patches of 48 numbers, width 12
-        dense = sum(by_module[f"VLM.vit.blocks.{i}"] for i in range(3))
-        assert 2 * (count["stem"] - embed) == dense
-        assert 2 * count["packed"] == sum(by_module[f"VLM.vit.blocks.{i}"] for i in range(3, 6))
+        forward, by_module = counter.get_total_flops(), counter.get_flop_counts()
+        by_module = {name: sum(of.values()) for name, of in by_module.items()}
+        (output.task_loss + output.sim_loss).backward()
+    work = computed(config, output)
+    assert 2 * sum(multiply_adds(config, work, True, again).values()) == counter.get_total_flops()
+    count = multiply_adds(config, work, False)
+    assert 2 * sum(count.values()) == forward
+    assert 2 * count["score"] == by_module.get("VLM.scorer", 0)
+    assert 2 * count["connector"] == by_module["VLM.connector"]
+    logits = len(output.targets) * config.llm.width * config.llm.vocab_size
+    assert 2 * (count["llm"] - logits) == by_module["VLM.llm"]
+    embed = 11 * 36 * 48 * 12  # 11 real frames, 36 patches of 48 numbers, width 12
+    dense = sum(by_module[f"VLM.vit.blocks.{i}"] for i in range(3))
+    assert 2 * (count["stem"] - embed) == dense
+    assert 2 * count["packed"] == sum(by_module[f"VLM.vit.blocks.{i}"] for i in range(3, 6))
 
 
 def test_one_unpruned_video_has_no_waste_but_masked_pairs():
