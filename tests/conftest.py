@@ -24,6 +24,7 @@ torch.manual_seed(0)
 def pytest_addoption(parser):
     for module in GRADED:
         parser.addoption(f"--{module}", metavar="FILE", help=f"grade this file instead of stts_mini.{module}")
+    parser.addoption("--rival", metavar="FILE:CLASS", help="grade this rival (tests/lab/paper/test_rivals.py)")
 
 
 def pytest_configure(config):

@@ -42,7 +42,7 @@ from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepar
 from stts_mini.data.files import writable, write_json
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
-from stts_mini.lab.paper.tome import merging
+from stts_mini.lab.paper.rivals.known import RIVALS
 from stts_mini.lab.paper.train import BASE, PaperConfig
 from stts_mini.model import VLM
 from stts_mini.packing import scaled_frames
@@ -132,7 +132,7 @@ METHODS = {  # what a row's method means, as settings of the training run
     "no-aux": dict(STTS, sim_weight=0.0),
     "no-bias": dict(STTS, bias="none"),
     "oracle": dict(scorer="random"),  # `oracle` below takes its place
-    "tome": dict(scorer="random"),  # as does `merging`
+    "tome": dict(scorer="random"),  # as does the rival of that name
     "frames": dict(scorer="stts"),
     "resolution": dict(scorer="stts"),
     "blind": dict(scorer="stts", blind=True),
@@ -164,7 +164,8 @@ def oracle(clip: Clip, video: Video) -> np.ndarray:
 
 def taught_by(method: str) -> dict:
     """What a method gives to `train` and `evaluate`, beside settings."""
-    return {"oracle": dict(annotate=oracle), "tome": dict(encoder=merging)}.get(parted(method)[0], {})
+    name = parted(method)[0]
+    return dict(annotate=oracle) if name == "oracle" else dict(encoder=RIVALS[name]) if name in RIVALS else {}
 
 
 TABLES = ("k", "methods", "frames", "elastic", "depth", "clock")

@@ -12,6 +12,7 @@ from stts_mini.data.batches import Reader
 from stts_mini.eval import evidence_per_cell
 from stts_mini.lab.paper import reproduce, scores
 from stts_mini.lab.paper.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
+from stts_mini.lab.paper.rivals.known import RIVALS
 from stts_mini.lab.paper.scores import Results
 from stts_mini.lab.paper.tables import NAMES, page
 from stts_mini.lab.paper.train import PaperConfig
@@ -135,7 +136,7 @@ def test_methods_are_what_they_are_called(lab, monkeypatch):
         kept[method] = record["asked"]["as trained"]["evidence_kept"]
         (_, given), (_, encode, asked) = seen
         assert given.get("annotate") == asked["annotate"] == (oracle if method == "oracle" else None)
-        assert given.get("encoder") == (reproduce.merging if method == "tome" else None)
+        assert given.get("encoder") == (RIVALS["tome"] if method == "tome" else None)
         assert (encode is None) == (method in ("oracle", "random"))
     assert kept["oracle"] > kept["random"] + 0.1
     seen.clear()
