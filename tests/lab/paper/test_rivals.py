@@ -3,16 +3,19 @@
 python -m stts_mini.lab.grade --rival my_file.py:Mine
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from stts_mini.lab.paper.rivals.dycoke import run_means
 from stts_mini.lab.paper.rivals.known import RIVALS, applied, find_rival
 from stts_mini.lab.paper.rivals.protocol import Rival, Scoring
-from stts_mini.llm import LLMConfig
+from stts_mini.llm import LLMConfig, rotary, rotate
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import num_removed
 from stts_mini.scorer import cell_major
+from stts_mini.sequence import CELL, Layout, prefix_ids
 from stts_mini.vit import ViTConfig
 from tests.test_model import batch_of
 
@@ -262,6 +265,49 @@ def test_dycoke_joins_a_cell_to_the_one_that_it_looks_like():
     still = batch.frames[:, :1].expand_as(batch.frames)  # a still video: merged, it is its first frame
     tokens = rival(still, torch.tensor([5, 5]), 0.8).tokens.view(2, C, -1)
     torch.testing.assert_close(tokens.flatten(0, 1), rival(still[:, :1], None, 0.8).tokens)
+
+
+@torch.no_grad()
+def test_fastv_is_a_loop_over_questions():
+    """Two layers on everything, the attention of the prompt's last token head by head, and two layers on the rest."""
+    model, k = build(), 0.5
+    batch, llm = batch_of(model, (5, 3)), model.llm
+    for own in batch.branches:  # the second question has two answers to weigh
+        own[1:] = [([31, 8], [14]), ([31, 8], [17])]
+    output, kept = RIVALS["fastv"](model)(batch, k), []
+    whole = model.encode(batch, 0.0)
+    by_video = iter(whole.tokens.split(whole.kept.sum(1).tolist()))
+    logits = iter(output.logits)
+    for b, n in enumerate((5, 3)):
+        cells = next(by_video)
+        for prompt, answer in batch.branches[b]:
+            prefix = prefix_ids(batch.stamps[b : b + 1], whole.kept[b : b + 1], whole.shown[b : b + 1])
+            layout = Layout.build(prefix, [[(prompt, answer)]], "cpu")
+            x, rope = model.fill_cells(layout.ids, cells), rotary(layout.positions, 4, 1e6, torch.float64)
+            before, end = llm.layers[0](x, rope, layout.mask, None, 0), len(prefix[0]) + len(prompt) - 1
+            h, attention = llm.layers[1].input_layernorm(before), llm.layers[1].self_attn
+            received = torch.zeros(x.shape[1], dtype=torch.float64)
+            for head in range(2):
+                q, key = attention.q_proj(h)[0, :, 4 * head : 4 * head + 4], attention.k_proj(h)[0]  # one key head
+                q, key = (rotate(norm(y)[None, None], *rope)[0, 0] for norm, y in (
+                    (attention.q_norm, q), (attention.k_norm, key)))  # fmt: skip
+                received[: end + 1] += torch.softmax(key[: end + 1] @ q[end] / 2, 0) / 2
+            places = (layout.ids[0] == CELL).nonzero().flatten().tolist()
+            gone = sorted(places, key=lambda j: float(received[j]))[: num_removed(k, C, n)]
+            stay = [j for j in range(x.shape[1]) if j not in gone]
+            x, mask = llm.layers[1](before, rope, layout.mask, None, 1)[:, stay], layout.mask[:, :, stay][..., stay]
+            for layer in llm.layers[2:]:
+                x = layer(x, tuple(r[:, :, stay] for r in rope), mask, None, 0)
+            ends = [stay.index(c) for c in layout.answers[1].tolist()]
+            for expected in llm.logits(llm.norm(x))[0, ends]:
+                torch.testing.assert_close(next(logits), expected)
+            kept.append(set(places) - set(gone))
+    assert kept[0] != kept[1] == kept[2]  # each question keeps its own cells, whatever the answer
+
+
+def test_fastv_needs_a_layer_to_prune_before():
+    with pytest.raises(ValueError, match="FastV prunes after layer 2, and this LLM has 2"):
+        RIVALS["fastv"](VLM(replace(CONFIG, llm=replace(CONFIG.llm, depth=2))))
 
 
 # ----------------------------------------------------------------------------- rivals of your own

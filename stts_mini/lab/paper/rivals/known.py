@@ -13,6 +13,7 @@ from stts_mini.lab.paper.rivals.contrast import Contrast
 from stts_mini.lab.paper.rivals.divprune import DivPrune
 from stts_mini.lab.paper.rivals.dycoke import DyCoke
 from stts_mini.lab.paper.rivals.evs import EVS
+from stts_mini.lab.paper.rivals.fastv import FastV
 from stts_mini.lab.paper.rivals.rlt import RLT
 from stts_mini.lab.paper.rivals.tome import ToMe
 from stts_mini.lab.paper.rivals.vidcom2 import VidCom2
@@ -21,7 +22,7 @@ from stts_mini.model import VLM, Encoder
 
 RIVALS: dict[str, type] = {
     "evs": EVS, "visionzip": VisionZip, "vidcom2": VidCom2, "divprune": DivPrune, "contrast": Contrast,
-    "rlt": RLT, "dycoke": DyCoke, "tome": ToMe,
+    "rlt": RLT, "dycoke": DyCoke, "tome": ToMe, "fastv": FastV,
 }  # fmt: skip
 
 
