@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from stts_mini.lab.paper.rivals.known import find_rival
 from tests.grading import GRADED, put_in_place
 
 collect_ignore = ["wrong"]  # modules that are wrong on purpose: see test_grading.py
@@ -32,6 +33,9 @@ def pytest_configure(config):
     paths = {module: config.getoption(f"--{module}") for module in GRADED}
     try:
         config.graded = [put_in_place(module, path, files) for module, path in paths.items() if path]
+        if rival := config.getoption("--rival"):
+            find_rival(rival)
+            config.graded.append(f"grading {rival}")
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
 
