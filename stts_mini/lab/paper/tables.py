@@ -59,6 +59,10 @@ NAMES = {
     "saliency-many": "taught by saliency, spread (ours), trained on twice the frames", "elastic": "elastic (ours)",
     "unpruned-range": "unpruned, trained on any number of frames",
     "saliency-range": "taught by saliency, spread (ours), trained on any number of frames",
+    "evs": "EVS: pixels that change", "visionzip": "VisionZip: attention received in the ViT",
+    "vidcom2": "VidCom²: unusual frames and cells", "divprune": "DivPrune: far from each other",
+    "contrast": "contrast within a cell", "rlt": "RLT: runs dropped before the ViT",
+    "dycoke": "merging over time (DyCoke)", "fastv": "FastV: attention of the question, in the LLM",
     "young-unpruned": "unpruned", "young-saliency": "taught by saliency, spread (ours)",
     "young-cosine": "cosine heuristic", "young-random": "random", "young-frames": "fewer frames, unpruned",
 }  # fmt: skip
