@@ -4,13 +4,17 @@ python -m stts_mini.lab.grade --rival my_file.py:Mine
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from stts_mini.lab.paper.rivals import clock
+from stts_mini.lab.paper.rivals.clock import cost
 from stts_mini.lab.paper.rivals.dycoke import run_means
 from stts_mini.lab.paper.rivals.known import RIVALS, applied, find_rival
 from stts_mini.lab.paper.rivals.protocol import Rival, Scoring
+from stts_mini.lab.speed.flops import evenly_kept, multiply_adds, needed
 from stts_mini.llm import LLMConfig, rotary, rotate
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import num_removed
@@ -308,6 +312,38 @@ def test_fastv_is_a_loop_over_questions():
 def test_fastv_needs_a_layer_to_prune_before():
     with pytest.raises(ValueError, match="FastV prunes after layer 2, and this LLM has 2"):
         RIVALS["fastv"](VLM(replace(CONFIG, llm=replace(CONFIG.llm, depth=2))))
+
+
+# ------------------------------------------------------------------------------------ what it saves
+
+
+def test_the_counted_cost_of_a_pass():
+    """With every cell kept it is the unpruned model's; the sooner cells go, the more is saved."""
+    text, full, half = [[(14, 0)]], [[C] * 8], [[C, *[4] * 7]]
+    whole = cost(CONFIG, full, text)
+    stem, packed, llm = (cost(CONFIG, half, text, at) for at in ("stem", "packed", "llm"))
+    assert {cost(CONFIG, full, text, at) for at in ("stem", "packed", "llm")} == {whole}
+    assert stem < packed < llm < whole
+    plain = replace(CONFIG, scored_by="random")
+    a, b = (multiply_adds(plain, needed(plain, kept, 0.0, text)) for kept in (full, half))
+    assert packed == sum(b.values()) and whole - llm == (a["llm"] - b["llm"]) // 2  # two layers of four
+    embedded = 8 * 36 * 12 * 8  # patches of 12 numbers, width 8
+    assert stem == sum(b.values()) - a["stem"] + embedded + b["packed"]  # two blocks of four, once more
+
+
+def test_a_pass_is_timed_beside_unpruned(monkeypatch):
+    """Under a clock of our own: 8 s unpruned and 2 s pruned, whoever prunes; the limit by where cells go."""
+    now, model = [0.0], build()
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    batch, limits = alone(batch_of(model, FRAMES, questions=1), 0), []
+    for name in ("fastv", "vidcom2", "rlt"):
+        asked, encode = applied(name, model)
+        model.generate = asked.generate = lambda _, k, *rest: now.__setitem__(0, now[0] + (2 if k else 8))
+        took = clock.timed(model, asked, encode, 0.5, [batch], rounds=3)
+        assert took["speedup"] == 4 and took["seconds"] == [8, 2]
+        limits.append(took["limit"])
+    whole, least = (cost(CONFIG, kept, [[(3, 0)]], "llm") for kept in ([[C] * 8], [evenly_kept(0.5, C, 8)]))
+    assert limits == sorted({*limits}) and limits[0] == round(whole / least, 3)
 
 
 # ----------------------------------------------------------------------------- rivals of your own
