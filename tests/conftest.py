@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from stts_mini.lab.paper.rivals.known import find_rival
 from tests.grading import GRADED, put_in_place
 
 collect_ignore = ["wrong"]  # modules that are wrong on purpose: see test_grading.py
@@ -24,6 +25,7 @@ torch.manual_seed(0)
 def pytest_addoption(parser):
     for module in GRADED:
         parser.addoption(f"--{module}", metavar="FILE", help=f"grade this file instead of stts_mini.{module}")
+    parser.addoption("--rival", metavar="FILE:CLASS", help="grade this rival (tests/lab/paper/test_rivals.py)")
 
 
 def pytest_configure(config):
@@ -31,6 +33,9 @@ def pytest_configure(config):
     paths = {module: config.getoption(f"--{module}") for module in GRADED}
     try:
         config.graded = [put_in_place(module, path, files) for module, path in paths.items() if path]
+        if rival := config.getoption("--rival"):
+            find_rival(rival)
+            config.graded.append(f"grading {rival}")
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
 

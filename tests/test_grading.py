@@ -134,6 +134,26 @@ def test_a_scorer_class_is_graded(elsewhere, grade):
     assert done.stdout.splitlines()[0] == "grading my_file.py:Contrast" and "8 passed" in done.stdout
 
 
+RIVAL = """
+class Mine:
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, frames, num_frames=None, k=0.5):
+        spread = lambda x, counts: x.unflatten(2, (-1, 4)).mean((3, 4)) BATCH
+        return self.model.encode_video(frames, num_frames, k, spread)
+"""
+
+
+@pytest.mark.parametrize("batch, caught", [("", None), ("* (1.5 - len(x))", "test_a_video_alone_is_as_in_a_batch")])
+def test_a_rival_is_graded(batch, caught, elsewhere):
+    """One that is right, and one that sees how many videos there are in the batch."""
+    (elsewhere / "mine.py").write_text(RIVAL.replace("BATCH", batch))
+    done = grade(elsewhere, "--rival", "mine.py:Mine", "-k", "[mine")
+    assert done.stdout.splitlines()[0] == "grading mine.py:Mine"
+    assert done.returncode == bool(caught) and (caught or "10 passed") in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_the_encoder_is_tested_with_the_part_inside(elsewhere, grade):
     done = grade(elsewhere, "--packing", str(WRONG / "frames_mixed.py"), "--encoder", "-k", "any_batch")

@@ -1,8 +1,9 @@
-"""Grade a packing or a scorer of your own by the package's tests, from any folder.
+"""Grade a packing, a scorer or a whole way to prune of your own by the package's tests, from any folder.
 
     python -m stts_mini.lab.grade --packing mine.py             your functions with our names, instead of ours
     python -m stts_mini.lab.grade --scorer mine.py              the same for the parts of the scorer
     python -m stts_mini.lab.grade --scorer mine.py:MyScorer     what every scorer must do, asked of your class
+    python -m stts_mini.lab.grade --rival mine.py:Mine          what every pruner must do (lab/paper/rivals)
     python -m stts_mini.lab.grade --packing mine.py -x -k round_trip        the rest is pytest's
 
 It runs pytest with this project's settings, so your own pytest settings, conftest.py and tests/ have no say. Nothing is
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     part = parser.add_mutually_exclusive_group(required=True)
     part.add_argument("--packing", metavar="FILE", help="a file that defines select, pack, …")
     part.add_argument("--scorer", metavar="FILE[:CLASS]", help="a file that defines CellPooler, …, or a scorer class")
+    part.add_argument("--rival", metavar="FILE:CLASS", help="a file that defines a way to prune: a class of a model")
     parser.add_argument("--encoder", action="store_true", help="test the whole video encoder with your part inside")
     args, for_pytest = parser.parse_known_args(argv)
     if not (ROOT / "tests" / "grading.py").is_file():
@@ -42,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     sys.dont_write_bytecode = True  # nothing beside the file that is graded
 
-    module, path = ("packing", args.packing) if args.packing else ("scorer", args.scorer)
-    tests = "model" if args.encoder else "any_scorer" if ":" in path else module
+    module, path = next((name, path) for name, path in vars(args).items() if path and name != "encoder")
+    tests = "test_model.py" if args.encoder else "test_any_scorer.py" if ":" in path else f"test_{module}.py"
+    tests = "lab/paper/test_rivals.py" if module == "rival" else tests
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "stts_mini_grade"))
     settings = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "-W", "default"]
     graded = f"--{module}={path}"  # one word: of a path alone, pytest would load the conftest.py that lies beside it
-    sys.exit(pytest.main([*settings, str(ROOT / "tests" / f"test_{tests}.py"), graded, *for_pytest]))
+    sys.exit(pytest.main([*settings, str(ROOT / "tests" / tests), graded, *for_pytest]))
 
 
 if __name__ == "__main__":

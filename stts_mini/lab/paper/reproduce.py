@@ -6,6 +6,8 @@
     python -m stts_mini.lab.paper --all --panels 0  the same in the world without distractors
     python -m stts_mini.lab.paper --table k --split val     on validation clips, into runs/val: to choose settings
     python -m stts_mini.lab.paper --scorer my_file.py:MyScorer --k 0.5      a scorer of yours, beside the others
+    python -m stts_mini.lab.paper --table rivals            other published ways to prune, inference only (rivals/)
+    python -m stts_mini.lab.paper --rival my_file.py:Mine   one of yours beside them
 
 Every row fine-tunes the same unpruned base with the same clips and questions in the same order for the same
 number of steps (another one if its method's name ends in it, as in `unpruned@100`), and is asked the same questions
@@ -26,25 +28,26 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stts_mini.data.batches import Reader
+from stts_mini.data.batches import TOKENIZER, Reader, collate
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
 from stts_mini.data.files import writable, write_json
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
-from stts_mini.lab.paper.tome import merging
+from stts_mini.lab.paper.rivals.clock import timed
+from stts_mini.lab.paper.rivals.known import RIVALS, applied, find_rival
 from stts_mini.lab.paper.train import BASE, PaperConfig
-from stts_mini.model import VLM
+from stts_mini.lab.speed.machine import commit
+from stts_mini.model import VLM, Encoder
 from stts_mini.packing import scaled_frames
 from stts_mini.report.result import Result
 from stts_mini.scorer import find_scorer
@@ -75,7 +78,8 @@ HEALTH = ("score_mean", "score_spread", "saturated", "correlation", "ties")  # o
 @dataclass(frozen=True)
 class Row:
     """One trained model: by this method (a key of METHODS, or a scorer's name), at this k, from base `seed` mod
-    BASES, in the world with so many panels. A key may end in @ and a number of steps, instead of the recipe's."""
+    BASES, in the world with so many panels. A key may end in @ and a number of steps, instead of the recipe's.
+    A rival at k = 0 is not trained: the unpruned row's model is asked with it (`asked`)."""
 
     method: str
     k: float
@@ -93,8 +97,15 @@ class Row:
         """Whether it starts from a base as it is after its first run."""
         return self.method.startswith("young-")
 
+    @property
+    def asked(self) -> bool:
+        """Whether the method only asks, and the model is the unpruned row's."""
+        return self.k == 0 and (self.method in ASKED or self.method in RIVALS)
+
     def config(self, data: str, init: Path) -> PaperConfig:
         """All settings of the run."""
+        if self.asked:
+            return dataclasses.replace(self, method="unpruned").config(data, init)
         method, steps = parted(self.method)
         k, settings = self.k, {**METHODS.get(method, {**STTS, "scorer": method}), **({"steps": steps} if steps else {})}
         if method in ("frames", "young-frames"):  # the budget as fewer frames
@@ -132,7 +143,7 @@ METHODS = {  # what a row's method means, as settings of the training run
     "no-aux": dict(STTS, sim_weight=0.0),
     "no-bias": dict(STTS, bias="none"),
     "oracle": dict(scorer="random"),  # `oracle` below takes its place
-    "tome": dict(scorer="random"),  # as does `merging`
+    **{name: dict(scorer="random") for name in RIVALS},  # as do these encoders
     "frames": dict(scorer="stts"),
     "resolution": dict(scorer="stts"),
     "blind": dict(scorer="stts", blind=True),
@@ -142,6 +153,10 @@ METHODS = {  # what a row's method means, as settings of the training run
     "young-random": dict(scorer="random"),
     "young-frames": dict(scorer="stts"),
 }
+
+
+ASKED = (*RIVALS, "cosine", "random")  # these, at inference only, are the rows of the table of rivals
+TRAINED = ("evs", "visionzip", "vidcom2", "divprune", "rlt", "dycoke")  # and these are trained, too
 
 
 def parted(method: str) -> tuple[str, int | None]:
@@ -164,10 +179,11 @@ def oracle(clip: Clip, video: Video) -> np.ndarray:
 
 def taught_by(method: str) -> dict:
     """What a method gives to `train` and `evaluate`, beside settings."""
-    return {"oracle": dict(annotate=oracle), "tome": dict(encoder=merging)}.get(parted(method)[0], {})
+    name = parted(method)[0]
+    return dict(annotate=oracle) if name == "oracle" else dict(encoder=RIVALS[name]) if name in RIVALS else {}
 
 
-TABLES = ("k", "methods", "frames", "elastic", "depth", "clock")
+TABLES = ("k", "methods", "frames", "elastic", "depth", "clock", "rivals", "rivals-trained")
 
 
 def rows_of(table: str) -> list[Row]:
@@ -194,6 +210,10 @@ def rows_of(table: str) -> list[Row]:
         return [ladder[0], plain, *(Row(m, 0.5, 0) for m in ("stts", "saliency", *depths))]
     if table == "elastic":
         return [ladder[0], Row("elastic", 0.9, 0), *(Row("saliency", k, 0) for k in (0.3, 0.5, 0.8, 0.9))]
+    if table == "rivals":
+        return [Row(m, 0.0, 0) for m in ASKED]
+    if table == "rivals-trained":
+        return [Row(m, k, 0) for k in (0.5, 0.8) for m in TRAINED]
     if table == "clock":  # shorter and longer runs: against the time they take
         plain = [ladder[0], *(Row(m, k, 0) for k in (0.8, 0.9) for m in ("saliency", "cosine"))]
         longer = [Row(f"{m}@800", k, 0) for k, m in ((0.8, "saliency"), (0.9, "saliency"), (0.8, "cosine"))]
@@ -225,6 +245,8 @@ class Asking:
 
 def askings(row: Row) -> dict[str, Asking]:
     """How a row's model is asked at test time: as trained; with more frames; an unpruned one in many ways."""
+    if row.asked:
+        return {f"inference only, k = {k}": Asking(k, row.method, FRAMES) for k in (0.5, 0.8)}
     config = row.config("", Path())
     ways = {"as trained": Asking(config.k, row.method, config.max_frames, config.image_size)}
     if row.method == "unpruned":  # not its shorter runs: they are there for one comparison
@@ -268,17 +290,30 @@ class Lab:
     def ask(self, model: VLM, way: Asking, seed: int) -> Result:
         """Every test question, one way; `seed`: of the random scorer."""
         torch.manual_seed(seed)
-        own, given, method = model.scorer, taught_by(way.method), parted(way.method)[0]
-        if method in ("cosine", "random"):
-            model.scorer = find_scorer(method)(model.config.scorer).to(self.device)
-        encode = given["encoder"](model) if "encoder" in given else None
-        encode = model.encode_blind if method == "blind" else encode
-        result = evaluate(
-            model, self.test, self.reader(way.max_frames, way.size), way.k, encode, generate=False,
-            annotate=given.get("annotate"),
-        )  # fmt: skip
-        model.scorer = own
-        return result
+        given = taught_by(way.method).get("annotate")
+        with asked_with(parted(way.method)[0], model) as (asked, encode):
+            reader = self.reader(way.max_frames, way.size)
+            return evaluate(asked, self.test, reader, way.k, encode, generate=False, annotate=given)
+
+    def timed(self, model: VLM, way: Asking) -> dict:
+        """What this way saves on the first four long clips, one question each: see `rivals/clock.py`."""
+        clips, reader = [clip for clip in self.test if clip.kind == "watch"][:4], self.reader(way.max_frames, way.size)
+        batches = [collate([reader(c)], [[(TOKENIZER.prompt(c.qa[0].question), [])]]).to(self.device) for c in clips]
+        with asked_with(way.method, model) as (asked, encode):
+            return timed(model, asked, encode, way.k, batches)
+
+
+@contextmanager
+def asked_with(method: str, model: VLM) -> Iterator[tuple[VLM, Encoder | None]]:
+    """The model and the encoder that answer by this method; a scorer without weights stands in until the block ends."""
+    own = model.scorer
+    if method in RIVALS:
+        yield applied(method, model)
+        return
+    if method in ("cosine", "random"):
+        model.scorer = find_scorer(method)(model.config.scorer).to(next(model.parameters()).device)
+    yield model, model.encode_blind if method == "blind" else None
+    model.scorer = own
 
 
 def base_checkpoint(folder: Path, seed: int, young: bool = False) -> Path:
@@ -331,25 +366,39 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     """Fine-tune from the row's base, ask, and return what the JSON file holds."""
     base = base_checkpoint(folder, row.seed % BASES, row.young)
     config = row.config(lab.data, base)
+    with claimed(Path(f"{config.out}.lock"), wait=True) if row.asked else nullcontext():
+        model, took = trained_model(row, lab, config)
+    return dict(
+        row=dataclasses.asdict(row), base=row.seed % BASES,
+        base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
+        config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
+        threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), **took, asked=ask_all(row, model, lab),
+    )  # fmt: skip
+
+
+def trained_model(row: Row, lab: Lab, config: PaperConfig) -> tuple[VLM, dict]:
+    """The row's model, and how long it was trained. A row that only asks takes the unpruned row's as it is in `runs`,
+    if it is finished."""
+    path = Path(config.out) / "checkpoint.pt"
+    if row.asked and path.exists():
+        model, state = checkpoint.load_model(path, lab.device)
+        had, now = (settings_of(of) for of in (state["train_config"], dataclasses.asdict(config)))
+        if state["step"] == config.steps and all(now.get(name) == x for name, x in had.items()):
+            return model, {}
     reader = lab.reader(config.max_frames, config.image_size)
     shutil.rmtree(config.out, ignore_errors=True)  # of a row that was broken off: it takes minutes, so begin again
     if undecoded := [clip for clip in lab.train if clip.source not in reader.cache and reader.room > 0]:
         reader.preload(undecoded)  # first: what is timed is training
     began, cpu = time.monotonic(), time.process_time()
-    model = train(config, False, lab.device, reader, **taught_by(row.method))
-    trained, cpu = time.monotonic() - began, time.process_time() - cpu
-    return dict(
-        row=dataclasses.asdict(row), base=row.seed % BASES,
-        base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
-        config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
-        threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), train_seconds=round(trained, 1),
-        cpu_seconds=round(cpu, 1), asked=ask_all(row, model, lab),
-    )  # fmt: skip
+    model = train(config, False, lab.device, reader, **({} if row.asked else taught_by(row.method)))
+    seconds = dict(train_seconds=time.monotonic() - began, cpu_seconds=time.process_time() - cpu)
+    return model, {name: round(x, 1) for name, x in seconds.items() if not row.asked}
 
 
 def ask_all(row: Row, model: VLM, lab: Lab) -> dict[str, dict]:
-    """Scores of a row's model, for each way of asking it."""
-    return {name: scores_of(lab.ask(model, way, row.seed), way) for name, way in askings(row).items()}
+    """Scores of a row's model, for each way of asking it; and what the way saves, of a row that only asks."""
+    times = lambda way: lab.timed(model, way) if row.asked else {}
+    return {name: scores_of(lab.ask(model, way, row.seed), way) | times(way) for name, way in askings(row).items()}
 
 
 def sha256(path: Path) -> str:
@@ -370,7 +419,11 @@ def scores_of(result: Result, way: Asking) -> dict:
     clips, as in log.csv."""
     tasks = list(result.correct["choice"])
     health = Health.of(result.health)
-    judged = parted(way.method)[0] != "tome" and (way.max_frames, way.size) == (FRAMES, 48) and result.evidence
+    judged = (
+        parted(way.method)[0] not in ("tome", "dycoke")
+        and (way.max_frames, way.size) == (FRAMES, 48)
+        and result.evidence
+    )
     return dict(
         **dataclasses.asdict(way),
         accuracy={t: round(result.accuracy(t), 4) for t in tasks},
@@ -384,13 +437,6 @@ def scores_of(result: Result, way: Asking) -> dict:
         },
         health=health and {n: None if math.isnan(x := getattr(health, n)) else round(x, 4) for n in HEALTH},
     )
-
-
-def commit() -> str:
-    """The checked-out commit, with a + if anything in the package differs from it."""
-    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
-    head = git("rev-parse", "--short", "HEAD").stdout.strip()
-    return head + "+" * bool(git("status", "--porcelain", ".").stdout.strip()) if head else "unknown"
 
 
 @contextmanager
@@ -419,6 +465,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--base", type=int, metavar="SEED", help="train the unpruned model with this seed")
     what.add_argument("--table", choices=TABLES, help="train what is missing of one table")
     what.add_argument("--all", action="store_true", help="train whatever is missing")
+    what.add_argument("--rival", metavar="NAME", help="ask with one of rivals/, or with FILE.py:CLASS of yours")
     what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
     parser.add_argument("--ship", metavar="ROW", help="keep a finished row's weights beside the bases")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only rows of these seeds")
@@ -429,12 +476,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=200, help="held-out clips of each kind")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which; val writes to runs/val")
     args = parser.parse_args(argv)
-    if args.base is None and not (args.table or args.all or args.scorer or args.ship):
-        parser.error("give --base, --table, --all, --scorer or --ship")
+    if args.base is None and not (args.table or args.all or args.scorer or args.rival or args.ship):
+        parser.error("give --base, --table, --all, --scorer, --rival or --ship")
     device = pick_device("auto")
     try:
         if args.scorer:
             find_scorer(args.scorer)
+        if args.rival:
+            find_rival(args.rival)
         if args.ship:
             ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
             return
@@ -442,8 +491,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             base = train_base(args.results, args.data, seed, device)
         if args.base is not None:
             return print(f"{base} is there")
-        if args.scorer:
-            rows = [Row(args.scorer, args.k, seed, args.panels) for seed in args.seeds]
+        if args.scorer or args.rival:
+            rows = [Row(args.scorer or args.rival, 0.0 if args.rival else args.k, s, args.panels) for s in args.seeds]
         else:
             tables = [args.table] if args.table else TABLES
             rows = dict.fromkeys(row for table in tables for row in rows_of(table) if row.seed in args.seeds)

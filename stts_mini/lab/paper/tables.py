@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stts_mini.data.files import check_outputs, write_text
+from stts_mini.data.files import check_outputs, replacing, write_text
 from stts_mini.lab.paper.beside import HEADLINES, beside
-from stts_mini.lab.paper.reproduce import parted
+from stts_mini.lab.paper.reproduce import ASKED, parted
 from stts_mini.lab.paper.scores import (
     AVERAGES,
     UNPRUNED,
@@ -41,6 +41,7 @@ from stts_mini.packing import num_removed
 from stts_mini.report.result import wrong_kinds
 from stts_mini.toy import world
 
+KINDS = ("unpruned", "pruned", "unused")  # of wrong answers: see `wrong_kinds`
 CELLS = PaperConfig().model.cells  # of a frame, in all rows but those of smaller frames
 NAMES = {
     "unpruned": "unpruned", "stts": "STTS", "random": "random",
@@ -59,6 +60,10 @@ NAMES = {
     "saliency-many": "trained with saliency, spread (ours), on twice the frames", "elastic": "elastic (ours)",
     "unpruned-range": "unpruned, trained on any number of frames",
     "saliency-range": "trained with saliency, spread (ours), on any number of frames",
+    "evs": "EVS: pixels that change", "visionzip": "VisionZip: attention received in the ViT",
+    "vidcom2": "VidCom²: unusual frames and cells", "divprune": "DivPrune: far from each other",
+    "contrast": "contrast within a cell", "rlt": "RLT: runs dropped before the ViT",
+    "dycoke": "merging over time (DyCoke)", "fastv": "FastV: attention of the question, in the LLM",
     "young-unpruned": "unpruned", "young-saliency": "trained with saliency, spread (ours)",
     "young-cosine": "cosine heuristic", "young-random": "random", "young-frames": "fewer frames, unpruned",
 }  # fmt: skip
@@ -265,6 +270,29 @@ def images(results: Results) -> str:
     return table("|k|attribute|against unpruned|count|against unpruned|seeds", rows)
 
 
+def rivals(results: Results) -> str:
+    """Published ways to prune, asked with the unpruned row's model and trained; *times as fast* is measured beside that
+    model unpruned, in turns, *limit* counted (rivals/clock.py)."""
+    if not any(k == 0 and method in ASKED for method, k, _ in results.records):
+        return ""
+    rows = []
+    for k, method in itertools.product((0.5, 0.8), (*ASKED, "stts", "saliency")):
+        asked, trained = (facts(results, row) for row in ((method, 0.0, f"inference only, k = {k}"), (method, k)))
+        if not asked and not trained:
+            continue
+        way = (0.0, f"inference only, k = {k}") if asked else (k, "as trained")
+        kinds = causes(results, method, *way).values()
+        kinds = [percent(float(np.mean([of[kind] for of in kinds]))) if kinds else "–" for kind in KINDS]
+        times = ["–", "–"]
+        if asked:
+            record = results.records[method, 0.0, results.seeds(method, 0.0, way[1])[0]]["asked"][way[1]]
+            times = [f"{record['speedup']:.2f}", f"{record['limit']:.2f}"]
+        scores = [of[c] if of else "–" for of in (asked, trained) for c in ("average", "against unpruned")]
+        rows.append([named(method), round(100 * k), *scores, (asked or trained)["evidence kept"], *kinds, *times])
+    head = "|k|inference only|against unpruned|trained|against unpruned|evidence kept"
+    return table(f"{head}|unpruned wrong, too|evidence pruned|kept, not used|times as fast|limit", rows)
+
+
 def why_wrong(row: dict, reference: dict) -> dict[str, dict[str, float]]:
     """Why a row's answers were wrong, beside an unpruned row's (each: what its file says of a way of asking), as shares
     of each task's questions: {task: {kind: share}}; the kinds are those of `wrong_kinds`.
@@ -289,7 +317,7 @@ def causes(results: Results, method: str, k: float, way: str = "as trained") -> 
         if asked["k"] and asked.get("kept_deciles"):
             kinds = why_wrong(asked, results.records[(*UNPRUNED, seed)]["asked"]["as trained"])
             of = lambda kind, kinds=kinds: float(averaged(lambda t: kinds[t][kind], kinds, "average"))
-            found[seed] = {kind: of(kind) for kind in ("unpruned", "pruned", "unused")}
+            found[seed] = {kind: of(kind) for kind in KINDS}
     return found
 
 
@@ -336,6 +364,7 @@ def sections(results: Results, without: Results | None = None, bench: Mapping | 
         "Shorter and longer training": clock(results),
         "Learning in the same time, from a base after its first run": learning(results),
         "One model for every k (ours)": elastic(results),
+        "Rivals: other published ways to prune": rivals(results),
         "Single images, which lose nothing (Table 4)": images(results),
         "Why answers were wrong": wrong(results),
         "The tasks, unpruned": tasks(results),
@@ -347,6 +376,7 @@ def sections(results: Results, without: Results | None = None, bench: Mapping | 
         "Without panels: accuracy against k": ladder(without),
         "Without panels: STTS against others, paired": pairs(without),
         "Without panels: other ways to prune": methods(without),
+        "Without panels: rivals": rivals(without),
         "Without panels: why answers were wrong": wrong(without),
     }
     return first | with_panels
@@ -388,6 +418,27 @@ def page(results: Results, without: Results | None = None, bench: Mapping | None
     return "\n\n".join(parts) + "\n"
 
 
+def draw(dials: Mapping[str, Results], path: Path) -> None:
+    """Accuracy against measured time, a point a method (needs matplotlib)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for axes, (title, results) in zip(figure.subplots(1, 2), dials.items(), strict=True):
+        for k, marker in ((0.5, "o"), (0.8, "s")):
+            way = f"inference only, k = {k}"
+            for i, method in enumerate(m for m in ASKED if results.seeds(m, 0.0, way)):
+                asked = results.records[method, 0.0, results.seeds(method, 0.0, way)[0]]["asked"][way]
+                at = 100 / asked["speedup"], 100 * value(results.scores(method, 0.0, way), "average")
+                axes.plot(*at, marker, color=f"C{i % 10}")
+                axes.annotate(method, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+        if results.seeds(*UNPRUNED):
+            axes.axhline(100 * value(results.scores(*UNPRUNED), "average"), color="black", linewidth=0.8)
+        axes.set(title=f"{title}: circles k = 50, squares 80; line: unpruned")
+        axes.set(xlabel="time of an inference pass, % of unpruned", ylabel="average accuracy, %")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
+
+
 BEGIN, END = "<!-- made by stts_mini.lab.paper.tables: begin -->\n", "<!-- end -->"
 
 
@@ -410,6 +461,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
     parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table's main lines")
     how = parser.add_mutually_exclusive_group()
+    how.add_argument("--plot", type=Path, help="draw the rivals to this PNG; write nothing else (needs matplotlib)")
     how.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
     how.add_argument("--seeds", type=int, nargs="+", help="print the page of these alone; write nothing")
     args = parser.parse_args(argv)
@@ -421,6 +473,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results, without = (Results(args.results / "rows", args.seeds, panels) for panels in (world.MOST_PANELS, 0))
         if not results.records:
             raise ValueError(f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
+        if args.plot:
+            return draw({"two panels": results, "without panels": without}, args.plot)
         bench = args.results / "bench.json"
         bench = json.loads(bench.read_text()) if bench.exists() else {}
         made = {args.results / "README.md": page(results, without, bench)}

@@ -1,6 +1,8 @@
-"""`python -m stts_mini.lab.speed`: see `bench.py`."""
+"""`python -m stts_mini.lab.speed`: see `bench.py`; with --pays, `pays.py`."""
 
-from stts_mini.lab.speed.bench import main
+import sys
+
+from stts_mini.lab.speed import bench, pays
 
 if __name__ == "__main__":
-    main()
+    pays.main() if "--pays" in sys.argv else bench.main()

@@ -5,6 +5,7 @@
     python -m stts_mini.lab.speed --scorer my_file.py:MyScorer      with a scorer of your own, its cost included
     python -m stts_mini.lab.speed --shape toy               the model of `python -m stts_mini.train`
     python -m stts_mini.lab.speed --shape so400m            real geometry in bfloat16, where CUDA is
+    python -m stts_mini.lab.speed --pays --frames 64        what binds, and from how many frames on it pays (pays.py)
 
 In one process, every k takes its turn in every round, forwards and backwards; the speed-up is the median over
 rounds of time(unpruned) / time(k) within a round, after a warm-up (on a CPU of the unpruned pass alone). A training

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,10 +15,17 @@ from pathlib import Path
 
 import torch
 
-from stts_mini.lab.paper.reproduce import commit
 from stts_mini.train import peak_memory
 
 MACHINE = "{device}, {threads} threads, torch {torch}, commit {commit}, load {started_under_load} when it began"
+
+
+def commit() -> str:
+    """The checked-out commit, with a + if anything in the package differs from it."""
+    package = Path(__file__).parents[2]
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=package)
+    head = git("rev-parse", "--short", "HEAD").stdout.strip()
+    return head + "+" * bool(git("status", "--porcelain", ".").stdout.strip()) if head else "unknown"
 
 
 def machine(device: torch.device) -> dict:

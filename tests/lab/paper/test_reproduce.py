@@ -12,6 +12,7 @@ from stts_mini.data.batches import Reader
 from stts_mini.eval import evidence_per_cell
 from stts_mini.lab.paper import reproduce, scores
 from stts_mini.lab.paper.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
+from stts_mini.lab.paper.rivals.known import RIVALS
 from stts_mini.lab.paper.scores import Results
 from stts_mini.lab.paper.tables import NAMES, page
 from stts_mini.lab.paper.train import PaperConfig
@@ -36,7 +37,7 @@ def lab(tmp_path_factory):
     patch.setattr(
         reproduce,
         "BASE",
-        {**TINY, "video_size": 48, "k": 0.0, "train_clips": clips, "llm_depth": 2, "vit_depth": 5},
+        {**TINY, "video_size": 48, "k": 0.0, "train_clips": clips, "llm_depth": 3, "vit_depth": 5},
     )
     patch.setattr(reproduce, "RECIPE", TINY_ROW)
     patch.setattr(reproduce, "METHODS", TINY_METHODS)
@@ -71,7 +72,12 @@ def made(method, lab):
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("method", reproduce.METHODS)
+TRAINED = [
+    m for m in reproduce.METHODS if m not in RIVALS or m in ("tome", "rlt")
+]  # one of a kind: all are asked below
+
+
+@pytest.mark.parametrize("method", TRAINED)
 def test_every_method_makes_a_row(method, lab):
     record = made(method, lab)
     assert record["base"] == 1 and record["config"]["seed"] == 1 and record["device"] == "cpu"
@@ -92,7 +98,9 @@ def test_every_method_makes_a_row(method, lab):
     digits = trained["kept_deciles"]
     assert set(digits) == (set() if method in other else {*world.SHORT_TASKS, *world.LONG_TASKS})
     assert all(len(x) == 3 and set(x) <= {*"0123456789-"} for x in digits.values())
-    learned = all(x not in method for x in ("unpruned", "oracle", "tome", "random", "cosine", "frames", "resolution"))
+    learned = all(
+        x not in method for x in ("unpruned", "oracle", "tome", "rlt", "random", "cosine", "frames", "resolution")
+    )
     assert (trained["health"] is not None) == (learned and method != "blind")
     assert not learned or method == "blind" or (0 <= trained["health"]["ties"] <= 1 and len(trained["health"]) == 5)
     if method == "unpruned":
@@ -102,12 +110,40 @@ def test_every_method_makes_a_row(method, lab):
     assert not {"data", "init", "out"} & set(record["config"])  # nothing of the machine
 
 
+@pytest.mark.parametrize("method", reproduce.ASKED)
+def test_a_rival_is_asked_with_the_unpruned_rows_model(method, lab, monkeypatch):
+    """Which is trained once; and it is timed beside itself, unpruned."""
+    unpruned = made("unpruned", lab)
+    monkeypatch.setattr(reproduce, "train", lambda *_, **__: pytest.fail("the row is in runs/ already"))
+    row = Row(method, 0.0, 1)
+    record = run_row(row, *lab)
+    reproduce.write_json(lab[1] / "rows" / f"{row.name}.json", record)
+    assert record["config"] == unpruned["config"] and "cpu_seconds" not in record
+    assert set(record["asked"]) == {"inference only, k = 0.5", "inference only, k = 0.8"}
+    for way, asked in record["asked"].items():
+        assert asked["method"] == method and asked["speedup"] > 0 and asked["limit"] > 1 and len(asked["seconds"]) == 2
+        assert (asked["evidence_kept"] is None) == (method in ("tome", "dycoke", "fastv"))
+        if method in ("cosine", "random", "tome"):
+            assert asked["answers"] == unpruned["asked"][f"{method}, {way}"]["answers"]
+    tokens = [asked["tokens"] for asked in record["asked"].values()]
+    assert tokens == [0, 0] if method == "fastv" else tokens[0] == 3 * 3 * 4 * 9 / 2 > tokens[1]
+
+
+def test_without_the_unpruned_rows_model_it_is_trained_first(lab, monkeypatch):
+    seen, real = [], reproduce.train
+    monkeypatch.setattr(reproduce, "train", lambda *a, **o: seen.append((a[0], o)) or real(*a, **o))
+    run_row(Row("evs", 0.0, 2), *lab)
+    assert seen[0][0] == Row("unpruned", 0.0, 2).config("data", seen[0][0].init) and not seen[0][1]
+    run_row(Row("fastv", 0.0, 2), *lab)
+    assert len(seen) == 1
+
+
 def test_every_row_is_on_the_page(lab):
-    for method in reproduce.METHODS:
+    for method in TRAINED:
         made(method, lab)
     text = page(Results(lab[1] / "rows"))
     assert "| 2 | 18 | " in text and "| 4 | 36 | " in text  # the two of frames in a range share a table
-    for method in reproduce.METHODS.keys() - {"unpruned-range", "saliency-range"}:
+    for method in {*TRAINED} - {"unpruned-range", "saliency-range"}:
         name = {"elastic": "elastic, asked at k = 0.5", "saliency-few": "unpruned"}.get(method, NAMES[method])
         title = "## Learning in the same time" if method.startswith("young-") else "# Results"
         assert f"| {name} |" in text.split(title)[1], method
@@ -135,7 +171,7 @@ def test_methods_are_what_they_are_called(lab, monkeypatch):
         kept[method] = record["asked"]["as trained"]["evidence_kept"]
         (_, given), (_, encode, asked) = seen
         assert given.get("annotate") == asked["annotate"] == (oracle if method == "oracle" else None)
-        assert given.get("encoder") == (reproduce.merging if method == "tome" else None)
+        assert given.get("encoder") == (RIVALS["tome"] if method == "tome" else None)
         assert (encode is None) == (method in ("oracle", "random"))
     assert kept["oracle"] > kept["random"] + 0.1
     seen.clear()
@@ -198,7 +234,7 @@ def test_a_row_may_have_its_own_number_of_steps(lab, monkeypatch):
     assert set(record["asked"]) == {"as trained"} and record["cpu_seconds"] > 0
 
 
-@pytest.mark.parametrize("method", reproduce.METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_a_number_of_steps_changes_nothing_else(method, lab):
     k = 0.0 if method in ("unpruned", "blind") else 0.5
     plain, longer = (asdict(Row(m, k, 0).config("data", Path("b"))) for m in (method, f"{method}@7"))
@@ -240,6 +276,8 @@ def test_the_rows_of_the_tables():
         ("unpruned", 0.0), *((m, x) for m in ("stts", "saliency", "random") for x in (0.5, 0.8, 0.9))
     }  # fmt: skip
     every = [row for table in reproduce.TABLES for row in rows_of(table)]
+    asked = [row for row in every if row.asked]
+    assert asked == rows_of("rivals") and {r.method for r in rows_of("rivals-trained")} < set(RIVALS)
     for row in every:
         config = row.config("data", Path("base.pt"))
         assert isinstance(config, PaperConfig) and config.k == (
@@ -251,6 +289,11 @@ def test_the_rows_of_the_tables():
         assert {name for name in a if a[name] != b[name]} <= own
 
 
+OWN_RIVAL = """
+def Mine(model):
+    return lambda frames, num_frames=None, k=0.5: model.encode_video(
+        frames, num_frames, k, lambda x, n: x.unflatten(2, (-1, 4)).mean((3, 4)))
+"""
 OWN_SCORER = """
 import torch
 from torch import nn
@@ -265,6 +308,17 @@ class Middle(nn.Module):
     def forward(self, x, num_frames=None):
         return self.weight * x.detach().unflatten(2, (-1, self.w2)).std(dim=(3, 4))
 """
+
+
+def test_a_rival_of_ones_own_is_asked(lab, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_RIVAL)
+    reproduce.main(
+        ["--rival", f"{tmp_path / 'mine.py'}:Mine", "--seeds", "1", "--results", str(lab[1]), "--clips", "3"]
+    )
+    record = json.loads((lab[1] / "rows" / "Mine-k0-seed1.json").read_text())
+    assert record["asked"]["inference only, k = 0.8"]["tokens"] > 0
+    with pytest.raises(SystemExit, match="know evs, "):
+        reproduce.main(["--rival", "nobody", "--results", str(lab[1])])
 
 
 def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkeypatch):

@@ -144,6 +144,31 @@ def test_the_page_says_what_the_files_say(tmp_path):
         main(["--results", str(tmp_path), "--check"])
 
 
+def test_rivals_stand_beside_their_time(tmp_path):
+    """Asked with the unpruned row's model in one file, trained in another; kinds of wrong answers, where cells are."""
+    way = "inference only, k = 0.5"
+    write(tmp_path, "unpruned", 0.0, 0, p=1.0)
+    assert "## Rivals" not in page(Results(tmp_path / "rows"))
+    write(tmp_path, "evs", 0.0, 0, p=short_only, ways=(way,))
+    path = tmp_path / "rows" / "evs0.0-0.json"
+    record = json.loads(path.read_text())
+    deciles = dict.fromkeys((*world.SHORT_TASKS, *world.LONG_TASKS), "9" * 25 + "0" * 25)
+    record["asked"][way] |= dict(k=0.5, speedup=1.256, limit=1.5, seconds=[2, 1], kept_deciles=deciles)
+    path.write_text(json.dumps(record))
+    write(tmp_path, "evs", 0.5, 0, p=1.0)
+    write(tmp_path, "stts", 0.5, 0, p=0.0)
+    main(["--results", str(tmp_path)])
+    text = (tmp_path / "README.md").read_text().split("## Rivals")[1].split("##")[0].strip().splitlines()
+    half, all_right = "50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)", "100.0 (100.0–100.0) | +0.0 (+0.0 to +0.0)"
+    kinds = "0.0 | 25.0 | 25.0 | 1.26 | 1.50"
+    assert text[4] == f"| EVS: pixels that change | 50 | {half} | {all_right} | 50.0 | {kinds} |"
+    nothing = "– | – | 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 50.0 | – | – | – | – | – |"
+    assert text[5:] == [f"| STTS | 50 | {nothing}"]
+    pytest.importorskip("matplotlib")
+    main(["--results", str(tmp_path), "--plot", str(tmp_path / "rivals.png")])
+    assert (tmp_path / "rivals.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_more_frames_pruned_stand_beside_fewer_unpruned(tmp_path):
     """Each line takes the right way of asking of each model; seeds that both have."""
     for seed in (0, 1):

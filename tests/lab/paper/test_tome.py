@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stts_mini.lab.paper.tome import merge, merging, shares
+from stts_mini.lab.paper.rivals.tome import ToMe, merge, shares
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import num_removed
 from stts_mini.vit import ViTConfig
@@ -47,7 +47,7 @@ def test_nothing_merged_is_the_unpruned_model():
     torch.manual_seed(0)
     model = VLM(CONFIG).double()
     frames, counts = torch.rand(2, 3, 3, 8, 8, dtype=torch.float64), torch.tensor([3, 1])
-    a, b = merging(model)(frames, counts, 0.0), model.encode_video(frames, counts, 0.0)
+    a, b = ToMe(model)(frames, counts, 0.0), model.encode_video(frames, counts, 0.0)
     torch.testing.assert_close(a.tokens, b.tokens)
     assert torch.equal(a.place, b.place) and torch.equal(a.kept, b.kept)
 
@@ -59,7 +59,7 @@ def test_merged_cells_count_as_many_keys_as_they_hold():
     model.vit.position_embedding.data.zero_()
     frames = torch.rand(1, 2, 3, 8, 8, dtype=torch.float64)
     frames[:, 1, :, :, 4:] = frames[:, 1, :, :, :4]  # frame 1: left and right half alike
-    merged, whole = merging(model)(frames, None, 0.25), model.encode_video(frames, None, 0.0)
+    merged, whole = ToMe(model)(frames, None, 0.25), model.encode_video(frames, None, 0.0)
     assert merged.kept.tolist() == [[4, 2]]
     torch.testing.assert_close(merged.tokens[:4], whole.tokens[:4])
     torch.testing.assert_close(merged.tokens[4:], whole.tokens[[4, 6]])
@@ -71,5 +71,5 @@ def test_merged_cells_count_as_many_keys_as_they_hold():
 def test_the_budget_is_that_of_pruning(k):
     model = VLM(CONFIG)
     frames = torch.rand(2, 6, 3, 8, 8)
-    kept = merging(model)(frames, None, k).kept.sum().item()
+    kept = ToMe(model)(frames, None, k).kept.sum().item()
     assert kept == max(model.encode_video(frames, None, k).kept.sum().item(), 2 * (4 + 5))  # a cell a frame stays

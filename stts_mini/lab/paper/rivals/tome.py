@@ -12,13 +12,12 @@ are the same as everybody's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stts_mini.model import VLM, Encoded
+from stts_mini.lab.paper.rivals.protocol import Rival
+from stts_mini.model import Encoded
 from stts_mini.packing import block_mask, frame_counts, num_removed, pack
 
 
@@ -64,12 +63,11 @@ def shares(k: float, cells: int, frames: int) -> list[int]:
     return [0, *((t + 1) * lost // later - t * lost // later for t in range(later))]
 
 
-def merging(model: VLM) -> Callable[..., Encoded]:
-    """An encoder of this model's that merges: (frames (B, T, 3, H, W), num_frames (B,), k) → Encoded."""
+class ToMe(Rival):
+    """Merging, at the depth at which STTS prunes. Every frame keeps a cell, so a video loses (C−1)·(T−1) at most."""
 
-    def encode(frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
-        """`VLM.encode_video`, with merging instead of scoring and selection."""
-        cfg, first = model.config, model.config.score_after + 2
+    def __call__(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
+        model, cfg, first = self.model, self.model.config, self.model.config.score_after + 2
         B, T = frames.shape[:2]
         counts = frame_counts(num_frames, B, T)
         real = torch.arange(T) < torch.tensor(counts)[:, None]  # (B, T)
@@ -88,5 +86,3 @@ def merging(model: VLM) -> Callable[..., Encoded]:
         keep = torch.zeros(B, T, cfg.cells, dtype=torch.bool, device=x.device)
         keep[real.to(x.device)] = size.unflatten(1, (cfg.cells, -1))[..., 0] > 0
         return Encoded(tokens, keep.sum(2).cpu(), real, keep.nonzero(), keep, None, packed)
-
-    return encode
