@@ -1,4 +1,4 @@
-"""The paper's tables in miniature: rows and bases to train, their tables, token merging to compare with.
+"""The paper's tables in miniature: rows and bases to train, their tables; `rivals`, other ways to prune.
 
-No speed is measured here. Start with `python -m stts_mini.lab.paper`.
+Of speed, only what each rival saves is measured here. Start with `python -m stts_mini.lab.paper`.
 """

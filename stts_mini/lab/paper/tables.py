@@ -271,8 +271,7 @@ def images(results: Results) -> str:
 
 
 def rivals(results: Results) -> str:
-    """Published ways to prune, asked with the unpruned row's model and trained; *times as fast* is measured beside that
-    model unpruned, in turns, *limit* counted (rivals/clock.py)."""
+    """Published ways to prune, asked with the unpruned row's model, and trained; nothing before any was asked."""
     if not any(k == 0 and method in ASKED for method, k, _ in results.records):
         return ""
     rows = []
@@ -290,7 +289,10 @@ def rivals(results: Results) -> str:
         scores = [of[c] if of else "–" for of in (asked, trained) for c in ("average", "against unpruned")]
         rows.append([named(method), round(100 * k), *scores, (asked or trained)["evidence kept"], *kinds, *times])
     head = "|k|inference only|against unpruned|trained|against unpruned|evidence kept"
-    return table(f"{head}|unpruned wrong, too|evidence pruned|kept, not used|times as fast|limit", rows)
+    text = table(f"{head}|unpruned wrong, too|evidence pruned|kept, not used|times as fast|limit", rows)
+    how = "Asked with the unpruned row's model (*inference only*), and trained. Evidence and kinds of wrong answers are"
+    how += " those of inference only, if it was asked. *Times as fast*: an inference pass on four long clips, in turns"
+    return f"{how} with the same model's unpruned. *Limit*: by count, without what it costs to choose.\n\n{text}"
 
 
 def why_wrong(row: dict, reference: dict) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Is it faster? The benchmark, its page, the counted limit, and our backbones beside Hugging Face's.
+"""Is it faster? The benchmark, its page, the counted limit, when it pays, and our backbones beside Hugging Face's.
 
 Answers are not judged here. Start with `python -m stts_mini.lab.speed`.
 """

@@ -144,16 +144,19 @@ def test_the_gradient_reaches_every_part_but_ours_give_scores_none(name):
 def test_generated_answers_are_those_of_a_whole_pass(name, k):
     """The KV cache holds what it should, in every layer."""
     model, encode = applied(name, build())
-    batch = batch_of(model, FRAMES)
+    batch, steps, logits = batch_of(model, FRAMES), [], model.llm.logits
+    model.llm.logits = lambda hidden: steps.append(logits(hidden)) or steps[-1]
     said = model.generate(batch, k, 5, encode)
+    model.llm.logits = logits
     for own, answers in zip(batch.branches, said, strict=True):
         own[:] = [(prompt, answer) for (prompt, _), answer in zip(own, answers, strict=True)]
     with torch.no_grad():
         output = model(batch, k, encode)
-    again = iter(output.logits.argmax(1).tolist())
-    for answer in (answer for answers in said for answer in answers):
-        whole = [next(again) for _ in range(len(answer) + 1)]  # and what follows: the end, or a sixth token
-        assert whole[: len(answer)] == answer and (len(answer) == 5 or whole[-1] == CONFIG.marks.end)
+    for q, answer in enumerate(answer for answers in said for answer in answers):
+        whole = output.logits[output.branch == q]
+        for step, expected in enumerate(whole[:5]):  # the answer, and the end if it came
+            torch.testing.assert_close(steps[step].view(6, -1)[q], expected)
+        assert whole.argmax(1).tolist()[: len(answer)] == answer
     assert len({tuple(a) for answers in said for a in answers}) > 1
 
 
@@ -266,6 +269,8 @@ def test_dycoke_joins_a_cell_to_the_one_that_it_looks_like():
             means = run_means(x[b : b + 1], encoded.keep[b : b + 1], torch.arange(5)[None] < n)[0]
             for (t, i), cells in runs.items():
                 torch.testing.assert_close(means[t, i], sum(cells) / len(cells))
+            tokens, _ = model.encode_kept(means[:n].view(n, 36, 8), encoded.keep[b, :n], 2)
+            torch.testing.assert_close(encoded.tokens[encoded.place[:, 0] == b], tokens)
     still = batch.frames[:, :1].expand_as(batch.frames)  # a still video: merged, it is its first frame
     tokens = rival(still, torch.tensor([5, 5]), 0.8).tokens.view(2, C, -1)
     torch.testing.assert_close(tokens.flatten(0, 1), rival(still[:, :1], None, 0.8).tokens)

@@ -77,7 +77,8 @@ class FastV(VLM):
         order = score.masked_fill(layout.ids != CELL, torch.inf).argsort(dim=1, stable=True)
         budget = torch.tensor([[num_removed(k, self.config.cells, counts[b])] for b, _ in asked], device=x.device)
         gone = order.argsort(dim=1) < budget  # (R, L)
-        columns = gone.int().argsort(dim=1, stable=True)[:, : (~gone).sum(1).max()]  # (R, L'): what stays, in order
+        rest = gone | (layout.segment < 0)  # padding goes, too
+        columns = rest.int().argsort(dim=1, stable=True)[:, : (~rest).sum(1).max()]  # (R, L'): what stays, in order
         mask = (layout.mask & ~gone[:, None, None])[row[..., None], 0, columns[..., None], columns[:, None]][:, None]
         y = self.run(x[row, columns], layout.positions[row, columns], mask, cache, range(K, len(self.llm.layers)))
         hidden = torch.zeros_like(x).index_put((row, columns), self.llm.norm(y))
