@@ -339,7 +339,7 @@ def test_the_counted_cost_of_a_pass():
 def test_a_pass_is_timed_beside_unpruned(monkeypatch):
     """Under a clock of our own: 8 s unpruned and 2 s pruned, whoever prunes; the limit by where cells go."""
     now, model = [0.0], build()
-    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(process_time=lambda: now[0], perf_counter=None))
     batch, limits = alone(batch_of(model, FRAMES, questions=1), 0), []
     for name in ("fastv", "vidcom2", "rlt"):
         asked, encode = applied(name, model)

@@ -38,7 +38,8 @@ def timed(model: VLM, asked: VLM, encode: Encoder | None, k: float, batches: Seq
     frames to the first token: the median over rounds; seconds of both; and the limit. Batches of one question each."""
     run = lambda side: [side[0].generate(batch, side[1], 1, side[2]) for batch in batches]
     sides = ((model, 0.0, None), (asked, k, encode))
-    seconds = in_turns(run, sides, rounds, time.perf_counter, sides)
+    on_cpu = next(model.parameters()).is_cpu  # there, processor time: others may be at work beside this
+    seconds = in_turns(run, sides, rounds, time.process_time if on_cpu else time.perf_counter, sides)
     whole, pruned = (seconds[side] for side in sides)
     C, counts, stage = model.config.cells, [0, 0], getattr(encode or asked, "gone_from", "packed")
     for batch in batches:
