@@ -79,12 +79,10 @@ def evaluate(
     lenient: bool = False,
 ) -> Result:
     """Ask the model one question of each task on every clip, at any k and with the reader's number of frames.
-
     `encode` is another encoder, such as `model.encode_blind`. `generate` scores greedy answers to all tasks, not only
     to the open ones. `annotate` gives scores instead of the scorer's. For `lenient` see `normalised`. Image tasks are
     named "image/task". Clips that cannot be read are left out, and the reader lists them. Several processes
-    (`training/distributed.py`) share the clips, and each gets the whole result.
-    """
+    (`training/distributed.py`) share the clips, and each gets the whole result."""
     device = next(model.parameters()).device
     result, was_training = Result(), model.training
     model.eval()

@@ -139,10 +139,10 @@ def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
         x = torch.randn(1, T, cfg.vit.num_patches, cfg.vit.width).to(model.vit.position_embedding)
         scores = scorer(x, torch.tensor([T]))
     check_scores(scores.detach(), (1, T, cfg.cells), injected=injects)
-    teachers = (config.sim_weight or cfg.bias != "none") if injects else config.saliency_steps
-    if weights and not (teachers and scores.requires_grad):
-        cure = "compute its scores from them, with a gradient" if teachers else "give --sim-weight or --bias log"
-        cure = cure if teachers or injects else "set injects_bias = True in its class, and give scores in (0, 1)"
+    signals = (config.sim_weight or cfg.bias != "none") if injects else config.saliency_steps
+    if weights and not (signals and scores.requires_grad):
+        cure = "compute its scores from them, with a gradient" if signals else "give --sim-weight or --bias log"
+        cure = cure if signals or injects else "set injects_bias = True in its class, and give scores in (0, 1)"
         print(f"warning: nothing trains the weights of scorer {config.scorer}: {cure}")
 
 

@@ -171,8 +171,8 @@ def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, 
         return y
 
     panels = [({"Loss": (column("task_loss"), LOSS)}, {"Accuracy": (column("accuracy"), ACCURACY)})]
-    if np.isfinite(teacher := column("sim_gradient")).any():
-        gradients = {"Gradient of L_sim": (teacher, LOSS), "of the LM": (column("lm_gradient"), HEALTH[0])}
+    if np.isfinite(sim_gradient := column("sim_gradient")).any():
+        gradients = {"Gradient of L_sim": (sim_gradient, LOSS), "of the LM": (column("lm_gradient"), HEALTH[0])}
         shares = {"r": (column("correlation"), ACCURACY), "Saturated": (column("saturated"), HEALTH[1])}
         panels.append((gradients, shares))
     picture = np.concatenate([panel(*curves, size) for curves in panels])
