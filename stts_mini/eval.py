@@ -146,13 +146,9 @@ def judge(
     unpruned: tuple[VLM, AnyTokenizer] | None = None,
     shipped: dict | None = None,
 ) -> dict:
-    """Evaluate a model with and without the video, print the table, and return its numbers.
-
-    train_clips  for the look-up baseline
-    blind        the model was trained without the video, so it never gets it
-    unpruned     a model to run at k = 0 on the same clips, for `why_wrong`
-    shipped      a shipped model's answers (`training/config.py`), to add the differences from it
-    """
+    """Evaluate a model with and without the video, print the table, and return its numbers. `train_clips` are for the
+    look-up baseline. A `blind` model never gets the video. A model `unpruned` is run at k = 0, for `why_wrong`. If a
+    `shipped` model's answers are given (`training/config.py`), the differences from it are added."""
     without = model.encode_blind
     how = dict(tokenizer=tokenizer, lenient=lenient)
     result = evaluate(model, clips, reader, k, without if blind else None, **how)
@@ -261,7 +257,6 @@ def _count_kept(
 
 def kept_shares(clip: Clip, video: Video, keep: np.ndarray) -> dict[str, float | None]:
     """How much of what each task's question depends on is visible in the kept cells, `keep` (T, C) bool.
-
     For an object it is the share of its pixels in kept cells, in the best frame after frame 0. For several objects it
     is the smallest of their shares, and None if no frame shows any. Empty for images and for clips of your own."""
     if clip.kind in ("image", OWN):
@@ -273,7 +268,6 @@ def kept_shares(clip: Clip, video: Video, keep: np.ndarray) -> dict[str, float |
 
 def look_up(train: Sequence[Clip], test: Sequence[Clip], lenient: bool = False) -> dict[str, float]:
     """The look-up baseline: accuracy per task if we answer without the video, by the training answers alone.
-
     It picks the shown option that was the commonest training answer to the same question text, and for an open task the
     commonest of all answers. Times in a question are ignored. Ties and unknown questions count as the chance to guess
     right. Texts are compared as `normalised`."""

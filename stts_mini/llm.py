@@ -29,10 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """Sizes of the LLM. Raises ValueError if kv_heads does not divide heads, or head_dim is odd.
-
-    Qwen3-0.6B has vocab_size 151936, width 1024, depth 28, heads 16, kv_heads 8, head_dim 128, mlp 3072.
-    """
+    """Sizes of the LLM. Raises ValueError if kv_heads does not divide heads, or head_dim is odd. Qwen3-0.6B has
+    vocab_size 151936, width 1024, depth 28, heads 16, kv_heads 8, head_dim 128, mlp 3072."""
 
     vocab_size: int = 512
     width: int = 128

@@ -287,8 +287,9 @@ class VLM(nn.Module):
     def teach(self, scores: Tensor, target: Tensor, counts: Tensor, real: tuple) -> tuple[Tensor | None, Tensor]:
         """What trains the scorer: the key bias of block l+1, (F, N) or None, and L_sim.
 
-        scores (B, T, C), target (B, T−1, C). real: the indices of the real frames. counts (B,): how many frames a video
-        has, or 1 if no cell of it is removed. Like an image, such a video gets no bias, and L_sim leaves it out.
+        scores  (B, T, C); target (B, T−1, C); real: the indices of the real frames
+        counts  (B,), how many frames a video has, but 1 if no cell of it is removed
+        Like an image, a video with count 1 gets no bias, and L_sim leaves it out.
         """
         cfg = self.config
         sim_loss = similarity_loss(scores, target, counts, cfg.detach_target)

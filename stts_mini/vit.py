@@ -33,10 +33,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v → y, all (F, he
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of the ViT. Raises ValueError for sizes that do not divide.
-
-    SigLIP so400m/14-384 has image_size 378 (27 × 14), patch_size 14, width 1152, depth 27, heads 16, mlp 4304.
-    """
+    """Sizes of the ViT. Raises ValueError for sizes that do not divide. SigLIP so400m/14-384 has image_size 378,
+    patch_size 14, width 1152, depth 27, heads 16, mlp 4304."""
 
     image_size: int = 48
     patch_size: int = 8

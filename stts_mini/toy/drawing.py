@@ -3,8 +3,9 @@
     render(scene, times, size)               (T, H, W, 3) uint8
     evidence(scene, questions, times, size)  (T, H, W) bool: the pixels that the answers depend on
 
-Legend: lengths and places in units of the picture's side, y downwards · times in seconds · T times ·
-H = W = size in pixels · slots: the 3 × 3 parts of the picture, row by row
+Legend
+    lengths and places in units of the picture's side, y downwards · times in seconds · T times
+    H = W = size in pixels · slots: the 3 × 3 parts of the picture, row by row
 
 What this file does not do: decide what happens and what is asked (`world.py`).
 """

@@ -189,9 +189,9 @@ def _happening_questions(rng: np.random.Generator, objects: list[Object]) -> lis
 
 
 def _moving_scene(rng: np.random.Generator, duration: float, fps: float, timeline: Callable) -> Plot:
-    """Four objects: two move at different speeds, one blinks, grows or spins, and one is still. timeline(i) gives
-    object i's (enter, start, length of its event, leave). The slower mover begins in the middle of its slot or ends in
-    the middle of the next, at random, so that no single frame shows which one is slower."""
+    """Four objects: two move at different speeds, one blinks, grows or spins, and one is still. `timeline(i)` gives
+    object i's (enter, start, length of its event, leave). At random, the slower mover begins in the middle of its slot
+    or ends in the middle of the next. So no single frame shows which one is slower."""
     shapes, asked = _shapes_with_a_count(rng)
     colours = rng.permutation(list(COLOURS))[:4].tolist()
     places, rest = _place(rng, 2)
