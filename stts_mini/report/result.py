@@ -149,8 +149,8 @@ def wrong_kinds(
     Raises ValueError for sequences of different lengths.
 
     One visible frame is enough here, because accuracy falls if an object is never visible but hardly depends on how
-    often it is. We measured it on what the unpruned model gets right (base 0, 200 clips a kind, k = 0.8). The cosine
-    heuristic is right on 26% with pruned evidence and on 69% of the others, the model trained with saliency on 52% and
+    often it is. We measured it on what the unpruned model gets right (200 clips a kind, k = 0.8). The cosine heuristic
+    on base 0 is right on 26% with pruned evidence and on 69% of the others, the model trained with saliency on 52% and
     97%. Cuts from 0.001 to 0.6 give nearly the same. But direction and speed need two frames and event-count more, so
     some of their pruned evidence counts as unused.
 

@@ -108,7 +108,7 @@ def _seen(objects: Sequence[Object]) -> tuple[tuple[int, float, float], ...]:
 
 
 def _attribute_questions(objects: Sequence[Object]) -> list[Question]:
-    """A question about every object that has a colour or a shape for itself."""
+    """Questions about every object whose colour or shape no other has."""
     shapes, colours = [o.shape for o in objects], [o.colour for o in objects]
     questions = []
     for o, seen in zip(objects, _seen(objects), strict=True):
