@@ -1,10 +1,10 @@
-"""How good are the answers? Two scorings, beside what chance, question text and luck alone would give.
+"""How good are the answers? Two scorings, beside three baselines that do not see the video.
 
     multiple choice   the shown option with the largest log-likelihood, summed over its tokens and the end token
     generation        greedy decoding, no options shown; right only if the text is the answer, once both are
-                      `normalised` (data/clips.py); --lenient: whatever the case and the final full stop
+                      `normalised` (data/clips.py); --lenient ignores case and a final full stop
     chance            1 / number of shown options
-    look-up           the commonest training answer to that very question text (a leak would show here)
+    look-up           the commonest training answer to the same question text (a leak would show here)
     blind             the same model without any vision tokens
 
     python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
@@ -78,17 +78,17 @@ def evaluate(
     tokenizer: AnyTokenizer = TOKENIZER,
     lenient: bool = False,
 ) -> Result:
-    """Ask the model one question of each task on every clip, at any k and any number of frames (the
-    reader's). `encode`: another encoder, such as `model.encode_blind`. `generate`: score greedy answers to
-    all tasks, not only to those that are judged by them; `lenient`: see `normalised`. `annotate`: scores instead of
-    the scorer's. The control's tasks are named "image/task". Clips that cannot be read are left out (the reader lists
-    them). Several processes (`training/distributed.py`) share the clips, and each gets the whole result."""
+    """Ask the model one question of each task on every clip, at any k and with the reader's number of frames.
+    `encode` is another encoder, such as `model.encode_blind`. `generate` scores greedy answers to all tasks, not only
+    to the open ones. `annotate` gives scores instead of the scorer's. For `lenient` see `normalised`. Image tasks are
+    named "image/task". Clips that cannot be read are left out, and the reader lists them. Several processes
+    (`training/distributed.py`) share the clips, and each gets the whole result."""
     device = next(model.parameters()).device
     result, was_training = Result(), model.training
     model.eval()
     readable = _readable(clips, reader)
     progress = Progress(name, len(clips))
-    while batch := list(itertools.islice(readable, batch_size)):  # no more videos in memory than that
+    while batch := list(itertools.islice(readable, batch_size)):  # only these in memory
         numbers, videos = zip(*batch, strict=True)
         asked = [pick_questions(clips[n]) for n in numbers]
         prompt, ids_of = tokenizer.prompt, tokenizer.encode
@@ -100,7 +100,7 @@ def evaluate(
         said = [[] for _ in spoken]
         if any(spoken):
             open_ended = [[(prompt(qa.question), []) for qa in own] for own in spoken]
-            same = lambda *_, encoded=output.encoded: encoded  # the same selection answers both scorings
+            same = lambda *_, encoded=output.encoded: encoded  # both scorings answer from the same kept cells
             longest = max([16, *(len(ids_of(qa.answer)) + 1 for own in spoken for qa in own)])
             batch = collate(videos, open_ended, tokenizer=tokenizer).to(device)
             said = model.generate(batch, k, longest, encode=same)
@@ -112,7 +112,7 @@ def evaluate(
                 result.add("choice", task, n, qa, picked, picked == qa.answer)
                 result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
             for qa, ids in zip(spoken[b], said[b], strict=True):
-                ended, text = len(ids) < longest, tokenizer.decode(ids)  # for "red " may be the beginning of more
+                ended, text = len(ids) < longest, tokenizer.decode(ids)  # if cut, "red" may go on
                 right = ended and normalised(text, lenient) == normalised(qa.answer, lenient)
                 result.add("generated", task_name(clips[n], qa), n, qa, text + "…" * (not ended), right)
         _count_kept(result, output.encoded, [clips[n] for n in numbers], videos, numbers)
@@ -128,7 +128,7 @@ def evaluate(
 
 
 def share_losses(reader: Reader) -> None:
-    """Let each process know what any of them could not read, or not as a whole."""
+    """Tell every process which clips any of them could not read, or not fully."""
     for broken, skipped in distributed.gather((reader.broken, reader.skipped)):
         reader.broken |= broken
         reader.skipped |= skipped
@@ -146,9 +146,9 @@ def judge(
     unpruned: tuple[VLM, AnyTokenizer] | None = None,
     shipped: dict | None = None,
 ) -> dict:
-    """Evaluate a model with and without the video (`blind`: without it, both times), beside what question text alone
-    is worth after `train_clips`; print the table, and return its numbers. With a model to ask `unpruned`, at k = 0,
-    also those of `why_wrong`; with a `shipped` model's answers (`training/config.py`), the differences from it."""
+    """Evaluate a model with and without the video, print the table, and return its numbers. `train_clips` are for the
+    look-up baseline. A `blind` model never gets the video. A model `unpruned` is run at k = 0, for `why_wrong`. If a
+    `shipped` model's answers are given (`training/config.py`), the differences from it are added."""
     without = model.encode_blind
     how = dict(tokenizer=tokenizer, lenient=lenient)
     result = evaluate(model, clips, reader, k, without if blind else None, **how)
@@ -164,7 +164,7 @@ def judge(
         print(f"\n{text}")
     elif shipped:
         print(
-            f"not compared with the unpruned model, which was asked on test set {shipped['fingerprint']}: to compare,"
+            f"not compared with the unpruned model, which was run on test set {shipped['fingerprint']}: to compare,"
             " leave out --test-clips, --train-clips, --panels and --split"
         )
     print(examples(result.said, clips))
@@ -175,33 +175,33 @@ def judge(
         numbers["why_wrong"] = why_wrong(result, whole)
         print(f"\n{wrong_table(result, numbers['why_wrong'])}")
         if unpruned[0] is model:
-            print("note: compared with this model, unpruned. If it was trained pruned, name another one after --why")
+            print("note: compared with this model, unpruned. If it was trained with pruning, give another after --why")
     return numbers
 
 
 def _readable(clips: Sequence[Clip], reader: Reader) -> Iterator[tuple[int, Video]]:
-    """This process's share of the clips, as (number, video): whatever can be read."""
+    """The readable clips of this process's share, as (number, video)."""
     for n in range(distributed.rank(), len(clips), distributed.world_size()):
         with suppress(VideoError):
             yield n, reader(clips[n])
 
 
 def task_name(clip: Clip, qa: QA) -> str:
-    """The task's name in every table: the control's are told from the videos'."""
+    """The task's name in every table: "image/task" for an image."""
     return f"image/{qa.task}" if clip.kind == "image" else qa.task
 
 
 def option_likelihoods(output) -> torch.Tensor:
     """The log-likelihood of each branch's answer, summed over its tokens and the end token: (R,). Without the end,
-    "number 7" would be at least as likely as "number 77", whatever the model says."""
+    "number 7" would always be at least as likely as "number 77"."""
     log_p = output.logits.log_softmax(-1).gather(1, output.targets[:, None]).squeeze(1)
     sums = log_p.new_zeros(int(output.branch[-1]) + 1)
     return sums.index_add(0, output.branch, log_p)
 
 
 def evidence_per_cell(clip: Clip, video: Video, side: int) -> dict[str, np.ndarray]:
-    """For each task that the clip's kind is judged by, how many pixels of each cell its answers depend on, frame 0
-    left out: {task: (T, side²) int}. `side`: cells in a row. (What was asked for before is remembered.)"""
+    """For each task of the clip's kind, how many pixels of each cell its answers depend on, without frame 0:
+    {task: (T, side²) int}. `side`: cells in a row. Results are cached."""
     return _evidence_per_cell(clip.split, clip.kind, clip.seed, tuple(video.times), video.frames.shape[1], side)
 
 
@@ -213,14 +213,14 @@ def _evidence_per_cell(split: str, kind: str, seed: int, times: tuple, size: int
 
 
 def _in_cells(scene: Scene, questions: tuple[Question, ...], times: tuple, size: int, side: int) -> np.ndarray:
-    """How many pixels of each cell these questions' answers depend on: (T, side²) int."""
+    """How many pixels of each cell the answers to these questions depend on: (T, side²) int."""
     pixels = evidence(scene, questions, np.array(times), size)
     return pixels.reshape(len(times), side, size // side, side, size // side).sum((2, 4)).reshape(len(times), -1)
 
 
 @functools.lru_cache(maxsize=10000)
 def _objects_in_cells(clip: Clip, times: tuple, size: int, side: int) -> dict[str, list[np.ndarray]]:
-    """The same of each object apart that the answer to the task's one question (`pick_questions`) depends on."""
+    """As `evidence_per_cell`, but object by object, for the one question of each task (`pick_questions`)."""
     scene, objects = world.make_scene(clip.split, clip.kind, clip.seed), {}
     asked = {(qa.task, qa.question) for qa, _ in pick_questions(clip)}
     for q in scene.questions:
@@ -233,7 +233,7 @@ def _objects_in_cells(clip: Clip, times: tuple, size: int, side: int) -> dict[st
 def _count_kept(
     result: Result, encoded: Encoded, clips: Sequence[Clip], videos: Sequence, numbers: Sequence[int]
 ) -> None:
-    """Add a batch's kept cells, rows, kept evidence and scorer's health to the result; `numbers`: the clips'."""
+    """Add a batch's kept cells, rows, kept evidence and scorer's health to the result. `numbers`: of the clips."""
     if encoded.keep is None:
         return
     result.health += sums(encoded).cpu().numpy()
@@ -256,9 +256,9 @@ def _count_kept(
 
 
 def kept_shares(clip: Clip, video: Video, keep: np.ndarray) -> dict[str, float | None]:
-    """How much can be seen of what each task's question depends on, in cells that are kept, `keep` (T, C) bool. Of an
-    object that is its share of pixels in kept cells, in the frame where that is largest (frame 0 left out); of several
-    objects, the least; None if no frame shows any. Nothing for images and for clips of your own."""
+    """How much of what each task's question depends on is visible in the kept cells, `keep` (T, C) bool.
+    For an object it is the share of its pixels in kept cells, in the best frame after frame 0. For several objects it
+    is the smallest of their shares, and None if no frame shows any. Empty for images and for clips of your own."""
     if clip.kind in ("image", OWN):
         return {}
     best = lambda x: float(((x * keep).sum(1) / x.sum(1).clip(min=1)).max())  # (T, C) pixels
@@ -267,10 +267,10 @@ def kept_shares(clip: Clip, video: Video, keep: np.ndarray) -> dict[str, float |
 
 
 def look_up(train: Sequence[Clip], test: Sequence[Clip], lenient: bool = False) -> dict[str, float]:
-    """Accuracy per task of answering with the shown option that was the commonest training answer to the
-    same question text, whatever times it names; ties (and questions never seen) count as the chance to guess
-    right. (For a task that is judged by generation: with the commonest of all answers.) Texts are compared as
-    `normalised` has them."""
+    """The look-up baseline: accuracy per task if we answer without the video, by the training answers alone.
+    It picks the shown option that was the commonest training answer to the same question text, and for an open task the
+    commonest of all answers. Times in a question are ignored. Ties and unknown questions count as the chance to guess
+    right. Texts are compared as `normalised`."""
     plain = lambda question: re.sub(r"\d+\.\d", "#", normalised(question))
     answers: dict[tuple[str, str], Counter] = defaultdict(Counter)
     for clip in train:
@@ -287,7 +287,7 @@ def look_up(train: Sequence[Clip], test: Sequence[Clip], lenient: bool = False) 
 
 
 def parse_k(text: str) -> float:
-    """A share from a command line, with the same clear refusal as everywhere."""
+    """k from a command line, refused with the message of `check_k`."""
     try:
         check_k(float(text))
     except ValueError as error:
@@ -301,21 +301,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         "python -m stts_mini.eval", description=__doc__.split("\n")[0], allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("checkpoint", nargs="?", default="runs/cpu/checkpoint.pt", help="what to evaluate")
+    parser.add_argument("checkpoint", nargs="?", default="runs/cpu/checkpoint.pt", help="the checkpoint to evaluate")
     parser.add_argument("--k", type=parse_k, help="share of cells to remove; as in training if not given")
-    parser.add_argument("--max-frames", type=int, help="frames of a clip; as in training if not given")
-    parser.add_argument("--scorer", help="another scorer than in training, or my_file.py:MyScorer")
+    parser.add_argument("--max-frames", type=int, help="most frames of a clip; as in training if not given")
+    parser.add_argument("--scorer", help="stts, cosine, random or my_file.py:MyScorer; as in training if not given")
     parser.add_argument("--clips", type=int, help="test clips of each kind; as in training if not given")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips to evaluate on")
     parser.add_argument("--panels", type=int, help="distractors in a scene; as in training if not given")
-    parser.add_argument("--data", default="data", help="folder of the prepared clips, or mine.jsonl")
-    parser.add_argument("--seed", type=int, default=0, help="of the random scorer")
-    parser.add_argument("--lenient", action="store_true", help="generated answers: ignore case and a final full stop")
+    parser.add_argument("--data", default="data", help="folder of the toy world's clips, or your own mine.jsonl")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random scorer")
+    parser.add_argument("--lenient", action="store_true", help="ignore case and a final full stop in generated answers")
     parser.add_argument(
         "--why", nargs="?", const="", metavar="CHECKPOINT",
-        help="also say why answers were wrong, compared with this model, unpruned; with the same one if none is named",
+        help="also say why answers were wrong, compared with this model, unpruned; by default with the same model",
     )  # fmt: skip
-    parser.add_argument("--json", help="also write the scores to this file")
+    parser.add_argument("--json", help="write the scores to this file, too")
     args = parser.parse_args(argv)
     cuda = torch.cuda.is_available()
     with one_line_errors(parser.prog), distributed.processes(torch.device("cuda" if cuda else "cpu")) as device:
@@ -323,10 +323,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace, device: torch.device) -> dict:
-    """Evaluate as the command line says; prints the table and returns what --json writes."""
+    """Evaluate as the command line says. Prints the table and returns what --json writes."""
     torch.manual_seed(args.seed)
     inputs = [args.checkpoint, *[args.data] * is_own(args.data), *[args.why] * bool(args.why)]
-    check_outputs([args.json] if args.json else [], inputs)  # better known now than after the work
+    check_outputs([args.json] if args.json else [], inputs)  # refuse them now, not after the work
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, device, args.scorer)
     train = state["train_config"]
     frames = train["max_frames"] if args.max_frames is None else args.max_frames
@@ -334,25 +334,25 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     number = train.get("test_clips", 200) if args.clips is None else args.clips
     if number < 1 or frames < 1:
         raise ValueError(f"--clips {number}, --max-frames {frames}: give at least 1")
-    blind = train.get("blind", False)  # a setting of the lab's
+    blind = train.get("blind", False)  # a setting of stts_mini.lab
     if blind and (args.k is not None or args.scorer):
         raise ValueError(f"{args.checkpoint} was trained blind: leave out --k and --scorer, which change nothing")
     unpruned = None if args.why is None else (model, tokenizer)
     if unpruned:
         require(k > 0 and not blind, "--why is for a pruned model: give a --k above 0")
-        require(not is_own(args.data), "--why is for the world's clips, whose evidence is known: leave out --data")
+        require(not is_own(args.data), "--why is for the toy world's clips, whose evidence is known: leave out --data")
     if args.why:
-        other, _, words = checkpoint.load_trained(args.why, device, "random")  # unpruned, so no scorer is asked
+        other, _, words = checkpoint.load_trained(args.why, device, "random")  # unpruned, so the scorer is not used
         sizes = model.config.vit.image_size, other.config.vit.image_size
-        require(sizes[0] == sizes[1], "frames of {} pixels, of {} in {}: give one of the same", *sizes, args.why)
+        require(sizes[0] == sizes[1], "frames of {} pixels, of {} in {}: give a model of the same", *sizes, args.why)
         unpruned = other, words
     if k >= 0.8 and frames < 32:
-        print(f"note: at k = {k} and {frames} frames, little but frame 0 is kept, whoever scores: take 32 or more")
+        print(f"note: at k = {k} and {frames} frames, any scorer keeps little but frame 0: give 32 frames or more")
     clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train, number))
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
     trained, scorer = train["scorer"], args.scorer or model.config.scored_by
     trained = trained if train["k"] else "unpruned, no scorer"
-    pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # it belongs to the model, whoever scores
+    pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # the model's, for any scorer
     name = "blind" if blind else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"
     print(printable(f"{args.checkpoint} (step {state['step']}, seed {train['seed']}), {name}, up to {frames} frames"))
     count = f"{len(clips)} clips" if is_own(args.data) else f"{number} clips of each kind"
@@ -372,21 +372,21 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
 
 
 def is_own(data: str) -> bool:
-    """Whether --data names clips of your own, or the folder of the world's."""
+    """Whether --data names a list of your own clips (or the folder of the toy world's)."""
     return data.endswith(".jsonl")
 
 
 def clips_to_judge(args: argparse.Namespace, train: dict, number: int) -> tuple[list[Clip], Path]:
-    """The clips that the command line names, of the world `number` of each kind, and the file of the training clips, to
-    look answers up in. Raises ValueError for a folder that is not there or holds other things: a typing error is no
-    wish for the world."""
+    """The clips that the command line names (`number` of each kind in the toy world), and the file of the training
+    clips, for the look-up. Raises ValueError for a missing folder or one with other files, so that a typing error does
+    not fill it with the toy world's clips."""
     if is_own(args.data):
-        world_only = "--clips, --split and --panels are for the world: leave them out"
+        world_only = "--clips, --split and --panels are for the toy world: leave them out"
         require((args.clips, args.split, args.panels) == (None, "test", None), world_only)
         return load_clips(args.data, judged=True), Path(train["data"])
     folder = Path(args.data)
     known = folder == Path("data") or (folder.is_dir() and (any(folder.glob("world-v*")) or not any(folder.iterdir())))
-    due = "--data {}: no folder of the world's clips, nor an empty one; a list of clips of your own ends in .jsonl"
+    due = "--data {}: give a folder of the toy world's clips, an empty one, or your own list, which ends in .jsonl"
     require(known, due, args.data)
     counts = {kind: train["train_clips"].get(kind, 0) for kind in world.TASKS}
     kinds, size = [kind for kind, count in counts.items() if count], train.get("video_size", train["image_size"])

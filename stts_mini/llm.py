@@ -12,7 +12,7 @@ Legend
     W width · d head_dim (its own number: heads·d need not be W) · V size of the vocabulary
 
 What this file does not do: know what its tokens are. It takes embeddings, positions and a mask, so
-that a caller may mix text with whatever else has width W.
+you can mix text with anything else of width W.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """Sizes of the LLM. Qwen3-0.6B is vocab_size 151936, width 1024, depth 28, heads 16, kv_heads 8,
-    head_dim 128, mlp 3072. Raises ValueError for heads that cannot be."""
+    """Sizes of the LLM. Raises ValueError if kv_heads does not divide heads, or head_dim is odd. Qwen3-0.6B has
+    vocab_size 151936, width 1024, depth 28, heads 16, kv_heads 8, head_dim 128, mlp 3072."""
 
     vocab_size: int = 512
     width: int = 128
@@ -51,9 +51,9 @@ class LLMConfig:
 
 
 def added(allowed: Tensor, x: Tensor) -> Tensor:
-    """A mask, True = may attend, as what attention adds to its logits: 0 or −∞.
+    """Turn a bool mask, True = may attend, into what attention adds to its logits: 0 or −∞.
 
-    In the type that attention over x is computed in, autocast's included. Of another type, every layer would copy it.
+    It has the type that attention over x is computed in, under autocast, too. Otherwise every layer would convert it.
 
     >>> added(torch.tensor([True, False]), torch.ones(1)).tolist()
     [0.0, -inf]
@@ -64,21 +64,21 @@ def added(allowed: Tensor, x: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of every layer, (R, kv_heads, P, d) each, growing along P. The buffers have room to spare: a new
-    token is written behind the old ones, and moves none of them."""
+    """Keys and values of every layer, (R, kv_heads, P, d) each, growing along P. The buffers have spare room, so a new
+    token is written behind the old ones, and those are not copied."""
 
     def __init__(self):
         self.layers: list[tuple[Tensor, Tensor]] = []  # the buffers
         self.lengths: list[int] = []  # P of each layer
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new keys and values to a layer, and return all that it has."""
+        """Add new keys and values to a layer, and return all of its keys and values."""
         if layer == len(self.layers):
             self.layers.append((k, v))
             self.lengths.append(k.shape[2])
             return k, v
         P, end = self.lengths[layer], self.lengths[layer] + k.shape[2]
-        if end > self.layers[layer][0].shape[2]:  # half as much again
+        if end > self.layers[layer][0].shape[2]:  # grow by half, so that copies are rare
             room = (0, 0, 0, max(end - P, P // 2))
             self.layers[layer] = tuple(F.pad(old[:, :, :P], room) for old in self.layers[layer])
         for buffer, new in zip(self.layers[layer], (k, v), strict=True):
@@ -87,8 +87,8 @@ class KVCache:
         return tuple(buffer[:, :, :end] for buffer in self.layers[layer])
 
     def rows(self, index: Tensor, columns: Tensor, room: int = 0) -> KVCache:
-        """A copy of some tokens of some rows: of row index[r], those in columns[r]. A row may be taken several times.
-        index (R,), columns (R, P); with `room` for so many more tokens."""
+        """A copy of some tokens of some rows. Row r of it has the tokens columns[r] of row index[r]. Rows may repeat.
+        index (R,), columns (R, P), `room`: for how many more tokens."""
         taken = KVCache()
         for layer in self.layers:
             copies = (x[index[:, None], :, columns].transpose(1, 2) for x in layer)  # from (R, P, kv_heads, d)
@@ -113,7 +113,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / √(mean(x²) + eps) · weight, over the last dimension; in float32 even if x comes in half precision."""
+    """x / √(mean(x²) + eps) · weight, over the last dimension. Computed in float32 even if x is in half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -143,7 +143,7 @@ class Attention(nn.Module):
             k, v = cache.append(layer, k, v)  # (R, kv_heads, P + L, d)
         # cuDNN's attention has given wrong results under masks: keep to kernels that are right
         masked_on_cuda = q.is_cuda and mask is not None
-        if masked_on_cuda:  # the masked kernel there knows no groups; elsewhere, copies would cost more than attention
+        if masked_on_cuda:  # that kernel has no groups: copy k and v; elsewhere copies would cost more than attention
             k, v = (t.repeat_interleave(c.heads // c.kv_heads, dim=1) for t in (k, v))
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if masked_on_cuda else nullcontext():
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=not masked_on_cuda)
@@ -179,7 +179,7 @@ class Layer(nn.Module):
 
 
 class LLM(nn.Module):
-    """Embeddings in, hidden states after the final RMSNorm out; `embed` and `logits` are the two ends."""
+    """Embeddings in, hidden states after the final RMSNorm out. `embed` makes the input, `logits` reads the output."""
 
     def __init__(self, config: LLMConfig):
         super().__init__()
@@ -191,9 +191,9 @@ class LLM(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Embeddings (and an untied head) normal with std 0.02; other linear weights 1/√fan_in, but a
-        hundredth of that where they write to the residual stream (o_proj, down_proj), so that every layer
-        starts as almost the identity. Norms 1."""
+        """Embeddings (and an untied head) are normal with std 0.02, other linear weights with std 1/√fan_in, norms 1.
+        Weights that write to the residual stream (o_proj, down_proj) have a hundredth of that std, so that every layer
+        starts as almost the identity."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding) or name == "lm_head":
                 nn.init.normal_(module.weight, std=0.02)
@@ -217,7 +217,7 @@ class LLM(nn.Module):
 
         positions  (R, L) int; None: 0, 1, 2, … (not with a cache)
         mask       (R, 1, L, P + L) bool, True = may attend; None: causal (not with a filled cache)
-        cache      is read, and added to
+        cache      is read and extended
         """
         if cache is not None and cache.layers and (positions is None or mask is None):
             raise ValueError("a filled cache needs positions and a mask: the new tokens do not start at 0")
@@ -225,7 +225,7 @@ class LLM(nn.Module):
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         rope = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         if mask is not None:
-            mask = added(mask, x)  # made once: each layer would make it anew
+            mask = added(mask, x)  # once here, instead of once in every layer
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, mask, cache, i)
         return self.norm(x)
@@ -243,11 +243,12 @@ class LLM(nn.Module):
     ) -> list[list[int]]:
         """Continue R prompts greedily, one token at a time, until `stop` or `max_new_tokens`.
 
-        hidden     (R, W), the hidden state of every prompt's last token
-        positions  (R,) int, its position; the new tokens' are those after it
-        cache      what was read; row (R,) int: where in it each prompt stands (several may share a row)
-        seen       (R, P) bool, which of the P tokens there the prompt's last one sees, itself included; the new
-                   tokens see the same, and each other
+        hidden     (R, W), the hidden state of each prompt's last token
+        positions  (R,) int, the position of that token; new tokens follow it
+        cache      keys and values of the prompts
+        row        (R,) int, the row of the cache that each prompt is in; prompts may share one
+        seen       (R, P) bool, which of the row's P tokens the prompt's last token sees, itself included;
+                   new tokens see these and each other
         Returns the new ids of each prompt, without `stop`.
         """
         new: list[list[int]] = [[] for _ in hidden]
@@ -257,7 +258,7 @@ class LLM(nn.Module):
                 ids.append(token)
             if step == max_new_tokens or all(stop in ids for ids in new):
                 break
-            if step == 1:  # each goes on by itself, on a copy of what it sees
+            if step == 1:  # from here on each prompt has a row of its own, with a copy of what it sees
                 columns = (~seen).int().argsort(stable=True)[:, : seen.sum(1).max()]  # (R, P')
                 cache, seen = cache.rows(row, columns, room=max_new_tokens - 1), seen.gather(1, columns)
             seen = F.pad(seen, (0, 1), value=True)  # (R, P' + step)

@@ -3,10 +3,10 @@
     frames → ViT blocks 0..l → score → select → block l+1 with the key bias → pack
            → ViT blocks l+2.. under the block mask → unpack → connect → LLM → answer
 
-`VLM.encode_video` is that line up to the LLM, step by step. `VLM.forward` gives the losses of a batch, and
-`VLM.generate` answers its questions.
+`VLM.encode_video` does these steps up to the LLM. `VLM.forward` gives the losses of a batch, and `VLM.generate`
+answers its questions.
 
-Why the speed-up grows with the number of frames: of the ViT's work, pruning saves the same share for any T. But in
+Why the speed-up grows with the number of frames: pruning saves the same share of the ViT's work for any T. But in
 the LLM every token attends to every other. Half the tokens leave a quarter of these pairs, and the pairs' share of
 all work grows with T.
 
@@ -22,8 +22,8 @@ Where we differ from the paper
     - The connector reads blocks −3 and −1 of a small ViT (`taps`). The public code reads −3 and −9 of 27.
     - Cells are selected before block l+1 runs, and removed after it. The result is the same.
 
-What this file does not do: lay out sequences (`sequence.py`), read files (`data/`), optimise (`train.py`), judge
-(`eval.py`).
+What this file does not do: lay out sequences (`sequence.py`), read files (`data/`), optimise (`train.py`) or
+evaluate (`eval.py`).
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ from stts_mini.scorer import (
 from stts_mini.sequence import CELL, MARKS, Batch, Branches, Layout, Marks, check_prompts, prefix_ids, sent
 from stts_mini.vit import ViT, ViTConfig
 
-AT_ONCE = 32  # questions that are answered side by side: each holds a copy of the keys and values that it sees
+AT_ONCE = 32  # questions answered side by side; a limit, because each copies the keys and values that it sees
 
 
 @dataclass(frozen=True)
 class VLMConfig:
-    """The ViT, the LLM, and what lies between.
+    """The ViT, the LLM, and everything between them.
 
     score_after  l: cells are scored after this block (0-based) and pruned after the next one
     w            side of a cell in patches
-    scored_by    "stts", or a baseline: "cosine" or "random", or a class of yours (see `scorer.find_scorer`)
+    scored_by    "stts", a baseline ("cosine" or "random"), or a class of yours (see `scorer.find_scorer`)
     taps         the blocks whose outputs the connector reads, counted from the end: −1 is the last
-    bias         "log": S = log s (the paper); "rescaled": as in the public code; "none": no injection
-    spread       how far kept cells are spread over time (see `scorer.spread`); 0 as in the paper: not at all
-    detach_target  whether L_sim's target is cut off from the gradient
+    bias         "log": S = log s (the paper); "rescaled": as in the public code; "none": no key bias
+    spread       how much kept cells are spread over time (see `scorer.spread`); 0 as in the paper: not at all
+    detach_target  whether L_sim's target is detached (see `scorer.similarity_loss`)
     marks        the token ids that sequences are built with
-    stages       how often `encode_video` prunes: more than once in a fork alone (tutorials/fork_me.md, 5)
-    Raises ValueError for blocks that do not exist or are not packed, and a grid that w does not divide.
+    stages       how often `encode_video` prunes; only a fork does so more than once (tutorials/fork_me.md, 5)
+    Raises ValueError for blocks that do not exist or are not packed, and for a grid that w does not divide.
     """
 
     vit: ViTConfig = field(default_factory=ViTConfig)
@@ -99,13 +99,13 @@ class VLMConfig:
             raise ValueError(f"bias {self.bias!r}: give log, rescaled or none")
         if self.scored_by not in SCORERS:
             raise ValueError(
-                f"scored_by {self.scored_by!r}: know {', '.join(SCORERS)}; one in a file of yours must be found first:"
-                f" give --scorer {self.scored_by}, or call scorer.find_scorer"
+                f"scored_by {self.scored_by!r}: we know {', '.join(SCORERS)}. To use a class in your own file, give"
+                f" --scorer {self.scored_by}, or call scorer.find_scorer first"
             )
 
     @property
     def num_packed(self) -> int:
-        """Blocks that run on packed rows, with all that is removed gone."""
+        """How many blocks run on packed rows, after the last pruning."""
         return self.vit.depth - self.score_after - 1 - self.stages
 
     @property
@@ -121,17 +121,17 @@ class VLMConfig:
 
 @dataclass
 class Encoded:
-    """What an encoder makes of a batch of videos. Any callable (frames, num_frames, k) → Encoded will do.
+    """What an encoder makes of a batch of videos. Any callable (frames, num_frames, k) → Encoded is an encoder.
 
     tokens   (K, W): the LLM tokens, ordered by video, frame, cell
     kept     (B, T) int on the CPU: how many tokens each frame has
-    shown    (B, T) bool on the CPU: which frames have a stamp and markers in the sequence; the others have no tokens
+    shown    (B, T) bool on the CPU: which frames have a stamp and markers in the sequence; others have no tokens
     place    (K, 3) int: video, frame and cell of every token
     keep     (B, T, C) bool, or None for an encoder that does not select cells
     scores   (B, T, C), or None if nothing was scored
     packed   the rows and their source frames, or None
-    sim_loss L_sim; 0 if nothing was pruned, or if the scorer does not learn from it (`injects_bias`)
-    target   (B, T−1, C), what L_sim compares the scores with, or None where sim_loss is 0 for one of those reasons
+    sim_loss L_sim, or 0 if nothing was pruned, or if the scorer does not learn from it (`injects_bias`)
+    target   (B, T−1, C), what L_sim compares the scores with, or None in the same two cases
     """
 
     tokens: Tensor
@@ -154,8 +154,8 @@ class Output:
 
     task_loss  cross-entropy of the answer tokens, averaged per answer
     sim_loss   L_sim
-    logits     (A, V), targets (A,), branch (A,): the answer's running number in the batch
-    length     L, and tokens, the number of real tokens in all sequences
+    logits     (A, V); targets (A,); branch (A,): the answer's number in the batch
+    length     L; tokens: the number of real tokens in all sequences
     """
 
     task_loss: Tensor
@@ -171,10 +171,10 @@ class Output:
 class Connector(nn.Module):
     """From ViT features to LLM tokens: LayerNorm, pool each cell, a SwiGLU projection, RMSNorm.
 
-    x (K, w², taps·D) → (K, W). The norms are ours: without them the tokens of a model trained from scratch
-    grow to hundreds of times the size of word embeddings, and the LLM cannot write time into them.
-    Init: normal with std 1/√fan_in. Biases start at zero, but at 1 in up_proj, so that the SwiGLU begins near a
-    linear map instead of a pure product.
+    x (K, w², taps·D) → (K, W). The norms are ours. Without them, a model trained from scratch makes tokens
+    hundreds of times larger than word embeddings, and then the LLM cannot write time into them.
+    Weights start normal with std 1/√fan_in, biases at zero. Only up_proj's start at 1, so that the SwiGLU begins
+    near a linear map instead of a pure product.
     """
 
     def __init__(self, config: VLMConfig):
@@ -198,7 +198,7 @@ class Connector(nn.Module):
 
 
 class VLM(nn.Module):
-    """Video in, answers out. The module's docstring shows the way of the data."""
+    """Video in, answers out. The module's docstring shows how the data flows."""
 
     def __init__(self, config: VLMConfig):
         super().__init__()
@@ -208,7 +208,7 @@ class VLM(nn.Module):
         self.scorer: nn.Module = SCORERS[config.scored_by](config.scorer)
         self.connector = Connector(config)
         self.llm = LLM(config.llm)
-        self.varlen = False  # True: in half precision, packed rows attend by a kernel of CUDA's, without a mask
+        self.varlen = False  # True: in half precision, packed rows use a CUDA kernel instead of a mask
 
     # ---------------------------------------------------------------------------------- the method
 
@@ -221,16 +221,16 @@ class VLM(nn.Module):
         still: Tensor | None = None,
         score_all: bool = False,
     ) -> Encoded:
-        """Frames to the LLM tokens of the kept cells (paper Figure 3, §3.2 and §3.3).
+        """From frames to the LLM tokens of the kept cells (paper Figure 3, §3.2 and §3.3).
 
         frames      (B, T, 3, H, W) uint8, or floats in [−1, 1]
         num_frames  (B,) int; None: all T frames are real
         k           share of the cells to remove, 0 ≤ k < 1; 0 is the unpruned model
-        scorer      instead of the model's own: (x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C). The
-                    two teachers reach it only if it has a true attribute `injects_bias`.
-        still       (B,) bool: these are several pictures, not a video, and lose nothing; None: all are videos
-        score_all   score even what loses nothing
-        Raises ValueError for a k or shapes that cannot be.
+        scorer      to use instead of the model's own: (x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C).
+                    It gets the key bias and L_sim only if its attribute `injects_bias` is true.
+        still       (B,) bool, True = several pictures, not a video: never pruned; None: all are videos
+        score_all   score even if no cell of the batch is removed
+        Raises ValueError for a k outside [0, 1) and for other shapes.
         """
         cfg, l = self.config, self.config.score_after
         scorer = self.scorer if scorer is None else scorer
@@ -243,11 +243,13 @@ class VLM(nn.Module):
 
         if prunable.any() or score_all:
             grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
-            teaches = getattr(scorer, "injects_bias", False)
+            injects = getattr(scorer, "injects_bias", False)
             scores = scorer(grid, counts)  # (B, T, C)
-            here = check_scores(scores.detach().cpu(), keep.shape, real, teaches)  # packing must wait for them anyway
-            keep = keep | select(spread(here, cfg.spread), k, counts)  # the other cells go after block l+1
-            if prunable.any() and teaches:
+            # the one wait for the GPU: how many rows there will be depends on the scores
+            on_cpu = check_scores(scores.detach().cpu(), keep.shape, real, injects)
+            keep = keep | select(spread(on_cpu, cfg.spread), k, counts)
+            if prunable.any() and injects:
+                # `select` has no gradient, so block l+1 runs on all cells: its bias brings the LM's loss to the scores
                 target = temporal_target(grid, cfg.w)  # (B, T−1, C)
                 key_bias, sim_loss = self.teach(scores, target, torch.where(prunable, counts, 1), own_frame)
 
@@ -260,8 +262,8 @@ class VLM(nn.Module):
     def encode_kept(self, x: Tensor, keep: Tensor, first: int, pruned: bool = True) -> tuple[Tensor, Packed]:
         """The second half of Figure 3: pack the kept cells, run the blocks from `first` on, unpack, connect.
 
-        x (F, N, D) after the block before, keep (F, C) bool → LLM tokens (K, W), by frame and cell, and the rows.
-        `pruned` False: all cells are kept, so every row is one frame and needs no mask; ValueError if some are not.
+        x (F, N, D) after block first − 1, keep (F, C) bool → LLM tokens (K, W), by frame and cell, and the packed rows.
+        With pruned=False every row is one frame and needs no mask. Then ValueError if a cell is removed.
         """
         w = self.config.w
         packed = pack(x, keep.repeat_interleave(w * w, dim=1))
@@ -275,7 +277,7 @@ class VLM(nn.Module):
         return self.connector(tapped.unflatten(0, (-1, w * w))), packed  # (K, W)
 
     def stem(self, frames: Tensor) -> Tensor:
-        """Blocks 0..l: frames (F, 3, H, W) → (F, N, D), cell-major; each frame on its own."""
+        """Blocks 0..l, each frame on its own: frames (F, 3, H, W) → (F, N, D), cell-major."""
         x = self.vit.embed(normalise(frames, self.vit.position_embedding.dtype))
         x = cell_major(x, self.config.w)
         for block in self.vit.blocks[: self.config.score_after + 1]:
@@ -283,11 +285,11 @@ class VLM(nn.Module):
         return x
 
     def teach(self, scores: Tensor, target: Tensor, counts: Tensor, real: tuple) -> tuple[Tensor | None, Tensor]:
-        """STTS's two teachers: the key bias of block l+1, (F, N) or None, and L_sim.
+        """What trains the scorer: the key bias of block l+1, (F, N) or None, and L_sim.
 
-        scores (B, T, C), and their target (B, T−1, C); real: the indices of the real frames. counts (B,) says how many
-        frames a video has, and 1 for a video that loses nothing: like an image, it gets no bias, and L_sim leaves it
-        out.
+        scores  (B, T, C); target (B, T−1, C); real: the indices of the real frames
+        counts  (B,), how many frames a video has, but 1 if no cell of it is removed
+        Like an image, a video with count 1 gets no bias, and L_sim leaves it out.
         """
         cfg = self.config
         sim_loss = similarity_loss(scores, target, counts, cfg.detach_target)
@@ -297,7 +299,7 @@ class VLM(nn.Module):
         return bias[real], sim_loss
 
     def within_frames(self, packed: Packed) -> Tensor | Segments:
-        """The block mask of packed rows, made once for all blocks, or with `varlen` a kernel that needs none."""
+        """The block mask of packed rows, made once for all blocks. With `varlen`, a kernel that needs no mask."""
         if self.varlen and in_half_precision(packed.x):
             return Segments.of(packed.frame)
         return added(block_mask(packed.frame), packed.x)  # (F', 1, N, N)
@@ -309,9 +311,9 @@ class VLM(nn.Module):
         return Encoded(tokens, nothing, nothing.bool(), torch.zeros(0, 3, dtype=torch.long))
 
     def encode(self, batch: Batch, k: float, encode: Encoder | None = None) -> Encoded:
-        """The batch's videos, by `encode` if given, else by `encode_video`, with the batch's own scores if it has
-        any. `encode` does not learn which are several pictures: to it, they are a video. Raises ValueError for what
-        cannot be laid out as a sequence."""
+        """Encode the batch's videos, by `encode` if given. Otherwise by `encode_video`, with the batch's own scores if
+        it has any. `encode` sees several pictures as a video. Raises ValueError if the result does not fit the
+        batch (`check_encoded`)."""
         if encode is not None:
             return check_encoded(encode(batch.frames, batch.num_frames, k), batch)
         given = None if batch.scores is None else lambda *_: sent(batch.scores, batch.frames.device)
@@ -320,7 +322,7 @@ class VLM(nn.Module):
     # ------------------------------------------------------------------------------------- the LLM
 
     def forward(self, batch: Batch, k: float = 0.5, encode: Encoder | None = None) -> Output:
-        """Losses and logits of a batch; `encode` instead of `encode_video` for another encoder."""
+        """Losses and logits of a batch. `encode` is another encoder instead of `encode_video`."""
         encoded, layout, hidden = self.read(batch, batch.branches, k, encode)
         row, column, targets, branch = layout.answers
         logits = self.llm.logits(hidden[row, column])  # (A, V)
@@ -344,18 +346,18 @@ class VLM(nn.Module):
         return encoded, layout, self.llm(x, layout.positions, layout.mask, cache)
 
     def fill_cells(self, ids: Tensor, cells: Tensor) -> Tensor:
-        """ids (B, L), CELL where the next row of cells (K, W) goes → embeddings (B, L, W)."""
+        """Embeddings (B, L, W) of ids (B, L). Wherever ids are CELL, the next row of cells (K, W) is put."""
         x = self.llm.embed(ids.clamp(min=0))
-        places = (ids != CELL).flatten().int().argsort(stable=True)[: len(cells)]  # a nonzero() that waits for no GPU
+        places = (ids != CELL).flatten().int().argsort(stable=True)[: len(cells)]  # nonzero() would wait for a GPU
         return x.flatten(0, 1).index_copy(0, places, cells.to(x.dtype)).view_as(x)
 
     @torch.no_grad()
     def generate(
         self, batch: Batch, k: float = 0.5, max_new_tokens: int = 16, encode: Encoder | None = None
     ) -> list[list[list[int]]]:
-        """Greedy answers to every branch's prompt (its answer is not looked at): ids, video by video.
+        """Greedy answers to the prompt of every branch, as ids, video by video. The branches' answers are not used.
 
-        Prompts are read as in training: all prompts of a video behind its prefix, in one pass. Then each is continued
+        Prompts are read as in training: all prompts of a video after its prefix, in one pass. Then each is continued
         on a copy of the keys and values that it sees.
         """
         prompts = [[(prompt, []) for prompt, _ in video] for video in batch.branches]
@@ -371,10 +373,12 @@ class VLM(nn.Module):
 
 
 def ragged(frames: Tensor, num_frames: Tensor | None, k: float, cells: int, still: Tensor | None) -> tuple[Tensor, ...]:
-    """What is in a ragged batch, on the CPU. Raises ValueError for a k or shapes that cannot be.
+    """Which frames of a ragged batch are real, and which videos lose cells. All on the CPU:
 
-    Returns counts (B,), how many frames each video has; real (B, T), which frames those are; and prunable (B,), which
-    videos lose any cell: not an image, not the pictures of `still`, and no video where floor(k·C·T) is 0.
+    counts    (B,) int, how many frames each video has
+    real      (B, T) bool, which frames those are
+    prunable  (B,) bool, False for images, for the pictures of `still` and where floor(k·C·T) is 0
+    Raises ValueError for a k outside [0, 1) and for other shapes.
     """
     if frames.ndim != 5:
         raise ValueError(f"frames are {tuple(frames.shape)}: give (B, T, 3, H, W)")
@@ -387,25 +391,26 @@ def ragged(frames: Tensor, num_frames: Tensor | None, k: float, cells: int, stil
 
 
 def check_scores(scores: Tensor, shape: tuple[int, ...], real=..., injected: bool = False) -> Tensor:
-    """The scores, unless they are not (B, T, C), or not all numbers at the indices `real`; or, if a bias and a loss are
-    made of them (`injected`), not in [0, 1]: then ValueError."""
+    """Return the scores. Raises ValueError if they are not (B, T, C), or contain NaN at the indices `real`. If a bias
+    and a loss are made of them (`injected`), they must be in [0, 1], too."""
     if scores.shape != shape:
         raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {tuple(shape)}")
     low, high = (0.0, 1.0) if injected else (-math.inf, math.inf)
     values = scores[real]
     if not bool(((values >= low) & (values <= high)).all()):
-        worst = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
-        raise ValueError(f"scores {worst}: give {'scores in (0, 1), by a sigmoid' if injected else 'no NaN'}")
+        span = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
+        wanted = "scores in (0, 1), for example by a sigmoid" if injected else "no NaN"
+        raise ValueError(f"the scorer gave scores {span}: give {wanted}")
     return scores
 
 
 def check_encoded(encoded: Encoded, batch: Batch) -> Encoded:
-    """What an encoder made of the batch, unless `kept`, `shown`, `tokens` and the time stamps do not fit each other:
-    then ValueError."""
+    """Return what an encoder made of the batch. Raises ValueError if `kept`, `shown`, `tokens` and the time stamps do
+    not fit each other."""
     kept, shown, (B, T) = encoded.kept.cpu(), encoded.shown.cpu().bool(), batch.frames.shape[:2]
     if not kept.shape == shown.shape == (B, T):
         shapes = f"kept {tuple(kept.shape)}, shown {tuple(shown.shape)}"
-        raise ValueError(f"the encoder gave {shapes}: give (B, T) = {(B, T)}, whatever is shown")
+        raise ValueError(f"the encoder gave {shapes}: give (B, T) = {(B, T)} for both")
     for b, n in enumerate(frame_counts(batch.num_frames, B, T)):
         if shown[b].any() and len(batch.stamps[b]) != n:
             raise ValueError(f"video {b} has {len(batch.stamps[b])} time stamps and {n} frames: give one a frame")
@@ -414,7 +419,7 @@ def check_encoded(encoded: Encoded, batch: Batch) -> Encoded:
     tokens, every, seen = len(encoded.tokens), int(kept.sum()), int(kept[shown].sum())
     if not tokens == every == seen:
         counted = f"{tokens} tokens, and kept counts {every}, {seen} of them in shown frames"
-        raise ValueError(f"the encoder gave {counted}: give as many tokens as kept counts, all of shown frames")
+        raise ValueError(f"the encoder gave {counted}: give as many tokens as kept counts, only in shown frames")
     return encoded
 
 
@@ -428,5 +433,5 @@ def in_half_precision(x: Tensor) -> bool:
 
 
 def normalise(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 pixels to [−1, 1], as SigLIP takes them; floats are taken as they are. In `dtype`."""
+    """uint8 pixels to [−1, 1], as SigLIP takes them. Floats are not scaled. The result is of `dtype`."""
     return frames.to(dtype) if frames.is_floating_point() else (frames.float() / 127.5 - 1).to(dtype)

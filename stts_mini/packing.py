@@ -1,10 +1,10 @@
 """Hard pruning and sequence packing (paper §3.3, Algorithm 1).
 
-`select` decides which cells stay. `pack` moves what stays into few rows, and `Packed.unpack` brings it back.
+`select` decides which cells stay. `pack` moves their tokens into few rows, and `Packed.unpack` brings them back.
 Nothing here has weights.
 
-    floor(k·C·T) cells with the lowest scores go, jointly over a video's T frames,
-    and never one of frame 0; first-fit descending then fills rows of N patches
+    remove the floor(k·C·T) cells with the lowest scores, jointly over a video's T frames,
+    but none of frame 0; then fill rows of N patches by first-fit descending
 
 Legend
     B videos · T frames of a video · F frames of a whole batch · C cells of a frame
@@ -12,11 +12,11 @@ Legend
     w² patches of a cell · k share of the cells that is *removed*
 
 Where we differ from the paper
-    - A video of one frame loses nothing: the paper's rule for frame 0, taken to its limit.
-    - Ties are broken by place, so that the result is deterministic.
-    - Spare room in a row stays empty, so that a video's features cannot depend on its batch.
+    - A video of one frame keeps all its cells, since the paper never prunes frame 0.
+    - Ties are broken by position, so that the result is deterministic.
+    - Spare slots of a row stay empty, so that a video's features cannot depend on its batch.
 
-What this file does not do: score (`scorer.py`), attend (`vit.py`; for CUDA's kernel for packed rows, `Segments`).
+What this file does not do: score (`scorer.py`), attend (`vit.py`). `Segments` only calls a CUDA kernel for packed rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_k(k: float) -> None:
 def num_removed(k: float, cells: int, frames: int) -> int:
     """How many cells a video of `frames` frames loses: floor(k·C·T), but never one of frame 0.
 
-    The product is taken in decimal, as written: 0.3 · 90 is 27, though binary floats say 26.99….
+    The product is exact in decimal: 0.3 · 90 is 27, while binary floats give 26.99….
 
     >>> num_removed(0.3, cells=9, frames=10), num_removed(0.9, cells=9, frames=2)
     (27, 9)
@@ -60,7 +60,7 @@ def num_removed(k: float, cells: int, frames: int) -> int:
 
 
 def scaled_frames(max_frames: int, k: float) -> int:
-    """Test-time scaling: ceil(T/(1−k)) frames have about as many kept cells as T unpruned ones (paper §4).
+    """Test-time scaling: ceil(T/(1−k)) pruned frames keep about as many cells as T unpruned ones have (paper §4).
 
     >>> scaled_frames(64, 0.3), scaled_frames(64, 0.4), scaled_frames(64, 0.5), scaled_frames(70, 0.3)
     (92, 107, 128, 100)
@@ -70,7 +70,7 @@ def scaled_frames(max_frames: int, k: float) -> int:
 
 
 def frame_counts(num_frames: Tensor | None, B: int, T: int) -> list[int]:
-    """`num_frames` (B,) as checked Python ints; None says that all T frames of all B are real.
+    """`num_frames` (B,) as checked Python ints. None means that all T frames are real.
 
     >>> frame_counts(None, 2, 5), frame_counts(torch.tensor([5, 1]), 2, 5)
     ([5, 5], [5, 1])
@@ -89,14 +89,14 @@ def select(scores: Tensor, k: float, num_frames: Tensor | None = None) -> Tensor
     scores      (B, T, C) float, higher = more worth keeping; bfloat16 is compared in float32
     k           share of cells to remove, 0 ≤ k < 1
     num_frames  (B,) int, how many of the T frames are real; None: all
-    returns     (B, T, C) bool, True = kept. Frame 0 is always kept, padding never.
+    returns     (B, T, C) bool, True = kept; frame 0 is always kept, padding never
 
-    Among equal scores the smallest (t, cell) goes first. NaN counts as the highest score.
-    Raises ValueError for a k outside [0, 1), scores that are not (B, T, C) floats, a num_frames
+    Of equal scores, the smallest (t, cell) is removed first. NaN counts as the highest score.
+    Raises ValueError for a k outside [0, 1), scores that are not (B, T, C) floats, or a num_frames
     outside 1..T. Paper §3.3.
 
     >>> scores = torch.tensor([[[.1, .2], [.9, .3], [.3, .8]]])      # one video, T = 3, C = 2
-    >>> select(scores, k=0.5).int().tolist()                        # 3 of 6 go, frame 0 is safe
+    >>> select(scores, k=0.5).int().tolist()                        # 3 of 6 are removed, none of frame 0
     [[[1, 1], [1, 0], [0, 0]]]
     """
     if scores.ndim != 3 or not scores.is_floating_point():
@@ -107,10 +107,10 @@ def select(scores: Tensor, k: float, num_frames: Tensor | None = None) -> Tensor
     real = torch.arange(T, device=scores.device) < torch.tensor(counts, device=scores.device)[:, None]  # (B, T)
 
     ranked = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
-    ranked = ranked.masked_fill(~real[..., None], torch.nan)[:, 1:].flatten(1)  # without frame 0; padding comes last
-    order = ranked.argsort(stable=True)  # lowest first, ties by place
-    goes = torch.arange(order.shape[1], device=scores.device) < budget[:, None]
-    removed = real.new_zeros(B, T * C).scatter(1, C + order, goes)  # frame 0's C cells stand before all others
+    ranked = ranked.masked_fill(~real[..., None], torch.nan)[:, 1:].flatten(1)  # no frame 0; NaN sorts padding last
+    order = ranked.argsort(stable=True)  # lowest first, ties by position
+    in_budget = torch.arange(order.shape[1], device=scores.device) < budget[:, None]
+    removed = real.new_zeros(B, T * C).scatter(1, C + order, in_budget)  # + C: frame 0's cells come first
     return real[..., None] & ~removed.view(B, T, C)
 
 
@@ -121,8 +121,7 @@ def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Te
     returns   row (F,) int, offset (F,) int, both on the CPU, and the number of rows;
               a segment of length 0 takes no room: row −1, offset 0
 
-    Equal lengths go in source order. Never more than 11/9·OPT + 6/9 rows (Dósa 2007). The first row
-    with room is found by walking down a tree of maxima, so F segments cost F·log F, not F².
+    Equal lengths keep their source order. There are at most 11/9·OPT + 6/9 rows (Dósa 2007).
     Raises ValueError for a length outside 0..capacity or a capacity below 1. Paper, Algorithm 1.
 
     >>> row, offset, num_rows = first_fit_descending([2, 0, 5, 3], capacity=6)
@@ -135,8 +134,10 @@ def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Te
     for i, n in enumerate(lengths):
         if not 0 <= n <= capacity:
             raise ValueError(f"lengths[{i}] = {n} does not fit a row: give 0 to {capacity}")
+    # Looking at every row for every segment would take F² steps. A binary tree takes F·log F: a leaf is the room that
+    # a row has left, and a node is the larger of its two children, so one walk down finds the first row with room.
     leaves = 1 << max(len(lengths) - 1, 0).bit_length()
-    room = [capacity] * (2 * leaves)  # room[leaves + r]: what row r has left; above it, the maxima
+    room = [capacity] * (2 * leaves)  # room[leaves + r] is row r; node n has the children 2n and 2n + 1
     row, offset, num_rows = [-1] * len(lengths), [0] * len(lengths), 0
     for i in sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i]):
         node = 1
@@ -145,7 +146,7 @@ def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Te
         row[i], offset[i] = node - leaves, capacity - room[node]
         num_rows = max(num_rows, row[i] + 1)
         room[node] -= lengths[i]
-        while node > 1:
+        while node > 1:  # the maxima above the row that was filled
             node //= 2
             room[node] = max(room[2 * node], room[2 * node + 1])
     return torch.tensor(row, dtype=torch.long), torch.tensor(offset, dtype=torch.long), num_rows
@@ -155,9 +156,9 @@ def first_fit_descending(lengths: list[int] | Tensor, capacity: int) -> tuple[Te
 class Packed:
     """Kept tokens in rows, and the way back.
 
-    x      (F', N, D)  the rows; spare room is zero
-    frame  (F', N)     the source frame of every slot, −1 = spare room
-    slot   (kept,)     where in the flattened rows the kept tokens lie, in source order
+    x      (F', N, D)  the rows, zero in spare slots
+    frame  (F', N)     the source frame of every slot, −1 = spare
+    slot   (kept,)     the place of each kept token in the flattened rows, in source order
     """
 
     x: Tensor
@@ -166,7 +167,7 @@ class Packed:
 
     @property
     def least_rows(self) -> int:
-        """⌈Σ/N⌉: no packing needs fewer rows than this; F' is what first-fit descending took.
+        """⌈Σ/N⌉, a lower bound: no packing can have fewer rows. First-fit descending has F'.
 
         >>> pack(torch.zeros(3, 5, 1), torch.arange(5).expand(3, 5) < 3).least_rows     # 9 tokens, rows of 5
         2
@@ -185,8 +186,8 @@ def pack(x: Tensor, keep: Tensor) -> Packed:
 
     x     (F, N, D)  tokens, any D
     keep  (F, N) bool
-    A frame's kept tokens stay together and in order; a frame with none takes no room; nothing kept
-    at all gives zero rows. Raises ValueError if the shapes disagree. Paper, Algorithm 1.
+    A frame's kept tokens stay together and in order. A frame with none takes no room, so there are zero
+    rows if nothing is kept. Raises ValueError if the shapes disagree. Paper, Algorithm 1.
 
     >>> x = torch.arange(6.).view(3, 2, 1) + 1
     >>> packed = pack(x, torch.tensor([[True, False], [True, True], [True, False]]))
@@ -199,10 +200,10 @@ def pack(x: Tensor, keep: Tensor) -> Packed:
         got = f"x {tuple(x.shape)}, keep {keep.dtype} {tuple(keep.shape)}"
         raise ValueError(f"{got}: give x (F, N, D) and a bool keep (F, N)")
     F, N, D = x.shape
-    on_cpu = keep.cpu()  # the one wait for the device, if keep is there: indices are made here, and sent in one piece
+    on_cpu = keep.cpu()  # the only wait for a GPU: indices are made on the CPU and sent in one piece
     lengths = on_cpu.sum(1)
     row, offset, num_rows = first_fit_descending(lengths, N)
-    start = row * N + offset - (lengths.cumsum(0) - lengths)  # of a frame's first kept token, less its rank
+    start = row * N + offset - (lengths.cumsum(0) - lengths)  # slot of a frame's first kept token − its rank
     frame = torch.arange(F).repeat_interleave(lengths)  # (kept,)
     slot = start[frame] + torch.arange(len(frame))  # (kept,)
     source = on_cpu.flatten().nonzero().squeeze(1)  # (kept,)
@@ -214,7 +215,7 @@ def pack(x: Tensor, keep: Tensor) -> Packed:
 
 
 def block_mask(frame: Tensor) -> Tensor:
-    """Who may attend to whom in packed rows: tokens of the same source frame, and nobody to padding.
+    """The attention mask of packed rows: a token sees the tokens of its own source frame, and none sees padding.
 
     frame (F', N) int → (F', 1, N, N) bool: [row, 1, query, key]. Paper §3.3.
 
@@ -227,12 +228,12 @@ def block_mask(frame: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Segments:
-    """Attention within packed rows by a kernel, instead of a mask: it takes sequences of any length one after another,
-    and skips what a mask would hide. PyTorch has it (FlashAttention, `torch.nn.attention.varlen`) for CUDA, in half
-    precision, without a bias.
+    """Attention within packed rows by a kernel instead of a mask. The kernel takes sequences of any length, one after
+    another, and skips what a mask would hide. It is PyTorch's `torch.nn.attention.varlen` (FlashAttention), for CUDA
+    in half precision only, without a bias.
 
-    ends   (runs + 1,) int32, from 0 to F'·N: a 0, then where each run ends in the flattened rows (`cu_seqlens`).
-           A run is one frame's tokens, or spare room.
+    ends   (runs + 1,) int32, from 0 to F'·N: 0, then the end of each run in the flattened rows (`cu_seqlens`);
+           a run is one frame's tokens, or the spare slots of a row
     """
 
     ends: Tensor
@@ -248,7 +249,7 @@ class Segments:
         return cls(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(QKᵀ/√d) V within each run, over (F', heads, N, d). Spare room attends to itself; nobody reads it."""
+        """softmax(QKᵀ/√d) V within each run, over (F', heads, N, d). The output of spare slots is not used."""
         from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
 
         rows, N = q.shape[0], q.shape[2]

@@ -1,29 +1,29 @@
-"""Which cells of a video are worth their tokens: the scorer and its two teachers (paper §3.2).
+"""Which cells of a video are worth their tokens: the scorer, and what trains it (paper §3.2).
 
     s      = sigmoid(MLP([pooled[t−1], pooled[t]]))               one score in (0, 1) per cell
     S      = log s, for every key of the cell, in one block       the LM's loss reaches s through it
     L_sim  = 1/(T·C) · Σ_{t≥1,i} (s[t,i] − (1 − cos(x[t−1,i], x[t,i])))²
 
-The LM teaches the order of cells *within* a frame: softmax cancels any constant that is added to all
-keys of a frame. How frames rank against each other comes from L_sim and from the features. (A third teacher,
-ours, stands in `training/saliency.py`.)
+The LM's loss orders only the cells *within* a frame, because softmax cancels any constant that is added to all
+keys of a frame. The order of frames comes from L_sim and from the features. `training/saliency.py` adds a third
+signal, which is ours.
 
 Legend
     B videos · T frames · g×g patches, N = g² · a cell is w×w patches · C = N/w² cells · D width
-    tokens are *cell-major*: token = cell · w² + place in the cell, cells row-major, so that a cell
-    is a run of w² tokens and everything per cell is a reshape
+    tokens are *cell-major*: token = cell · w² + place in the cell, cells row-major. A cell is then
+    a run of w² tokens, and everything per cell is a reshape
 
 Where we differ from the paper
-    - `1 − cos` compares the cell's own tokens. The paper compares pooled features, and a learned pooler could make
-      them all alike. (The public code does as we do.)
-    - "Previous frame" starts anew in every video.
-    - log s is clamped below at 1e-4. The paper names no range.
-    - A fresh scorer starts at scores of about 0.05, near most targets. From 0.5 it runs down so fast that it ends in
-      the sigmoid's saturation, where nothing teaches it any more (`tutorials/dead_scorer.py`).
+    - `1 − cos` compares the cell's own tokens, as in the public code. The paper compares pooled features, but a learned
+      pooler could make them all alike.
+    - The previous frame is always one of the same video. The public code crosses from one video to the next.
+    - log s is clamped below at 1e-4. The paper gives no range.
+    - A fresh scorer starts at scores of about 0.05, near most targets. From 0.5 it falls so fast that the sigmoid
+      saturates, and then it gets no gradient any more (`tutorials/dead_scorer.py`).
 
 What this file does not do: select or pack (`packing.py`). A scorer of your own is any callable
-(x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C); see `CosineScorer` for a short one. As a class in a
-file of yours it is known by the name "my_file.py:MyScorer", to every command that takes a scorer (`find_scorer`).
+(x (B, T, N, D), num_frames (B,) on the CPU) → scores (B, T, C). `CosineScorer` is a short example. If it is a class in
+your own file, every command that takes a scorer finds it as "my_file.py:MyScorer" (`find_scorer`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-START = -3.0  # of the output bias: a score of 0.05
+START = -3.0  # first value of the output bias: a score of 0.05
 
 
 def cell_side(num_patches: int, w: int) -> int:
-    """g of a square grid of `num_patches`; ValueError unless it is square and divisible by w."""
+    """The side g of a square grid of `num_patches`. Raises ValueError unless it is square and w divides g."""
     g = math.isqrt(num_patches)
     if w < 1 or g * g != num_patches or g % w:
         raise ValueError(
@@ -66,7 +66,7 @@ def cell_major(x: Tensor, w: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """width D of the tokens, w (side of a cell in patches), heads of the pooler, width of the MLP."""
+    """Width D of the tokens, side w of a cell in patches, heads of the pooler, width of the MLP."""
 
     width: int = 64
     w: int = 2
@@ -75,11 +75,11 @@ class ScorerConfig:
 
 
 class CellPooler(nn.Module):
-    """Attention pooling inside each cell: the mean token asks, the cell's tokens answer.
+    """Attention pooling inside each cell: the query is the mean token, keys and values are the cell's tokens.
 
-    Multi-head cross-attention with its own Q/K/V/O, without LayerNorm and residual. (The paper, §3.2, says "a
-    self-attention layer for pooling". The rest is the public code's.)
-    (..., w², in_width) → (..., width). Raises ValueError if width is not a multiple of heads.
+    (..., w², in_width) → (..., width). Multi-head, with its own Q/K/V/O, without LayerNorm or residual. The paper
+    (§3.2) says "a self-attention layer for pooling", and the details are the public code's.
+    Raises ValueError if width is not a multiple of heads.
     """
 
     def __init__(self, in_width: int, width: int, heads: int):
@@ -101,16 +101,16 @@ class CellPooler(nn.Module):
 
 
 class Scorer(nn.Module):
-    """STTS's scorer: pool each cell, put the previous frame's beside it, score with a small MLP.
+    """STTS's scorer: pool each cell, concatenate the same cell of the previous frame, score with a small MLP.
 
     x           (B, T, N, D) cell-major tokens after ViT block l
     num_frames  (B,) int or None; the scores of padding frames are 0
     returns     (B, T, C) in (0, 1), float32 or better, also under autocast
-    Paper §3.2. All weights start normal with std 1/√fan_in, truncated at two of them, and biases at zero, but the last
-    one at START.
+    Paper §3.2. Weights start normal with std 1/√fan_in, truncated at two std. Biases start at zero, and the last one
+    at START.
     """
 
-    injects_bias = True  # STTS alone: its log-scores enter the attention of block l+1
+    injects_bias = True  # its log-scores enter the attention of block l+1; a baseline's do not
 
     def __init__(self, config: ScorerConfig):
         super().__init__()
@@ -138,7 +138,7 @@ class Scorer(nn.Module):
 
 
 def real_frames(scores: Tensor, num_frames: Tensor | None) -> Tensor:
-    """Which frames of scores (B, T, C) are no padding: bool (B, T, 1). None: all are real."""
+    """Which frames of scores (B, T, C) are real, not padding: bool (B, T, 1). None: all are."""
     B, T = scores.shape[:2]
     counts = torch.as_tensor([T] * B if num_frames is None else num_frames)
     counts = counts.to(scores.device, non_blocking=scores.is_cuda)  # a few bytes: no wait
@@ -148,8 +148,8 @@ def real_frames(scores: Tensor, num_frames: Tensor | None) -> Tensor:
 def temporal_target(x: Tensor, w: int) -> Tensor:
     """How much each cell changed since the frame before: 1 − cos, the auxiliary target (paper §3.2).
 
-    x (B, T, N, D) cell-major → (B, T−1, C); entry [b, t−1] compares frames t−1 and t. The cosine is
-    over the cell's w² tokens laid end to end. Only the T−1 neighbouring pairs are computed.
+    x (B, T, N, D) cell-major → (B, T−1, C). Entry [b, t−1] compares frames t−1 and t. The cosine is
+    over the cell's w² tokens laid end to end.
 
     >>> x = torch.tensor([[1., 0.], [1., 0.], [0., 2.]]).view(1, 3, 1, 2)       # T = 3, one patch
     >>> temporal_target(x, w=1).flatten().tolist()                              # still, then changed
@@ -166,11 +166,11 @@ def similarity_loss(
 ) -> Tensor:
     """L_sim: the mean over videos of 1/(T·C) · Σ_{t≥1} (s − target)² (paper §3.2).
 
-    scores (B, T, C), target (B, T−1, C) from `temporal_target`. T is each video's own number of frames: padding does
-    not count. Videos of one frame are left out of the mean. With no other video the loss is 0.
+    scores (B, T, C), target (B, T−1, C) from `temporal_target`. T is each video's own number of frames, so padding
+    does not count. The mean leaves out videos of one frame. If there is no other video, the loss is 0.
 
-    Why the target is detached (unless `detach_target` is False): the scores should follow the features. With a
-    gradient through the target, the ViT could lower the loss by changing its features until they fit the scores.
+    Why the target is detached (unless `detach_target` is False): the scores should follow the features. If the
+    target had a gradient, the ViT could lower the loss by changing its features until they fit the scores.
 
     >>> float(similarity_loss(torch.full((1, 2, 1), 0.5), torch.zeros(1, 1, 1)))     # 0.25 / (2·1)
     0.125
@@ -180,7 +180,7 @@ def similarity_loss(
         raise ValueError(f"target is {tuple(target.shape)}; scores {tuple(scores.shape)} need {(B, T - 1, C)}")
     target = target.detach() if detach_target else target
     real = real_frames(scores, num_frames)  # (B, T, 1)
-    # where, not ×: whatever padding holds, even inf, is nobody's loss and nobody's gradient
+    # `where` instead of ×: padding may hold inf, and inf × 0 would put NaN into the loss and the gradient
     error = torch.where(real[:, 1:], scores[:, 1:] - target, 0).square()  # (B, T−1, C)
     frames = real.sum((1, 2))  # (B,)
     per_video = error.sum((1, 2)) / (frames * C)
@@ -190,14 +190,14 @@ def similarity_loss(
 def attention_bias(
     scores: Tensor, w: int, num_frames: Tensor | None = None, rescale: bool = False, eps: float = 1e-4
 ) -> Tensor:
-    """S, the bias that a cell's score gives to each of its patches as keys (paper §3.2).
+    """S, the attention bias of each key: log of its cell's score (paper §3.2).
 
-    scores (B, T, C) in (0, 1) → (B, T, N), cell-major. S = log max(s, eps). Frame 0, so every image, and padding
-    get 0. With `rescale`, as in the public code but per frame: min–max to [e⁻², 1] before the log. The range is
-    floored at 0.01, so that a flat frame does not blow up the gradient.
+    scores (B, T, C) in (0, 1) → (B, T, N), cell-major. S = log max(s, eps). Frame 0 and padding get 0, so an image
+    gets no bias. `rescale` scales each frame's scores to [e⁻², 1] before the log, by min–max, as the public code
+    does for each row of an image. The range is floored at 0.01, so that a flat frame does not blow up the gradient.
 
-    Why per key and not per query: what is added to all logits of one query cancels in its softmax. Added to a key, it
-    decides how much every query takes from that key, so a cell with a low score is hardly seen.
+    Why per key and not per query: a constant that is added to all logits of one query cancels in its softmax. Added
+    to a key, it decides how much every query takes from that key, so a cell with a low score is hardly seen.
 
     >>> attention_bias(torch.tensor([[[.5, .5], [1., .0]]]), w=1)[0].int().tolist()    # log 1e-4 = −9.2
     [[0, 0], [0, -9]]
@@ -213,17 +213,18 @@ def attention_bias(
 
 
 def spread(scores: Tensor, amount: float, start: int = 0) -> Tensor:
-    """Scores to rank cells by: log-odds of the scores + amount · a fixed pattern (ours, not the paper's). With it,
-    what looks the same in every frame is kept in some frames, instead of in all or in none.
+    """Spread the kept cells over time: rank cells by logit(scores) + amount · a fixed pattern. Then a cell that looks
+    the same in every frame is kept in some frames, instead of in all or in none. This is ours, not the paper's.
 
-    scores  (B, T, C) of frames start, start + 1, …; higher = more worth keeping; in [0, 1], what lies beyond is clamped
+    scores  (B, T, C) of frames start, start + 1, …, in [0, 1]; others are clamped
     returns (B, T, C), for `select`; with amount = 0 the scores themselves, as in the paper
 
-    The pattern is logistic noise without chance: log u/(1 − u) with u = frac(t/φ + c/ρ), φ the golden ratio, ρ the
-    plastic number. In any run of frames a cell's u are spread evenly, and neighbouring cells are out of step.
+    The pattern is log u/(1 − u) with u = frac(t/φ + c/ρ), φ the golden ratio and ρ the plastic number. It is
+    distributed as logistic noise but not random. In any run of frames a cell's u are spread evenly, and neighbouring
+    cells are out of step.
 
     >>> select_by = spread(torch.full((1, 4, 2), 0.5), amount=1.0)
-    >>> (select_by[0] > 0).int().tolist()                         # of equal scores, now one and now the other
+    >>> (select_by[0] > 0).int().tolist()                         # equal scores take turns
     [[0, 1], [1, 0], [0, 1], [1, 1]]
     """
     if amount == 0:
@@ -247,7 +248,7 @@ class Baseline(nn.Module):
 
 class RandomScorer(Baseline):
     """Uniform random scores. They come from torch's CPU generator, so they are the same on every device, and a resumed
-    run goes on with them."""
+    run continues them."""
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         B, T, N, _ = x.shape
@@ -266,12 +267,12 @@ SCORERS: dict[str, type[nn.Module]] = {"stts": Scorer, "cosine": CosineScorer, "
 
 
 def find_scorer(name: str) -> type[nn.Module]:
-    """The class of that name: one of `SCORERS`, or "my_file.py:MyScorer", an `nn.Module` of yours that is made
-    from a `ScorerConfig`. Raises ValueError for a name that leads to no such class.
+    """The scorer class of that name: one of `SCORERS`, or "my_file.py:MyScorer". Your class is an `nn.Module` and takes
+    a `ScorerConfig`. Raises ValueError if there is no such class.
 
-    A file is imported once. Its class then stands in `SCORERS` under that very name, so that models and checkpoints
-    can be made of it; no checkpoint imports a file by itself. With a class attribute `injects_bias = True` it gets
-    STTS's two teachers, and its scores must lie in (0, 1). Without one it only scores.
+    A file is imported once, and its class is then in `SCORERS` under that name. Models and checkpoints can use it from
+    then on. A checkpoint never imports a file by itself. If the class attribute `injects_bias` is True, your scorer is
+    trained by the key bias and L_sim, and its scores must lie in (0, 1). Otherwise it only scores.
 
     >>> find_scorer("cosine").__name__
     'CosineScorer'
@@ -283,15 +284,15 @@ def find_scorer(name: str) -> type[nn.Module]:
         spec = importlib.util.spec_from_file_location(f"scorer file {path}", path)
         if spec is None or spec.loader is None:
             raise ValueError(f"scorer {name!r}: {path} is not a Python file (its name must end in .py)")
-        module = sys.modules[f"scorer file {path}"] = importlib.util.module_from_spec(spec)  # dataclasses look there
+        module = sys.modules[f"scorer file {path}"] = importlib.util.module_from_spec(spec)  # dataclasses need it
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # whatever somebody's file may raise
+        except Exception as error:  # a user's file may raise anything
             raise ValueError(f"scorer {name!r}: {path} cannot be imported ({type(error).__name__}: {error})") from error
         found = getattr(module, class_name, None)
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
             raise ValueError(f"scorer {name!r}: {path} has no nn.Module class {class_name!r}")
         SCORERS[name] = found
     if name not in SCORERS:
-        raise ValueError(f"scorer {name!r}: know {', '.join(SCORERS)}, or your own as my_file.py:MyScorer")
+        raise ValueError(f"scorer {name!r}: we know {', '.join(SCORERS)}, or your own as my_file.py:MyScorer")
     return SCORERS[name]

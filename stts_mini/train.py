@@ -6,22 +6,23 @@
     python -m stts_mini.train --preset smoke          everything end to end in under a minute
     python -m stts_mini.train --preset paper          the paper's recipe: fine-tune a shipped, unpruned model, pruned
     python -m stts_mini.train --preset gpu --dry-run  what a preset would take
-    python -m stts_mini.train --resume                go on after Ctrl-C or SIGTERM
+    python -m stts_mini.train --resume                continue after Ctrl-C or SIGTERM
     python -m stts_mini.train --data mine.jsonl --val judged.jsonl      clips of your own (see data/clips.py)
     torchrun --nproc-per-node 2 -m stts_mini.train    several processes, one batch (see training/distributed.py)
 
-Hidden matrices are optimised by Muon, everything else (embeddings, positions, norms, biases, the first
-and the last layer) by AdamW; the scorer's rates are a selectable multiple of the others in both.
-Step i draws its clips and questions from (seed, i) alone, so a resumed run sees what an uninterrupted
-one would have seen.
+Muon optimises the hidden matrices. AdamW optimises the rest: embeddings, positions, norms, biases, the first and the
+last layer. You can choose the ratio of the scorer's learning rates to the others. Step i draws its clips and questions
+from (seed, i) alone, so a resumed run sees the same as an uninterrupted one.
 
-Where we differ from the paper: it fine-tunes pretrained backbones, by AdamW, the scorer at ten times the LLM's rate
-(`lab/pretrained.py` does); the default trains from nothing, by the stages of `training/config.py`, at one rate for all.
-Its λ is 1 and its scorer prunes from the first step on. Ours is 30, and before pruning begins the scorer learns L_sim
-alone (`training/step.py`, `warm_up`): see tutorials/results/TRIED.md.
+Where we differ from the paper
+    - It fine-tunes pretrained backbones with AdamW, as `lab/pretrained.py` does. Our default trains from nothing, in
+      the stages of `training/config.py`.
+    - Its scorer learns at ten times the LLM's rate. Ours learns at the same rate.
+    - Its λ is 1, and it prunes from the first step on. Our λ is 30, and before pruning begins the scorer learns from
+      L_sim alone (`warm_up` in `training/step.py`). The reasons are in tutorials/results/TRIED.md.
 
-What this file does not do: define settings (`training/config.py`), make batches (`data/batches.py`), take their
-gradients (`training/step.py`), judge (`eval.py`).
+What this file does not do: define settings (`training/config.py`), make batches (`data/batches.py`), compute
+gradients (`training/step.py`) or evaluate (`eval.py`).
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ from stts_mini.training.step import CLIP_NORM, eagerly, forward_backward, learns
 
 
 class TrainError(RuntimeError):
-    """Training cannot go on; the message says at which step, on which data, and what was saved."""
+    """Training cannot continue. The message names the step, the data, and what was saved."""
 
 
 def pick_device(name: str, counted: bool = False) -> torch.device:
-    """ "auto" takes CUDA, then MPS, then the CPU. Raises ValueError for a device that is not there, unless it is only
-    `counted` for."""
+    """ "auto" takes CUDA, then MPS, then the CPU. Raises ValueError for a device that is not there. With `counted` (a
+    dry run) it only needs a known name."""
     kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     there = [kind for kind, ok in kinds.items() if ok]
     if name not in ("auto", *(kinds if counted else there)):
@@ -79,12 +80,12 @@ def pick_device(name: str, counted: bool = False) -> torch.device:
 
 
 def build_model(config: TrainConfig, device: torch.device) -> VLM:
-    """A fresh model from the config's seed. Its time stamps start as
-    sines of their times, wavelengths 1 to 300 s: near times look alike, and none is wholly new when seen."""
+    """A fresh model from the config's seed. Its time stamps start as sines of their times, with wavelengths from
+    about 1 to 300 s. So near times look alike, and the model can use a time that it was not trained on."""
     torch.manual_seed(config.seed)
     model = VLM(config.model)
     if config.saliency_steps and isinstance(model.scorer, Scorer):
-        torch.nn.init.zeros_(model.scorer.mlp[-1].bias)  # ranks are 0.5 in the mean, so scores start there
+        torch.nn.init.zeros_(model.scorer.mlp[-1].bias)  # the targets are ranks, whose mean is 0.5: start there
     stamps = model.llm.embed_tokens.weight[TOKENIZER.first_stamp :][: TOKENIZER.num_stamps]
     frequency = 2 * math.pi * torch.logspace(-2.5, 0, -(-stamps.shape[1] // 2))
     angle = torch.arange(len(stamps))[:, None] / 10 * frequency
@@ -94,7 +95,7 @@ def build_model(config: TrainConfig, device: torch.device) -> VLM:
 
 
 def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
-    """What to learn from, and the file that lists it: clips of your own, or the world's, written if need be."""
+    """The training clips, and the file that lists them: your own, or the toy world's, which are made if missing."""
     if config.own_data:
         return load_clips(config.data), Path(config.data)
     index = distributed.in_turn(
@@ -104,7 +105,7 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
 
 
 def judged_clips(config: TrainConfig, split: str = "test") -> list[Clip]:
-    """What to judge by: clips of your own, or held-out ones of the kinds that are trained on, written if need be."""
+    """The clips to evaluate on: your own, or held-out ones of the kinds trained on, which are made if missing."""
     if config.own_data:
         return load_clips(config.val, judged=True)
     kinds = [kind for kind, count in config.train_counts.items() if count]
@@ -113,11 +114,11 @@ def judged_clips(config: TrainConfig, split: str = "test") -> list[Clip]:
 
 
 def check_settings(config: TrainConfig, device: torch.device, model: VLM | None) -> None:
-    """Raise ValueError for what could not end well, before anything is read."""
+    """Raise ValueError for settings that would fail later, before any clip is decoded."""
     if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
     if config.val:
-        load_clips(config.val, judged=True)  # a bad line is better known before the training than after
+        load_clips(config.val, judged=True)  # refuse a bad line now, not after the training
     if config.init:
         checkpoint.check_world(checkpoint.load(config.init), config.init)
     if config.varlen:
@@ -125,24 +126,24 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None)
 
 
 def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
-    """Score random tokens before anything is trained. Raises ValueError for scores that pruning would refuse, perhaps
-    hours later; prints a warning about weights that nothing teaches. `own`: the run prunes by the model's scorer."""
+    """Score random tokens before the training. Raises ValueError for scores that pruning would refuse, perhaps hours
+    later. Prints a warning if nothing trains the scorer's weights. `own`: the run prunes with the model's scorer."""
     cfg, scorer, T = model.config, model.scorer.eval(), 4
     weights = any(p.requires_grad for p in scorer.parameters())
     if config.saliency_steps and not (own and weights):
-        raise ValueError(f"scorer {config.scorer} has no weights that saliency could teach: give --saliency-steps 0")
+        raise ValueError(f"scorer {config.scorer} has no weights that saliency could train: give --saliency-steps 0")
     if not own or not config.k or config.blind:
         return
     injects = getattr(scorer, "injects_bias", False)
-    with torch.random.fork_rng([]):  # the run's random numbers stay the same
+    with torch.random.fork_rng([]):  # so that the run's random numbers stay the same
         x = torch.randn(1, T, cfg.vit.num_patches, cfg.vit.width).to(model.vit.position_embedding)
         scores = scorer(x, torch.tensor([T]))
     check_scores(scores.detach(), (1, T, cfg.cells), injected=injects)
-    teachers = (config.sim_weight or cfg.bias != "none") if injects else config.saliency_steps
-    if weights and not (teachers and scores.requires_grad):
-        cure = "compute its scores from them, with a gradient" if teachers else "give --sim-weight or --bias log"
-        cure = cure if teachers or injects else "set injects_bias = True in its class, and give scores in (0, 1)"
-        print(f"warning: scorer {config.scorer} has weights that nothing teaches: {cure}")
+    signals = (config.sim_weight or cfg.bias != "none") if injects else config.saliency_steps
+    if weights and not (signals and scores.requires_grad):
+        cure = "compute its scores from them, with a gradient" if signals else "give --sim-weight or --bias log"
+        cure = cure if signals or injects else "set injects_bias = True in its class, and give scores in (0, 1)"
+        print(f"warning: nothing trains the weights of scorer {config.scorer}: {cure}")
 
 
 def train(
@@ -155,13 +156,14 @@ def train(
     model: VLM | None = None,
     tokenizer: AnyTokenizer = TOKENIZER,
 ) -> VLM:
-    """The training loop. Writes checkpoint.pt, config.json, log.csv and curve.png into config.out, which is its alone
-    while it runs. Raises ValueError for what is refused, TrainError for losses or gradients that are no numbers.
+    """The training loop. Writes checkpoint.pt, config.json, log.csv and curve.png into config.out. No other run can
+    use this folder meanwhile. Raises ValueError for refused settings, TrainError if a loss or gradient is not finite.
 
-    reader    one that several runs share, so that a clip is decoded once for all of them
-    annotate  scores instead of the scorer's (see `Sampler`)
-    encoder   the model → another encoder than its own (merging, say)
-    model     to start from, instead of a fresh one; and the tokenizer that goes with it
+    reader     one that several runs share, so that each clip is decoded once
+    annotate   gives scores instead of the scorer's (see `Sampler`)
+    encoder    the model → an encoder to use instead of `encode_video` (one that merges tokens, for example)
+    model      to start from, instead of a fresh one
+    tokenizer  the one that goes with the model
     """
     with checkpoint.alone(config.out):
         check_settings(config, device, model)
@@ -181,11 +183,11 @@ def train(
             config.late,
         )  # fmt: skip
         run, encode = wrap(model, config, device), encoder(model) if encoder else None
-        ahead = config.workers, device.type == "cuda"  # who draws batches, and whether into pinned memory
+        ahead = config.workers, device.type == "cuda"  # worker processes; whether to pin memory
         fresh = config.lessons and not (annotate or encoder) and learns(model.scorer)
 
         def step_of(step: int) -> tuple:
-            """Make a step; before the first pruned one, get the scorer ready for it."""
+            """Make one step. Before the first pruned one, warm up the scorer."""
             if fresh and step == config.unpruned_steps:
                 with closing(sampler.beyond(config.steps, config.lessons, *ahead)) as batches_beyond:
                     warm_up(model, optimizers, batches_beyond, config, device)
@@ -193,7 +195,7 @@ def train(
 
         save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)
         where = lambda step: f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
-        log = None if distributed.rank() else open_run(config, resume, start, sampler.tasks)  # now nothing refuses
+        log = None if distributed.rank() else open_run(config, resume, start, sampler.tasks)  # after all checks
         model.train()
         with closing(sampler.of(range(start, config.steps), *ahead)) as batches:
             all_steps(config, start, step_of, save, log, where)
@@ -212,11 +214,12 @@ def all_steps(
     log: Log | None,
     where: Callable[[int], str],
 ) -> None:
-    """Every step from `start` on, until Ctrl-C or SIGTERM, which save and end the process.
+    """Every step from `start` on. Ctrl-C or SIGTERM saves a checkpoint and ends the process.
 
-    step_of  makes a step and returns its numbers (see `one_step`); where names its clips
-    save     writes the checkpoint after so many steps, with each process's random state
-    log      process 0's; None in the others
+    step_of  makes a step and returns its numbers (see `one_step`)
+    save     writes the checkpoint, given the number of steps and each process's random state
+    log      the log in process 0, None in the others
+    where    names the clips of a step, for an error message
     """
     progress, began = Progress("train", config.steps, start), time.monotonic()
     with Interrupt() as interrupt:
@@ -238,10 +241,10 @@ def all_steps(
                     progress.close()
                     print(log.skills(step + 1))
                 if due:
-                    log.flush()  # first: rows after the checkpoint's step are dropped when it is resumed
+                    log.flush()  # before the checkpoint: when resumed, rows after its step are dropped
                     save(step + 1, rng)
             if asked:
-                with distributed.first():  # nobody leaves before the checkpoint is there
+                with distributed.first():  # no process ends before the checkpoint is written
                     progress.close()
                 print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
                 sys.exit(130)
@@ -249,7 +252,7 @@ def all_steps(
 
 
 def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
-    """A reader of these clips, decoded at once where one process needs them all, or its workers do."""
+    """A reader of these clips. It decodes them at once if this process or its workers need all of them."""
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
     if distributed.world_size() == 1 or config.workers:
         reader.preload(clips)
@@ -257,7 +260,7 @@ def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
 
 
 def open_run(config: TrainConfig, resume: bool, start: int, tasks: Sequence[str]) -> Log:
-    """The folder of a run, new or resumed, with its config.json; and its log, from this step on, of these tasks."""
+    """Make a run's folder with its config.json, or reuse it to resume. Returns the log from step `start` on."""
     out = Path(config.out)
     if not resume:
         checkpoint.keep_old_run(out)
@@ -267,13 +270,13 @@ def open_run(config: TrainConfig, resume: bool, start: int, tasks: Sequence[str]
 
 
 def one_step(model, optimizers, batch, step, config, device, encode, run) -> tuple:
-    """Gradients of a batch, clipped, and a step of the optimisers, unless a number is none. Returns the losses L_task
-    and L_sim, the gradient's norm, the share of right answers, tokens, the scorer's health, and each task's answers."""
+    """Compute and clip the gradients of a batch, and step the optimisers if the losses and the norm are finite. Returns
+    L_task, L_sim, the gradient's norm, the share of right answers, tokens, the scorer's health, each task's answers."""
     saliency = config.learns_saliency(step)
     seen = forward_backward(model, batch, config, device, config.k_at(step), encode, run, saliency)
     if config.saliency_steps and not saliency:
         for p in model.scorer.parameters():
-            p.grad = None  # it stays as it was
+            p.grad = None  # the scorer is frozen now
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM))
     if math.isfinite(seen.task + seen.sim + norm):
         for optimizer in optimizers:
@@ -285,7 +288,7 @@ def one_step(model, optimizers, batch, step, config, device, encode, run) -> tup
 
 
 def went_wrong(step: int, numbers: Sequence[float], clips: str, saved: Path | None) -> TrainError:
-    """The error of a step whose losses or gradient are no numbers."""
+    """The error for a step whose losses or gradient are not finite."""
     task, sim, norm = numbers[:3]
     values = f"loss {task:.4g}, L_sim {sim:.4g}, gradient norm {norm:.4g}"
     last = f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"
@@ -293,8 +296,8 @@ def went_wrong(step: int, numbers: Sequence[float], clips: str, saved: Path | No
 
 
 def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:
-    """Time of forward and backward at k over that at 0: the median of ratios taken side by side on the same
-    batches, in turns the one first and the other, after one pair of warm-up."""
+    """Time of forward and backward at k, divided by that at 0: the median over pairs, after one pair of warm-up. The
+    two of a pair run on the same batch and take turns in being first."""
 
     def timed(batch: Batch, k: float) -> float:
         """Seconds of a forward and backward pass."""
@@ -326,8 +329,8 @@ def step_time(
     device: torch.device,
     tokenizer: AnyTokenizer,
 ) -> dict[str, float]:
-    """Time a step on training videos against an unpruned one, and print the ratio; nothing if that does not fit."""
-    videos = [clip for clip in train_clips if clip.kind != "image" and not clip.images]  # a picture loses nothing
+    """Time a training step against an unpruned one, on videos, and print the ratio. Returns {} if memory runs out."""
+    videos = [clip for clip in train_clips if clip.kind != "image" and not clip.images]  # pictures are never pruned
     sampler = Sampler(
         videos or train_clips, reader, config.batch_size, config.questions, config.seed, tokenizer=tokenizer
     )
@@ -338,17 +341,17 @@ def step_time(
         return dict(step_time_ratio=ratio)
     except torch.OutOfMemoryError:
         model.zero_grad()
-        print(f"{what} not measured, for the unpruned step does not fit into memory")
+        print(f"{what} not measured, because the unpruned step does not fit into memory")
     return {}
 
 
 def finish(
     config: TrainConfig, model: VLM, device: torch.device, tokenizer: AnyTokenizer = TOKENIZER, split: str = "test"
 ) -> dict:
-    """Evaluate on held-out clips of a split, time a step against the unpruned model, draw; print and save it all."""
+    """Evaluate on held-out clips of a split, time a step against the unpruned model, draw. Prints and saves it all."""
     out = Path(config.out)
     if config.own_data and not config.val:
-        print("no --val: nothing held out, nothing to judge by")
+        print("no --val, so there are no held-out clips to evaluate on")
         return {}
     train_clips, clips = training_clips(config)[0], judged_clips(config, split)
     reader = own_reader(config, clips)
@@ -356,13 +359,13 @@ def finish(
     frames = f"up to {config.max_frames} frames, 1 seed ({config.seed})"
     print(f"\n{split} set {named['fingerprint']}, k = {config.k}, {frames}")
     shipped = json.loads((SHIPPED / "unpruned.json").read_text()) if config.init == PRESETS["paper"]["init"] else None
-    with eagerly(config.compile):  # prompts and answers of all lengths are not worth compiling for
+    with eagerly(config.compile):  # lengths vary too much here to be worth compiling
         numbers = judge(model, clips, reader, config.k, train_clips, config.blind, tokenizer, shipped=shipped)
     if distributed.rank():
         return {}
     summary = dict(**named, split=split, torch=torch.__version__, **numbers)
     result = out / checkpoint.RESULTS[split != "test"]
-    write_json(result, summary)  # at once: what follows may fail
+    write_json(result, summary)  # now, because the next steps may fail
     if config.k > 0 and not config.blind and distributed.world_size() == 1:
         summary |= step_time(model, train_clips, reader, config, device, tokenizer)
         write_json(result, summary)
@@ -385,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | None = None, tokenizer=TOKENIZER):
-    """What the command `name` does, from the settings to the picture; ends the process with one line on an error."""
+    """What the command `name` does, from the settings to the picture. An error ends the process with one line."""
     try:
         with sigterm_as_ctrl_c(), distributed.processes(pick_device(config.device, args.dry_run)) as device:
             settings = " ".join(f"{name}={as_text(value)}" for name, value in dataclasses.asdict(config).items())

@@ -11,8 +11,8 @@ Legend
     F frames (of any video) · N patches of a frame · D width · d width of a head
     H, W pixels · p side of a patch in pixels · g = H/p patches to a side, row-major, N = g²
 
-What this file does not do: score, prune or pack. A block takes a bias per key, and a mask or a function that
-replaces `attend`, and does not ask what they are for.
+What this file does not do: score, prune or pack. A block takes a bias per key, and a mask or a function instead of
+`attend`. It does not know what they are for.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v → y, all (F, he
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of the ViT. SigLIP so400m/14-384 is image_size 378 (27 × 14), patch 14, width 1152, depth 27,
-    heads 16, mlp 4304. Raises ValueError for sizes that do not divide."""
+    """Sizes of the ViT. Raises ValueError for sizes that do not divide. SigLIP so400m/14-384 has image_size 378,
+    patch_size 14, width 1152, depth 27, heads 16, mlp 4304."""
 
     image_size: int = 48
     patch_size: int = 8
@@ -67,13 +67,16 @@ class ViTConfig:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """softmax(QKᵀ/√d + S) V over q, k, v (F, heads, N, d), with S = key_bias (F, N), the same for every
-    head and query, and/or a mask (F, 1, N, N): booleans, True = may attend, or floats that are added to the
-    logits, without a gradient. Returns (F, heads, N, d).
+    """softmax(QKᵀ/√d + S) V.
 
-    A float mask that needs a gradient would drop PyTorch to its slow path. So S rides in extra channels instead:
-    [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. Without a gradient, as in inference, S is a mask where that is exact and
-    fast: on a CPU, in more than 16 bits, with no other mask. A query that may attend to nothing gets zeros.
+    q, k, v   (F, heads, N, d)
+    key_bias  S (F, N), the same for every head and query
+    mask      (F, 1, N, N) bool, True = may attend, or floats to add to the logits, without a gradient
+    returns   (F, heads, N, d); a query that may attend to nothing gets zeros
+
+    A float mask with a gradient would drop PyTorch to its slow path. So S rides in extra channels:
+    [q, c, c]·[k, hi, lo]/√d = q·k/√d + S. Without a gradient, S is a mask where that is exact and fast: on a CPU, in
+    more than 16 bits, with no other mask.
     """
     d = q.shape[-1]
     full_precision_on_cpu = q.is_cpu and q.dtype.itemsize > 2
@@ -91,8 +94,8 @@ def add_bias_channels(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, pad_to:
     """q, k, v (F, heads, N, d) with more channels, so that q·k grows by √d · key_bias (F, N).
 
     The query's constant c is a power of two near √d. In half precision S is split in two: what the type can hold,
-    and the rest. That keeps its error below 2e-4. `pad_to`: the width becomes a multiple of it (CUDA's fast kernels
-    want 8).
+    and the rest. That keeps its error below 2e-4. The width becomes a multiple of `pad_to`, because CUDA's fast
+    kernels want 8.
     """
     d = q.shape[-1]
     c = 2.0 ** round(math.log2(d) / 2)
@@ -169,10 +172,10 @@ class ViT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linear weights normal with std 1/√fan_in, biases zero, LayerNorms 1 and 0. Two gains differ: a hundredth
-        where weights write to the residual stream (out_proj, fc2), so that every block starts as almost the identity;
-        and three in the patch embedding, because the pixels of a patch differ little. Positions start as 2-D sines
-        and are learned from there, so that a cell's mean still shows where it lies."""
+        """Linear weights are normal with std 1/√fan_in, biases zero, LayerNorms 1 and 0. Two gains differ. It is 0.01
+        for weights that write to the residual stream (out_proj, fc2), so that every block starts as almost the
+        identity. It is 3 for the patch embedding, because the pixels of a patch differ little. Positions are learned.
+        They start as 2-D sines, so that a cell's mean still shows where it lies."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 gain = 0.01 if name.endswith(("out_proj", "fc2")) else 3.0 if name == "patch_embedding" else 1.0
@@ -196,9 +199,8 @@ class ViT(nn.Module):
 
 
 def resized_positions(positions: Tensor, num_patches: int, antialias: bool = False) -> Tensor:
-    """Position embeddings (N, D) of a square grid, for a grid of another size: bicubic interpolation, as Hugging Face's
-    SigLIP does it when asked for another size. `antialias`: smooth them first where the grid shrinks. So does
-    `checkpoint.start_from`, which begins with fewer pixels than the toy world's base was trained with.
+    """Resize the position embeddings (N, D) of a square grid, by bicubic interpolation as in Hugging Face's SigLIP.
+    `antialias` smooths them first where the grid shrinks.
 
     >>> resized_positions(torch.ones(16, 3), 4).shape
     torch.Size([4, 3])
@@ -222,7 +224,7 @@ FROM_SIGLIP = {
 def from_siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the state dict of Hugging Face's `SiglipVisionModel` to that of `ViT`.
 
-    Its patch convolution becomes our linear map. Its pooling head, which we do not have, is left out.
+    Its patch convolution becomes our linear map. Its pooling head is left out, because we have none.
     """
     renamed = {}
     for key, value in state.items():

@@ -143,7 +143,7 @@ def test_a_class_in_a_file_is_found_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "mine.txt").write_text(MINE)
     name = f"{tmp_path / 'mine.py'}:Mine"
-    with pytest.raises(ValueError, match="one in a file of yours must be found first"):
+    with pytest.raises(ValueError, match=r"class in your own file, give --scorer .*mine.py:Mine"):
         a_model(name, tmp_path)
     found = find_scorer(name)
     assert found.__name__ == "Mine" and find_scorer(name) is found

@@ -330,12 +330,12 @@ def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monke
         "world", 48
     )
     for name in ("other", "none"):
-        with pytest.raises(ValueError, match=f"--data {name}: no folder of the world's clips, nor an empty one"):
+        with pytest.raises(ValueError, match=f"--data {name}: give a folder of the toy world's clips, an empty one"):
             asked(name)
     monkeypatch.setattr(evaluation, "load_clips", lambda data, judged: (data, judged))
     assert asked("a.jsonl", clips=None, split="test") == (("a.jsonl", True), Path("learned.jsonl"))
     for clips, split in ((None, "val"), (200, "test")):
-        with pytest.raises(ValueError, match="--clips, --split and --panels are for the world"):
+        with pytest.raises(ValueError, match="--clips, --split and --panels are for the toy world"):
             asked("a.jsonl", clips=clips, split=split)
 
 

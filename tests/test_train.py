@@ -525,14 +525,14 @@ def test_without_room_for_an_unpruned_step_the_rest_is_there(folder, tmp_path, m
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "step_time_ratio" not in result and result["k"] == config.k
     said = capsys.readouterr().out
-    assert "not measured, for the unpruned step does not fit" in said and "pruned clips to look at" in said
+    assert "not measured, because the unpruned step does not fit" in said and "pruned clips to look at" in said
 
 
 def test_who_starts_from_the_shipped_model_is_compared_with_it(folder, tmp_path, monkeypatch, capsys):
     config = tiny(folder, out=str(tmp_path), init=PRESETS["paper"]["init"], test_clips=2)
     model, clips = build_model(config, CPU).eval(), training.judged_clips(config)
     training.finish(config, model, CPU)
-    assert "not compared with the unpruned model, which was asked on test set ac983c3e12b1" in capsys.readouterr().out
+    assert "not compared with the unpruned model, which was run on test set ac983c3e12b1" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert "against_unpruned" not in result
     answers = dict.fromkeys(result["choice"], "11")
@@ -758,7 +758,7 @@ def test_a_dry_run_counts_the_llms_tokens():
     "flags, message",
     [
         (dict(data="nothing.jsonl"), "nothing.jsonl"),
-        (dict(scorer="cosine", saliency_steps=1, llm_depth=2), "no weights that saliency could teach"),
+        (dict(scorer="cosine", saliency_steps=1, llm_depth=2), "no weights that saliency could train"),
         (dict(init="base.pt", llm_width=24), "another shape"),
     ],
 )
@@ -800,7 +800,7 @@ def test_weights_that_nothing_teaches_are_warned_of(folder, monkeypatch, capsys,
     config = tiny(folder, scorer="cosine", **flags)
     model, before = build_model(config, CPU), torch.get_rng_state()
     training.try_scorer(model, config, own=True)
-    warning = f"warning: scorer cosine has weights that nothing teaches: {said}"
+    warning = f"warning: nothing trains the weights of scorer cosine: {said}"
     out = capsys.readouterr().out
     assert out == "" if not said else out.startswith(warning.removesuffix(said)) and said in out
     assert torch.equal(torch.get_rng_state(), before)

@@ -153,7 +153,7 @@ def test_the_command_says_why(setup, tmp_path, capsys, monkeypatch):
         assert sum(counts.values()) == round(3 * (1 - numbers[scoring][task]))
     with pytest.raises(SystemExit, match=r"--why is for a pruned model: give a --k above 0"):
         evaluation.main([path, *flags, "--why", "--k", "0"])
-    with pytest.raises(SystemExit, match=r"--why is for the world's clips, .*: leave out --data"):
+    with pytest.raises(SystemExit, match=r"--why is for the toy world's clips, .*: leave out --data"):
         evaluation.main([path, "--data", str(next(Path(config.data).rglob("*.jsonl"))), "--why"])
     with pytest.raises(SystemExit, match="is what is read"):
         evaluation.main([path, *flags[:-1], other, "--why", other])

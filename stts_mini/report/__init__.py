@@ -1,4 +1,4 @@
-"""What people look at afterwards: scores as tables (`result`), pruned clips as pictures (`picture`).
+"""Results for people to look at: scores as tables (`result`), pruned clips as pictures (`picture`).
 
-Nothing is judged here: that is `stts_mini/eval.py`.
+Nothing is evaluated here: `stts_mini/eval.py` does that.
 """

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def markdown(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A table: its head, and its rows as they are. An empty cell takes one space.
+    """A table of a head and rows. Cells are printed with `str`, and an empty one is a single space.
 
     >>> print(markdown(["", "k", "seconds"], [["training", 0.5, "1.69"], ["", 0.8, "0.95"]]))
     | | k | seconds |

@@ -1,11 +1,11 @@
 """Pictures of what is pruned: frames with the pruned cells dimmed, beside the scores, question and answer.
 
-`draw_clips` writes pruned.png, a band for each clip; `draw_curve` draws a training log. Only numpy and PyAV are needed;
-the letters are a 5 × 8 pixel font below.
+`draw_clips` writes pruned.png, with a band for each clip. `draw_curve` draws a training log. They need only numpy and
+PyAV, since this file has a pixel font of its own.
 
     a band of a clip, from the top:   time stamps · frames · kept cells (pruned ones dimmed) · scores (dark 0, light 1)
 
-What this file does not do: decide anything. It shows what `encode_video` returned.
+What this file does not do: decide what is pruned. It shows what `encode_video` returned.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DIM = 0.2
 
 
 def write_text(picture: np.ndarray, text: str, x: int, y: int, scale: int = 2, colour=(255, 255, 255)) -> None:
-    """Draw text into picture (H, W, 3) uint8 with its top left corner at (x, y); what does not fit is cut."""
+    """Draw text into picture (H, W, 3) uint8 with its top left corner at (x, y). Text that does not fit is cut."""
     for letter in text:
         bits = GLYPHS[ord(letter) - 32] if " " <= letter <= "~" else np.ones((7, 5), bool)
         bits = bits.repeat(scale, 0).repeat(scale, 1)
@@ -64,7 +64,7 @@ def heat(scores: np.ndarray) -> np.ndarray:
 
 
 def to_pixels(cells: np.ndarray, size: int) -> np.ndarray:
-    """Per-cell values (T, C) → (T, size, size), every cell as large as it is in the frame."""
+    """Per-cell values (T, C) → (T, size, size), each cell at its size in the frame."""
     side = round(cells.shape[1] ** 0.5)
     part = np.arange(size) * side // size
     return cells.reshape(-1, side, side)[:, part][:, :, part]
@@ -73,7 +73,7 @@ def to_pixels(cells: np.ndarray, size: int) -> np.ndarray:
 def clip_views(frames: np.ndarray, keep: np.ndarray, scores: np.ndarray | None) -> list[np.ndarray]:
     """The three views of a clip, each (T, H, W, 3) uint8: frames, pruned cells dimmed, scores.
 
-    frames (T, H, W, 3) uint8, keep (T, C) bool, scores (T, C) in [0, 1] or None (then all are drawn as 1).
+    frames (T, H, W, 3) uint8, keep (T, C) bool, scores (T, C) in [0, 1]. None is drawn as scores of 1.
     """
     size = frames.shape[1]
     kept = to_pixels(keep, size)[..., None]
@@ -84,7 +84,7 @@ def clip_views(frames: np.ndarray, keep: np.ndarray, scores: np.ndarray | None) 
 
 @torch.no_grad()
 def look(model: VLM, clip: Clip, reader: Reader, k: float, tokenizer: AnyTokenizer = TOKENIZER):
-    """One clip through the model: its video, keep (T, C), scores (T, C) or None, and what to say about it."""
+    """Run the model on one clip. Returns its video, keep (T, C), scores (T, C) or None, and lines of text about it."""
     video = reader(clip)
     qa, _ = pick_questions(clip)[0]
     device = next(model.parameters()).device
@@ -103,8 +103,8 @@ def look(model: VLM, clip: Clip, reader: Reader, k: float, tokenizer: AnyTokeniz
 
 
 def band(video: Video, keep: np.ndarray, scores: np.ndarray | None, lines: Sequence[str]) -> np.ndarray:
-    """One clip as a picture (H, WIDTH, 3): lines of text, then its frames, PER_ROW in a row. Above a frame stands its
-    stamp, below it are its other two views, and the share of its cells that is kept."""
+    """One clip as a picture (H, WIDTH, 3): lines of text, then its frames, PER_ROW in a row. Above a frame is its
+    stamp. Below it are its other two views and the share of its cells that is kept."""
     lines = [part for line in lines for part in textwrap.wrap(line, (WIDTH - 2 * GAP) // LETTER)]
     head = np.zeros((2 * GAP + 20 * len(lines), WIDTH, 3), np.uint8)
     for i, line in enumerate(lines):
@@ -134,8 +134,8 @@ def draw_clips(
     count: int = 3,
     tokenizer: AnyTokenizer = TOKENIZER,
 ) -> Path | None:
-    """Write pruned.png into `out` for the first clips that have more than one frame, the last of them a long one if
-    there is one; returns its path, or None if no clip can be read."""
+    """Write pruned.png into `out` for the first `count` videos, the last one a long video if there is one. Returns
+    its path, or None if no clip can be read."""
     clips = [c for c in clips if c.source not in reader.broken]
     short = [c for c in clips if c.kind == "short"]
     long = [c for c in clips if c.kind not in ("short", "image", OWN)]
@@ -150,9 +150,11 @@ def draw_clips(
 
 
 def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, int] = (900, 420)) -> None:
-    """Draw a log.csv (`Log` in training/logging.py), smoothed over 2% of the steps: loss (L_task, on a logarithmic
-    scale) and accuracy against steps. Below, if it was watched, the scorer's health (training/health.py): the gradients
-    of its two teachers, and its correlation with the target (drawn at 0 where it is less) and the share saturated."""
+    """Draw a log.csv (`Log` in training/logging.py), smoothed over 2% of the steps.
+
+    The upper panel has L_task on a logarithmic scale and the accuracy. The lower one has the scorer's health, if it was
+    logged (training/health.py). It shows the gradients from L_sim and from the LM, the correlation with the target
+    (drawn at 0 if negative) and the share of saturated scores."""
     with open(log, newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
@@ -160,7 +162,7 @@ def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, 
     window = max(len(rows) // 50, 1)
 
     def column(name: str) -> np.ndarray:
-        """One column, smoothed; NaN where nothing is known."""
+        """One column, smoothed. NaN where there is no value."""
         y = np.array([float(row.get(name) or "nan") for row in rows])
         known = np.isfinite(y)
         if known.any():
@@ -169,8 +171,8 @@ def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, 
         return y
 
     panels = [({"Loss": (column("task_loss"), LOSS)}, {"Accuracy": (column("accuracy"), ACCURACY)})]
-    if np.isfinite(teacher := column("sim_gradient")).any():
-        gradients = {"Gradient of L_sim": (teacher, LOSS), "of the LM": (column("lm_gradient"), HEALTH[0])}
+    if np.isfinite(sim_gradient := column("sim_gradient")).any():
+        gradients = {"Gradient of L_sim": (sim_gradient, LOSS), "of the LM": (column("lm_gradient"), HEALTH[0])}
         shares = {"r": (column("correlation"), ACCURACY), "Saturated": (column("saturated"), HEALTH[1])}
         panels.append((gradients, shares))
     picture = np.concatenate([panel(*curves, size) for curves in panels])
@@ -181,8 +183,8 @@ def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, 
 
 
 def panel(logs: dict[str, tuple], shares: dict[str, tuple], size: tuple[int, int]) -> np.ndarray:
-    """Curves over their index as a picture of this (width, height), each given as {name: (values, colour)}, NaN where
-    there is none: `logs` on a logarithmic scale, left, `shares` from 0 to 100%, right."""
+    """Draw curves over their index as a picture of this (width, height). Each is {name: (values, colour)}, with NaN for
+    missing values. `logs` have a logarithmic scale on the left, `shares` go from 0 to 100% on the right."""
     width, height = size
     left, top, right, bottom = 96, 40, width - 70, height - 40
     picture = np.full((height, width, 3), 24, np.uint8)

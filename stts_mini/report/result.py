@@ -1,11 +1,10 @@
-"""What was scored, and what is printed of it: means, intervals, tables.
+"""The result of an evaluation, and how it is printed: means, intervals, tables.
 
-Accuracies are means over questions, with a 95% interval from resampling clips. "short" is the mean over
-the short tasks, "long" over the long ones. "evidence" is the share of the pixels that answers depend on
-(frame 0 excluded) that lie in kept cells, task by task, and then the mean over tasks. `wrong_kinds` says why answers
-were wrong.
+Accuracies are means over questions, with a 95% interval from resampling clips. "short" is the mean over the short
+tasks, "long" over the long ones. For "evidence" we take the pixels that answers depend on, without frame 0, and count
+the share that lies in kept cells. It is a mean over tasks. `wrong_kinds` says why answers were wrong.
 
-What this file does not do: ask a model anything (`eval.py`).
+What this file does not do: run a model (`eval.py`).
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from stts_mini.data.files import printable
 from stts_mini.toy import world
 from stts_mini.training.health import NUM_SUMS
 
-GENERATED = (*world.GENERATED, FREE)  # tasks that are judged by what the model says
-CUT = 0.5  # how much of each object must be seen: see `wrong_kinds`
+GENERATED = (*world.GENERATED, FREE)  # tasks that are scored by generation
+CUT = 0.5  # the share of each object that must be kept: see `wrong_kinds`
 
 
 class Answer(NamedTuple):
-    """What a model said to one question, by the scoring that its task is judged by."""
+    """What a model said to one question, in the scoring of its task."""
 
     clip: int  # the clip's number
     question: str
@@ -41,12 +40,12 @@ class Result:
     """Scores of one model on one set of clips.
 
     correct    {scoring: {task: [(clip number, 0 or 1)]}} for the scorings "choice" and "generated"
-    chance     {task: [1 / shown options]}, 0 for a task that is judged by generation (`GENERATED`)
+    chance     {task: [1 / shown options]}, 0 for a task that is scored by generation (`GENERATED`)
     kept, cells  vision tokens kept and before pruning, summed over the videos (an image loses none)
     rows         packed rows, and ⌈Σ/N⌉, the fewest that could hold the kept tokens, summed over batches
     evidence   {task: (pixels in kept cells, all pixels) that its answers depend on}
-    health     sums over the cells that a scorer scored which learns (`training/health.py`)
-    shares     {task: {clip number: how much can be seen of what its question depends on}}: see `eval.kept_shares`
+    health     sums over the scored cells, if the scorer is trained (`training/health.py`)
+    shares     {task: {clip number: how much is visible of what its question depends on}}: see `eval.kept_shares`
     said       every answer in words, by clip
     """
 
@@ -63,20 +62,20 @@ class Result:
     said: list[Answer] = field(default_factory=list)
 
     def add(self, scoring: str, task: str, clip: int, qa: QA, said: str, right: bool) -> None:
-        """Count an answer, and keep its words if this is the scoring that the task is judged by."""
+        """Count an answer, and store its words if this is the scoring of its task."""
         self.correct[scoring][task].append((clip, int(right)))
         if (scoring == "generated") == (task in GENERATED):
             self.said.append(Answer(clip, qa.question, said, qa.answer, right))
 
     def evidence_kept(self, tasks: Sequence[str] | None = None) -> float:
-        """The share of the pixels that answers depend on (frame 0 excluded) that lie in kept cells: mean over tasks
-        that depend on any; NaN if none does."""
+        """The share of the answers' pixels, without frame 0, that lies in kept cells. Mean over the tasks that have any
+        such pixels, NaN if none has."""
         parts = [self.evidence.get(t, (0, 0)) for t in (self.evidence if tasks is None else tasks)]
         shares = [kept / every for kept, every in parts if every]
         return float(np.mean(shares)) if shares else float("nan")
 
     def answers(self, task: str, scoring: str | None = None) -> list[tuple[int, int]]:
-        """The task's (clip number, 0 or 1), by its own scoring if none is named."""
+        """The task's (clip number, 0 or 1), in its own scoring by default."""
         return self.correct[scoring or ("generated" if task in GENERATED else "choice")][task]
 
     def accuracy(self, task: str, scoring: str | None = None) -> float:
@@ -123,8 +122,8 @@ def merged(results: Sequence[Result]) -> Result:
 
 
 def examples(said: Sequence[Answer], clips: Sequence[Clip], count: int = 3) -> str:
-    """Some of the answers as text, one of them wrong if there is one; the others are right as far as there are such.
-    They are taken at equal distances, so that several kinds of clips are among them."""
+    """Some answers as text: one wrong answer if there is one, the rest right as far as possible. They are taken at
+    equal distances, so that they come from several kinds of clips."""
     right, wrong = [a for a in said if a.right], [a for a in said if not a.right]
     mistakes = min(len(wrong), max(1, count - len(right)))
     chosen = [(answers, n) for answers, n in ((right, count - mistakes), (wrong, mistakes)) if n]
@@ -138,21 +137,22 @@ def examples(said: Sequence[Answer], clips: Sequence[Clip], count: int = 3) -> s
 def wrong_kinds(
     answers: Sequence[int], reference: Sequence[int], shares: Sequence[float | None], cut: float = CUT
 ) -> dict[str, int]:
-    """Why was it wrong? A task's wrong answers, counted by the first of these that holds:
+    """Why was it wrong? Count a task's wrong answers by the first reason that holds:
 
-    unpruned   the unpruned model is wrong on it, too
-    pruned     its evidence was pruned: of an object that the answer depends on, no frame (but frame 0, which is never
-               pruned and holds no evidence) has `cut` of the pixels in kept cells
-    unused     its evidence was kept, or there is none after frame 0
+    unpruned   the unpruned model is wrong, too
+    pruned     the evidence was pruned: an object that the answer depends on has less than `cut` of its pixels in kept
+               cells, in every frame after frame 0
+    unused     the evidence was kept, or there is none after frame 0
 
-    One frame, because accuracy falls where an object is never seen and hardly depends on how often it is. Of 200 clips
-    a kind at k = 0.8, where the unpruned model was right: the cosine heuristic on base 0 has 26% right of questions
-    with pruned evidence and 69% of the others, the model that learned from saliency 52% and 97%. Any cut from 0.001 to
-    0.6 parts them nearly alike. (Half of all evidence pixels as the cut: 57% and 68%, 94% and 97%.) But direction and
-    speed need two frames of an object, event-count more: what was pruned of those counts as unused.
+    answers    0 or 1 for each question; reference: the same for the unpruned model
+    shares     see `eval.kept_shares`
+    Raises ValueError for sequences of different lengths.
 
-    answers, reference: 0 or 1 for each question, the unpruned model's under `reference`; shares: see
-    `eval.kept_shares`. Raises ValueError for sequences of different lengths.
+    One visible frame is enough here, because accuracy falls if an object is never visible but hardly depends on how
+    often it is. We measured it on what the unpruned model gets right (200 clips a kind, k = 0.8). The cosine heuristic
+    on base 0 is right on 26% with pruned evidence and on 69% of the others, the model trained with saliency on 52% and
+    97%. Cuts from 0.001 to 0.6 give nearly the same. But direction and speed need two frames and event-count more, so
+    some of their pruned evidence counts as unused.
 
     >>> wrong_kinds([1, 0, 0, 0, 0], [1, 1, 1, 1, 0], [0.1, 0.1, 0.9, None, 0.1])
     {'unpruned': 1, 'pruned': 1, 'unused': 2}
@@ -164,7 +164,7 @@ def wrong_kinds(
 
 
 def why_wrong(result: Result, unpruned: Result) -> dict[str, dict[str, int]]:
-    """For each task of the world's videos, `wrong_kinds` of a result, beside an unpruned one of the same clips."""
+    """For each task of the toy world's videos, `wrong_kinds` of a result and an unpruned one on the same clips."""
     kinds = {}
     for task, shares in result.shares.items():
         ours, theirs = ([right for n, right in r.answers(task) if n in shares] for r in (result, unpruned))
@@ -173,14 +173,14 @@ def why_wrong(result: Result, unpruned: Result) -> dict[str, dict[str, int]]:
 
 
 def table(result: Result, blind: Result | None, lookup: dict[str, float] | None) -> str:
-    """The result as text: a row per task, the means, tokens and evidence. The first column is multiple choice
-    (generation for `GENERATED`)."""
+    """The result as text: a row per task, the means, tokens and evidence. The first column is multiple choice, but
+    generation for the tasks in `GENERATED`."""
     tasks = list(result.correct["choice"])
     groups = grouped(tasks)
     rows = [f"{'':17}{'score':>8} {'95% interval':>16}{'generated':>11}{'chance':>8}{'look-up':>9}{'blind':>7}{'n':>6}"]
 
     def row(name: str, of: list[str]) -> str:
-        """One line: the means over the tasks `of`."""
+        """One line: means over the tasks `of`."""
         low, high = result.interval(of)
         generated = [result.mean(of, "generated")] if all(result.correct["generated"].get(t) for t in of) else []
         chance = np.mean([np.mean(result.chance[t]) for t in of])
@@ -212,7 +212,7 @@ def table(result: Result, blind: Result | None, lookup: dict[str, float] | None)
 
 
 def wrong_table(result: Result, kinds: dict[str, dict[str, int]]) -> str:
-    """What `why_wrong` has counted as text, in percent of a task's questions: a row per task, and the means."""
+    """The counts of `why_wrong` as text, in percent of a task's questions: a row per task, and the means."""
     rows = [f"{'why wrong':17}{'wrong':>8}{'unpruned, too':>16}{'evidence pruned':>17}{'kept, not used':>16}{'n':>6}"]
     for group, of in grouped(list(kinds)).items():
         shares = np.array([[n / len(result.shares[t]) for n in kinds[t].values()] for t in of])  # (tasks, kinds)
@@ -226,9 +226,12 @@ def wrong_table(result: Result, kinds: dict[str, dict[str, int]]) -> str:
 
 
 def against(result: Result, answers: Mapping[str, str]) -> tuple[str, dict[str, float]]:
-    """A result beside another model's answers to the same questions, {task: its 0s and 1s, in the order of the clips}:
-    as text, a row per task and mean, with the difference, paired clip by clip, and its 95% interval; and the
-    differences alone. Raises ValueError for tasks or numbers of answers that are not the same."""
+    """Compare a result with another model's answers to the same questions.
+
+    answers  {task: its 0s and 1s, in the order of the clips}
+    returns  a text with a row per task and mean, and the differences alone
+    Differences are paired clip by clip, and the text has their 95% intervals.
+    Raises ValueError for other tasks or numbers of answers."""
     other, less = Result(), Result()
     tasks = list(result.correct["choice"])
     if {t: len(result.answers(t)) for t in tasks} != {t: len(bits) for t, bits in answers.items()}:
@@ -254,14 +257,14 @@ def against(result: Result, answers: Mapping[str, str]) -> tuple[str, dict[str, 
 
 
 def grouped(tasks: Sequence[str]) -> dict[str, list[str]]:
-    """The short and the long ones among the tasks; a group without any is left out."""
+    """The tasks in two groups, short and long. An empty group is left out."""
     groups = {"short": world.SHORT_TASKS, "long": world.LONG_TASKS}
     there = {name: [t for t in of if t in tasks] for name, of in groups.items()}
     return {name: of for name, of in there.items() if of}
 
 
 def summarise(result: Result, blind: Result | None = None, lookup: dict[str, float] | None = None) -> dict:
-    """The numbers of a result, and of what it is compared with, as plain values."""
+    """The numbers of a result and of its baselines, as plain values."""
     tasks = list(result.correct["choice"])
     summary = {scoring: {t: result.accuracy(t, scoring) for t in of} for scoring, of in result.correct.items()}
     summary["interval"] = {t: result.interval([t]) for t in tasks}
@@ -274,8 +277,8 @@ def summarise(result: Result, blind: Result | None = None, lookup: dict[str, flo
 
 
 def broken_clips(broken: dict[tuple, str], skipped: dict[tuple, int]) -> str:
-    """A line for each clip that could not be read, under one that counts them; nothing if all could. And one line
-    about those that could be read only in part, if there are any."""
+    """A line that counts the clips that could not be read, a line for each of them, and one about clips that were only
+    partly read. Empty if all were read."""
     lines = [f"  {error}\n" for error in broken.values()]
     worst = max(skipped, key=skipped.get, default=None)
     parts = worst and (

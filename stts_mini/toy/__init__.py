@@ -1,1 +1,1 @@
-"""The toy video world: what happens in it (`world`), how it looks (`drawing`). It knows no files, patches or models."""
+"""The toy video world: what happens in it (`world`), how it looks (`drawing`). It uses no files, patches or models."""

@@ -3,8 +3,9 @@
     render(scene, times, size)               (T, H, W, 3) uint8
     evidence(scene, questions, times, size)  (T, H, W) bool: the pixels that the answers depend on
 
-Legend: lengths and places in units of the picture's side, y downwards; times in seconds; slots are the
-3 × 3 parts of the picture, row by row; T times, H = W = size.
+Legend
+    lengths and places in units of the picture's side, y downwards · times in seconds · T times
+    H = W = size in pixels · slots: the 3 × 3 parts of the picture, row by row
 
 What this file does not do: decide what happens and what is asked (`world.py`).
 """
@@ -35,8 +36,8 @@ DISTANCES = {
 SHAPES = tuple(DISTANCES)
 SLOT = 1 / 3
 RADIUS = 0.145  # of an object: 7 pixels of 48
-BLINK = 0.5  # seconds dim, seconds bright
-DIM = 0.4  # opacity meanwhile
+BLINK = 0.5  # seconds that an object is dim, then bright
+DIM = 0.4  # opacity while it is dim
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Object:
-    """A coloured shape with its centre, the time it is in view, and what it does meanwhile."""
+    """A coloured shape with its centre, the time it is in view, and what it does in that time."""
 
     shape: str
     colour: str
@@ -74,8 +75,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Question:
-    """`options` hold every answer that the text allows, the right one included. `evidence`: which object
-    (its index) must be seen, from when to when."""
+    """`options` are all answers that the text allows, including the right one. `evidence`: the index of each object
+    that must be seen, from when, and until when."""
 
     task: str
     text: str
@@ -86,7 +87,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """All there is to know about a clip. `pan`: the background's drift in sides per second."""
+    """Everything that defines a clip. `pan`: the background's drift in sides per second."""
 
     kind: str
     duration: float
@@ -123,9 +124,8 @@ def _track(thing: Object, times: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _silhouette(thing: Object, times: np.ndarray, size: int) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray]:
-    """How much of every pixel an object covers, 0 to 1, from its signed distance: the box of the picture
-    that it ever touches, (all times, rows, columns), its cover there, (T, rows, columns), and its opacity,
-    (T, 1, 1)."""
+    """How much of every pixel an object covers, 0 to 1, from its signed distance. Returns slices of the
+    box that it touches at any time, its cover in the box (T, rows, columns), and its opacity (T, 1, 1)."""
     track = _track(thing, times)
     reach = RADIUS * track[3].max() * 1.5 + 1 / size
     ends = [(int(max((a.min() - reach) * size, 0)), int((a.max() + reach) * size) + 1) for a in track[1:3]]
@@ -156,7 +156,7 @@ def _background(scene: Scene, times: np.ndarray, size: int) -> np.ndarray:
 
 
 def _panel(panel: Panel, times: np.ndarray, side: int) -> np.ndarray:
-    """What a distractor shows, (T, side, side, 1): grey, busy, and without meaning."""
+    """What a distractor shows, (T, side, side, 1): grey patterns that change and mean nothing."""
     grid = (np.arange(side) + 0.5) / side
     rng = np.random.default_rng(panel.seed)
     if panel.kind == "ripple":

@@ -1,9 +1,8 @@
 """The toy video world: what happens in it, and what is asked about it.
 
-A scene is a pure function of (split, kind, seed). Coloured objects enter, move, blink, grow, spin and
-leave before a textured background that is still or pans slowly; panels flicker, ripple and drift and
-mean nothing (a method that keeps what changes keeps them). Objects enter *after* the first frame, which
-pruning never touches, so that what an answer needs must be chosen, not given.
+A scene is a pure function of (split, kind, seed). Coloured objects enter, move, blink, grow, spin and leave. The
+textured background is still or pans slowly. Panels flicker, ripple and drift but mean nothing, so a method that keeps
+every change wastes its budget on them. Objects enter *after* the first frame, because pruning never touches that one.
 
     make_scene("train", "short", 7)          a Scene with its questions; `drawing.py` makes it a picture
 
@@ -16,16 +15,16 @@ pruning never touches, so that what an answer needs must be chosen, not given.
 | brief  | 2.5     | none: to learn from when things happen                | |
 | glance | 12–16   | none: to learn the long tasks from, on few frames     | |
 
-Every object and every panel has slots of its own (what grows or spins reaches a little beyond them).
-Beside the tasks, every scene has questions about where and when, judged by nobody: dense supervision for
-training. Subtitles ("-sub") stand in the question; they say when, never what. A floor to know of: a mover needs
-a free slot to go to, so from the slot that it starts in, direction can be guessed at 44%.
+Every object and every panel has slots of its own. Objects that grow or spin reach a little beyond them. Beside the
+tasks, every scene has questions about where and when. They are dense supervision for training and are not evaluated.
+Subtitles ("-sub") are part of the question. They say when something happens, never what. A mover needs a free slot to
+go to, so guessing its direction from the slot that it starts in is right in 44%.
 
-A new kind of clip is one more function in `SCENES` (objects with a timeline, questions that name their evidence), its
-tasks under that kind in `TASKS` (and in `SHORT_TASKS` or `LONG_TASKS`), its words in `words`, and `WORLD_VERSION` + 1.
-Then `--train-clips KIND=COUNT` trains on it.
+To add a kind of clip, write a function for `SCENES` (objects with a timeline, questions that name their evidence). Put
+its tasks under that kind in `TASKS` and in `SHORT_TASKS` or `LONG_TASKS`, and its words into `words`. Raise
+`WORLD_VERSION` by 1. Then `--train-clips KIND=COUNT` trains on it.
 
-What this file does not do: draw (`drawing.py`), write files (`data/clips.py`), know about patches or tokens.
+What this file does not do: draw (`drawing.py`) or write files (`data/clips.py`).
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ LONG_TASKS = ("needle", "needle-sub", "event-count", "at-time", "at-time-sub", "
 SPLITS = ("train", "val", "test")
 WORLD_VERSION = 6  # part of the data's fingerprint: raise it whenever a scene changes
 
-SLOW = 0.65  # how far the slower of two moves goes while the faster goes a slot
+SLOW = 0.65  # how far the slower of two movers goes while the faster one goes a slot
 
-# A scene before its surroundings: seconds, frames a second, objects, questions, free slots.
+# A scene before panels and background: seconds, frames a second, objects, questions, free slots.
 Plot = tuple[float, float, list[Object], list[Question], list[int]]
 
 
@@ -67,8 +66,8 @@ def _shuffled(rng: np.random.Generator, a, b) -> tuple:
 
 
 def _place(rng: np.random.Generator, movers: int) -> tuple[list, list]:
-    """Four different slots in random order, and the slots left over. A slot comes with a direction: the first `movers`
-    have a free neighbour there, the others have None. Tries again until all fit."""
+    """Four different slots in random order, and the slots left over. Each of the first `movers` slots comes with a
+    direction in which its neighbour is free, the others with None. Tries again until all fit."""
     while True:
         free, moving = list(range(9)), []
         for _ in range(movers):
@@ -92,7 +91,7 @@ def _centre(rng: np.random.Generator, slot: int) -> tuple[float, float]:
 
 
 def _shapes_with_a_count(rng: np.random.Generator) -> tuple[list[str], str]:
-    """Four shapes, and one to ask for: how many there are of it is uniform over COUNTS."""
+    """Four shapes, and one to ask for. How often it occurs is uniform over COUNTS."""
     asked = _pick(rng, SHAPES)
     count = int(rng.integers(len(COUNTS)))
     shapes = [asked] * count + [_pick(rng, [s for s in SHAPES if s != asked]) for _ in range(4 - count)]
@@ -104,12 +103,12 @@ def _shapes_with_a_count(rng: np.random.Generator) -> tuple[list[str], str]:
 
 
 def _seen(objects: Sequence[Object]) -> tuple[tuple[int, float, float], ...]:
-    """Each object as evidence, for as long as it is in view."""
+    """Each object as evidence, during the whole time that it is in view."""
     return tuple((i, o.enter, o.leave) for i, o in enumerate(objects))
 
 
 def _attribute_questions(objects: Sequence[Object]) -> list[Question]:
-    """About every object that is unique by what is named."""
+    """Questions about every object whose colour or shape no other has."""
     shapes, colours = [o.shape for o in objects], [o.colour for o in objects]
     questions = []
     for o, seen in zip(objects, _seen(objects), strict=True):
@@ -128,14 +127,14 @@ def _appearance_questions(objects: Sequence[Object], asked: str) -> list[Questio
 
 
 def _with_subtitles(questions: Iterable[Question], subtitles: str) -> list[Question]:
-    """Each question as it is, and as a task of its own with subtitles before it."""
+    """Each question twice: unchanged, and as a task of its own with subtitles before it."""
     return [r for q in questions for r in (q, replace(q, task=f"{q.task}-sub", text=f"{subtitles} {q.text}"))]
 
 
 def _details(objects: Sequence[Object], timed: bool = False) -> list[Question]:
-    """Dense supervision for training, judged by nobody: in which row and column each object first stands and
-    last stands; if `timed`, when it enters and when it starts to do something; if not, a tally of all shapes.
-    One token an answer: a long description gives each of its facts too little of the loss to be learned."""
+    """Dense supervision for training, not evaluated: the first and the last row and column of each object, and when it
+    starts to do something. If `timed`, also when it enters. Otherwise also a tally of all shapes. Most answers have one
+    token, since in a long description each fact gets too little of the loss to be learned."""
     colours, questions = [o.colour for o in objects], []
     for o, seen in zip(objects, _seen(objects), strict=True):
         facts = [
@@ -190,14 +189,14 @@ def _happening_questions(rng: np.random.Generator, objects: list[Object]) -> lis
 
 
 def _moving_scene(rng: np.random.Generator, duration: float, fps: float, timeline: Callable) -> Plot:
-    """Two objects that move, one of them not as far in the same time, one that blinks, grows or spins, and one
-    that stands still. timeline(i) gives object i's (enter, start, length of its event, leave). The slower mover
-    begins in the middle of its slot or ends in the middle of the next, at random: no single frame shows who is slow."""
+    """Four objects: two move at different speeds, one blinks, grows or spins, and one is still. `timeline(i)` gives
+    object i's (enter, start, length of its event, leave). At random, the slower mover begins in the middle of its slot
+    or ends in the middle of the next. So no single frame shows which one is slower."""
     shapes, asked = _shapes_with_a_count(rng)
     colours = rng.permutation(list(COLOURS))[:4].tolist()
     places, rest = _place(rng, 2)
     fast, objects = int(rng.integers(2)), []
-    # A circle cannot be seen to spin: these weights keep the three actions equally likely all the same.
+    # Nobody can see a circle spin. These weights still make the three actions equally likely overall.
     weights = (1 / 2, 1 / 2, 0) if shapes[2] == "circle" else (5 / 18, 5 / 18, 4 / 9)
     action = _pick(rng, ("blink", "grow", "spin"), weights)
     for i, (slot, direction) in enumerate(places):
@@ -220,18 +219,18 @@ def _short(rng: np.random.Generator) -> Plot:
     enters, starts = rng.permutation([0.5, 0.5, 1.0, 1.0]), rng.permutation([1.5, 2.5])
 
     def timeline(i: int) -> tuple:
-        """Movers move one after the other; the third acts in between."""
+        """The two movers take turns. The third object acts in between."""
         return enters[i], starts[i] if i < 2 else _pick(rng, (1.5, 2.0)), 1.0 if i < 2 else 1.5, np.inf
 
     return _moving_scene(rng, _pick(rng, (3.5, 4.0)), 10.0, timeline)
 
 
 def _brief(rng: np.random.Generator) -> Plot:
-    """2.5 s to learn time from, judged by nobody: half of the objects are soon gone again. What is in view once
-    tells its time plainly; what stays does not."""
+    """2.5 s to learn time from, not evaluated. Half of the objects soon leave again, because an object that is visible
+    only briefly shows its time more clearly than one that stays."""
 
     def timeline(i: int) -> tuple:
-        """Each on its own."""
+        """Independent of the other objects."""
         enter = _pick(rng, (0.5, 1.0, 1.5) if i != 2 else (0.5, 1.0))
         start = enter + (0.5 if i == 2 else _pick(rng, (0.0, 0.5)))
         return enter, start, 0.5 if i < 2 else 1.0, _pick(rng, (start + (0.5 if i == 3 else 1.0), np.inf))
@@ -240,9 +239,9 @@ def _brief(rng: np.random.Generator) -> Plot:
 
 
 def _watch(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> Plot:
-    """Three objects that enter early and stay, one of which grows now and then; a fourth flashes up once, for
-    1.5 to 6 s. All of it sooner in a clip of less than 32 s. The fourth may look like any other: to see the
-    three says nothing of it."""
+    """Three objects enter early and stay, and one of them grows now and then. A fourth flashes once, for 1.5 to 6 s.
+    In a clip of less than 32 s everything happens sooner. The fourth may look like any other, so the three say nothing
+    about it."""
     duration = float(rng.integers(2 * shortest, 2 * longest + 1)) / 2
     pace = min(duration / 32, 1.0)
     shapes = [_pick(rng, SHAPES) for _ in range(4)]
@@ -253,7 +252,7 @@ def _watch(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> P
     spans = [(float(rng.uniform(0.5, 6.0 * pace)), np.inf) for _ in range(3)] + [(start, start + length)]
     times = int(rng.integers(len(COUNTS)))
     growths = []
-    for i in range(times):  # one in each part of the time after 7 s, and a pause after it
+    for i in range(times):  # cut the time after 7 s into equal parts: each has one growth, then a pause
         part = (duration - 7.0 * pace) / times
         lasts = rng.uniform(1.5, min(5.0, 0.55 * part))
         begins = 7.0 * pace + i * part + rng.uniform(0, part - lasts - max(2.0 * pace, 1.4))
@@ -274,7 +273,7 @@ def _watch(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> P
         Question("needle", "what shape flashes ?", needle.shape, SHAPES, flash),
     ]
     text = f"how many times is {grower.colour} big ?"
-    always = ((0, grower.enter, duration),)  # whether it grew or not: what is evidence must not tell the answer
+    always = ((0, grower.enter, duration),)  # the whole time, so that the evidence does not depend on the answer
     questions = [
         *_with_subtitles(flashes, subtitles),
         *(q for q in _attribute_questions(objects) if q.evidence[0][0] != 3),
@@ -288,8 +287,8 @@ def _watch(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> P
 
 
 def _parade(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> Plot:
-    """Four objects, one after the other, each in view for 2 to 8 s and then gone; in a clip of less than 32 s,
-    for 1.4 s or more."""
+    """Four objects, one after the other. Each is in view for 2 to 8 s and then leaves. In a clip of less than 32 s it
+    is for 1.4 s or more."""
     duration = float(rng.integers(2 * shortest, 2 * longest + 1)) / 2
     pace = min(duration / 32, 1.0)
     shapes, colours = [_pick(rng, SHAPES) for _ in range(4)], rng.permutation(list(COLOURS))[:4].tolist()
@@ -319,7 +318,7 @@ def _parade(rng: np.random.Generator, shortest: int = 32, longest: int = 96) -> 
 
 
 def _image(rng: np.random.Generator) -> Plot:
-    """One frame with four objects in it: attribute and count."""
+    """One frame with four objects: attribute and count."""
     shapes, asked = _shapes_with_a_count(rng)
     colours = rng.permutation(list(COLOURS))[:4].tolist()
     places, rest = _place(rng, 0)
@@ -329,31 +328,32 @@ def _image(rng: np.random.Generator) -> Plot:
 
 
 def _glance(rng: np.random.Generator) -> Plot:
-    """A watch or a parade of 12 to 16 s, judged by nobody: short enough that a dozen frames miss nothing."""
+    """A watch or a parade of 12 to 16 s, not evaluated. It is so short that a dozen frames miss nothing."""
     return _pick(rng, (_watch, _parade))(rng, 12, 16)
 
 
 SCENES = {
     "short": _short, "watch": _watch, "parade": _parade, "image": _image, "brief": _brief, "glance": _glance,
 }  # fmt: skip
-TASKS = {  # what a kind is judged by
+TASKS = {  # the tasks that each kind is evaluated on
     "short": SHORT_TASKS, "watch": LONG_TASKS[:3], "parade": LONG_TASKS[3:], "image": ("attribute", "count"),
     "brief": (), "glance": (),
 }  # fmt: skip
-GENERATED = ("open",)  # judged by what the model says; all others by their options
+GENERATED = ("open",)  # scored by generation; all others by multiple choice
 
 
 def make_scene(split: str, kind: str, seed: int, panels: int = MOST_PANELS) -> Scene:
-    """The scene with this seed. Splits never share a seed. `panels`: how many distractors are left in it. All are drawn
-    first and then cut, so scenes differ in their panels alone. Raises ValueError for an unknown name, and for panels
-    that are not 0, 1 or 2.
+    """The scene with this seed. Splits never share a scene. `panels` is the number of distractors: all are drawn and
+    the rest is dropped, so that nothing else in the scene changes. Raises ValueError for an unknown name, and for
+    panels that are not 0, 1 or 2.
 
     >>> scene = make_scene("test", "image", 0)
     >>> len(scene.objects), scene.questions[0].task, scene == make_scene("test", "image", 0)
     (4, 'attribute', True)
     """
     if split not in SPLITS or kind not in SCENES:
-        raise ValueError(f"split {split!r}, kind {kind!r}: know {', '.join(SPLITS)} and {', '.join(SCENES)}")
+        known = f"the splits {', '.join(SPLITS)} and the kinds {', '.join(SCENES)}"
+        raise ValueError(f"split {split!r}, kind {kind!r}: we know {known}")
     if panels not in range(MOST_PANELS + 1):
         raise ValueError(f"panels {panels!r}: give 0, 1 or {MOST_PANELS}")
     rng = np.random.default_rng((WORLD_VERSION, SPLITS.index(split), tuple(SCENES).index(kind), seed))
@@ -364,7 +364,7 @@ def make_scene(split: str, kind: str, seed: int, panels: int = MOST_PANELS) -> S
 
 
 def words() -> list[str]:
-    """Every word that a question, an option or an answer can hold, in a fixed order."""
+    """Every word that a question, an option or an answer can contain, in a fixed order."""
     short = """what which how many when does do is are the there way first last row column of object objects
         colour shape move moves flashes faster enter enters start or ? , tally"""
     long = "times in view at right after leaves colours order size big small calm look one"

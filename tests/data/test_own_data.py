@@ -484,11 +484,11 @@ def test_the_evaluation_refuses_what_it_would_not_use(mixed, tmp_path, monkeypat
     train(tiny(tmp_path, data=str(mixed), steps=3, warmup=1), False, CPU)
     path, own = str(tmp_path / "run" / "checkpoint.pt"), ["--data", str(mixed)]
     for words, message in (
-        (["--data", "typo"], "--data typo: no folder of the world's clips"),
-        (["--data", "films"], "--data films: no folder of the world's clips"),
+        (["--data", "typo"], "--data typo: give a folder of the toy world's clips"),
+        (["--data", "films"], "--data films: give a folder of the toy world's clips"),
         (["--data", "clips.json"], "ends in .jsonl"),
-        ([*own, "--clips", "2"], "--clips, --split and --panels are for the world"),
-        ([*own, "--split", "val"], "--clips, --split and --panels are for the world"),
+        ([*own, "--clips", "2"], "--clips, --split and --panels are for the toy world"),
+        ([*own, "--split", "val"], "--clips, --split and --panels are for the toy world"),
         ([*own, "--json", str(mixed)], "is what is read"),
         ([*own, "--json", path], "is what is read"),
     ):

@@ -28,7 +28,7 @@ def test_a_scene_is_a_pure_function_of_its_name(kind):
 
 @pytest.mark.parametrize("split, kind", [("dev", "short"), ("test", "long")])
 def test_unknown_names_are_refused(split, kind):
-    with pytest.raises(ValueError, match="know train, val, test and short, watch, parade, image"):
+    with pytest.raises(ValueError, match="know the splits train, val, test and the kinds short, watch, parade, image"):
         make_scene(split, kind, 0)
 
 
