@@ -21,7 +21,7 @@ from stts_mini.data.files import utf8
 from stts_mini.sequence import MARKS, Marks
 
 SPECIAL = ("<pad>", "<end>", "<frame>", "</frame>", "<question>", "<option>", "<answer>", "<reserved>")
-PAD, END, FRAME_START, FRAME_END = MARKS.pad, MARKS.end, MARKS.frame_start, MARKS.frame_end
+END, FRAME_START, FRAME_END = MARKS.end, MARKS.frame_start, MARKS.frame_end
 QUESTION, OPTION, ANSWER = 4, 5, 6
 FIRST_BYTE = len(SPECIAL)
 CHUNKS = re.compile(r" \d+\.\d(?!\w)| \w+| [^\w\s]|.", re.DOTALL)

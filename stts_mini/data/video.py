@@ -255,9 +255,9 @@ class _Packets(NamedTuple):
     first: Fraction
     last: Fraction
     keys: list[Fraction]
-    shown: Fraction = Fraction(0)
-    lost: int = 0
-    order: tuple[list[int], dict[int, int]] | None = None
+    shown: Fraction
+    lost: int
+    order: tuple[list[int], dict[int, int]] | None
 
 
 def _packet_times(path: Path) -> _Packets:
@@ -316,14 +316,8 @@ class _Pass:
         order: tuple[list[int], dict[int, int]] | None = None,
         by_order: bool = False,
     ):
-        self.path, self.wanted, self.size, self.keys, self.order, self.by_order = (
-            path,
-            wanted,
-            size,
-            keys,
-            order,
-            by_order,
-        )
+        self.path, self.wanted, self.size, self.keys = path, wanted, size, keys
+        self.order, self.by_order = order, by_order
         self.first = self.last = None
         self.skipped, self.lost, self.stopped = 0, 0, False
 
@@ -440,7 +434,7 @@ def _decode(path: Path, wanted: Wanted, size: int | None, thorough: bool = False
             first, last = decoded.first, decoded.last
 
 
-def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, crf: int = 18) -> None:
+def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0) -> None:
     """Write frames (T, H, W, 3) uint8 as an H.264 MP4, with frame i shown at i/fps seconds.
 
     The file appears only when it is whole. Raises ValueError unless the frames are uint8 RGB with even height and
@@ -454,7 +448,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, c
     even = height % 2 == width % 2 == 0
     require(even, "frames are {}×{} pixels: H.264 needs an even height and width", height, width)
     with replacing(path) as partial, av.open(f"file:{partial}", "w", format="mp4") as container:
-        options = {"crf": str(crf), "preset": "veryfast"}
+        options = {"crf": "18", "preset": "veryfast"}
         stream = container.add_stream("libx264", rate=Fraction(str(fps)), options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.thread_count = 1  # small clips, many processes
