@@ -190,7 +190,7 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
         raise ValueError(f"not JSON ({error})") from error
     except RecursionError:
         raise ValueError("not JSON of a clip: brackets within brackets without end") from None
-    require(isinstance(row, dict), "a {}, where an object in curly brackets is due", type(row).__name__)
+    require(isinstance(row, dict), "a {}: give an object in curly brackets", type(row).__name__)
     unknown = sorted(set(row) - {"video", "image", "images", "qa", "start", "end", "kind", "split", "seed"})
     require(not unknown, "unknown: {}; know video, image, images, qa, start, end", _listed(unknown))
     named = [name for name in ("video", "image", "images") if name in row]

@@ -67,7 +67,7 @@ def check_outputs(outputs: Sequence[str | os.PathLike], inputs: Sequence[str | o
     for i, out in enumerate(outputs):
         taken = {os.path.realpath(other) for other in (*inputs, *outputs[:i])}
         own = str(writable(out)) not in taken
-        require(own, "{} is what is read, or is given twice: give the output a name of its own", out)
+        require(own, "{} is also an input, or is given twice: give this output another name", out)
 
 
 def _partial(file: Path) -> Path:

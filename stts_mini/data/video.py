@@ -303,8 +303,8 @@ class _Pass:
     order     see `_Packets`. The pass stops where the frames' stamps run backwards: then they give only the order of
               decoding
     by_order  the frames take the stamps of `order`, one after the other
-    Afterwards: first and last (times of the first and the last good frame, last None if the pass ended before it),
-    skipped (broken parts met on the way), stopped (the stamps ran backwards).
+    Afterwards `first` and `last` are the times of the first and the last good frame. `last` is None if the pass ended
+    before it. `skipped` counts broken parts. `stopped` says whether the stamps ran backwards.
     """
 
     def __init__(

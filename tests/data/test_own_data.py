@@ -61,7 +61,7 @@ def mixed(tmp_path_factory):
     "line, message",
     [
         ("{", "not JSON"),
-        ("[]", "a list, where an object in curly brackets is due"),
+        ("[]", "a list: give an object in curly brackets"),
         ({"qa": ASKED}, '0 of "video", "image" and "images": give one'),
         ({"video": "a", "image": "b", "qa": ASKED}, "2 of"),
         ({"video": 3, "qa": ASKED}, "give a path"),
@@ -486,8 +486,8 @@ def test_the_evaluation_refuses_what_it_would_not_use(mixed, tmp_path, monkeypat
         (["--data", "clips.json"], "ends in .jsonl"),
         ([*own, "--clips", "2"], "--clips, --split and --panels are for the world"),
         ([*own, "--split", "val"], "--clips, --split and --panels are for the world"),
-        ([*own, "--json", str(mixed)], "is what is read"),
-        ([*own, "--json", path], "is what is read"),
+        ([*own, "--json", str(mixed)], "is also an input"),
+        ([*own, "--json", path], "is also an input"),
     ):
         with pytest.raises(SystemExit, match=message):
             evaluation.main([path, *words])
