@@ -1,7 +1,7 @@
 """Text to token ids and back: whole words of a small world, time stamps, and bytes for the rest.
 
 Every text round-trips. A word and the space before it are one token. So a text gets one space in front, and decoding
-takes it off again. A time stamp with one decimal is a word like any other, from 0.0 to `last_stamp`. Special tokens
+takes it off again. A time stamp with one decimal is a word like any other, from 0.0 to 128.0 s. Special tokens
 can never be written as text.
 
     ids 0..7: special · then 256 bytes · then stamps · then words
@@ -24,6 +24,7 @@ SPECIAL = ("<pad>", "<end>", "<frame>", "</frame>", "<question>", "<option>", "<
 END, FRAME_START, FRAME_END = MARKS.end, MARKS.frame_start, MARKS.frame_end
 QUESTION, OPTION, ANSWER = 4, 5, 6
 FIRST_BYTE = len(SPECIAL)
+LAST_STAMP = 128  # seconds
 CHUNKS = re.compile(r" \d+\.\d(?!\w)| \w+| [^\w\s]|.", re.DOTALL)
 
 
@@ -36,9 +37,9 @@ class Tokenizer:
     'red zébra, 99:99'
     """
 
-    def __init__(self, words: list[str], last_stamp: float = 128.0):
+    def __init__(self, words: list[str]):
         self.first_stamp = FIRST_BYTE + 256
-        stamps = [f"{i / 10:.1f}" for i in range(round(last_stamp * 10) + 1)]
+        stamps = [f"{i / 10:.1f}" for i in range(10 * LAST_STAMP + 1)]
         chunks = [" " + word for word in (*stamps, *words)]
         self.num_stamps, self.marks = len(stamps), MARKS
         self.id_of = {chunk: self.first_stamp + i for i, chunk in enumerate(chunks)}
@@ -49,7 +50,7 @@ class Tokenizer:
         return len(self.bytes_of)
 
     def stamp(self, time: float) -> int:
-        """The id of a time in seconds, rounded to one decimal. Raises KeyError beyond `last_stamp`."""
+        """The id of a time in seconds, rounded to one decimal. Raises KeyError beyond `LAST_STAMP`."""
         return self.id_of[f" {time:.1f}"]
 
     def prompt(self, question: str, options: Sequence[str] = ()) -> list[int]:

@@ -298,11 +298,7 @@ def origin(config: TrainConfig, clips: str, tokenizer: AnyTokenizer, given: VLM 
 
 
 def restore(
-    path: Path,
-    model: VLM,
-    optimizers: list[torch.optim.Optimizer],
-    config: TrainConfig,
-    began: dict[str, Any],
+    path: Path, model: VLM, optimizers: list[torch.optim.Optimizer], config: TrainConfig, began: dict[str, Any]
 ) -> int:
     """Load a run's last checkpoint into model and optimisers. Returns the next step. `began`: see `origin`. Raises
     CheckpointError for whatever would make it another run."""

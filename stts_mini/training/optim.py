@@ -20,21 +20,19 @@ from torch import Tensor
 from stts_mini.model import VLM
 from stts_mini.training.config import TrainConfig
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
-
-def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(x: Tensor) -> Tensor:
     """Roughly the nearest matrix with orthonormal rows or columns, for each of x (n, rows, columns).
 
     Singular values end up between about 0.7 and 1.2, which is near enough.
     """
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = 3.4445, -4.7750, 2.0315  # as in torch.optim.Muon
     dtype = x.dtype
     x = x.float() if x.device.type == "cpu" else x.bfloat16()
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(dtype)
