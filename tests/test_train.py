@@ -442,7 +442,7 @@ def test_one_dial_makes_the_model_larger_and_each_size_can_still_be_set(capsys):
         (["--scorer", "oracle"], "know stts, cosine, random"),
         (["--preset", "tpu"], "invalid choice: 'tpu'"),
         (["--train-clips", "brief=9", "--stages", "none"], "no training clips with questions"),
-        (["--train-clips", "short=9,image=2"], "stages has brief=450, and there are no brief clips"),
+        (["--train-clips", "short=9,image=2"], "stages has brief=450, but there are no brief clips"),
         (["--train-clips", "short=9,tall=2"], "'tall=2' is no KIND=COUNT, such as short=2000, of short, watch, parade"),
         (["--train-clips", "short"], "'short' is no KIND=COUNT"),
         (["--stages", "image=-1"], "'image=-1' is no KIND=COUNT"),

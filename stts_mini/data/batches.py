@@ -287,7 +287,7 @@ class Sampler:
                 return self.clips[n], self.reader(self.clips[n])
             except VideoError as error:
                 last = error
-        raise VideoError(f"none of the {len(alike)} training clips can be read; the last of them: {last}")
+        raise VideoError(f"none of the {len(alike)} training clips can be read. The last error: {last}")
 
     def _choose(self, clip: Clip, rng: np.random.Generator) -> list[QA]:
         shuffled = _shuffled(clip.qa, rng)

@@ -192,7 +192,7 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
         raise ValueError("not JSON of a clip: brackets within brackets without end") from None
     require(isinstance(row, dict), "a {}: give an object in curly brackets", type(row).__name__)
     unknown = sorted(set(row) - {"video", "image", "images", "qa", "start", "end", "kind", "split", "seed"})
-    require(not unknown, "unknown: {}; know video, image, images, qa, start, end", _listed(unknown))
+    require(not unknown, "unknown: {}. A clip has video, image, images, qa, start, end", _listed(unknown))
     named = [name for name in ("video", "image", "images") if name in row]
     require(len(named) == 1, '{} of "video", "image" and "images": give one', len(named))
     paths = row["images"] if "images" in row else [row[named[0]]]
@@ -246,7 +246,7 @@ def _parse_qa(q: dict, kind: str) -> QA:
     """One question of a line. ValueError as in `parse_clip`."""
     require(isinstance(q, dict), "a question is {}: give an object with question and answer", brief(q))
     unknown = sorted(set(q) - {"question", "answer", "options", "task"})
-    require(not unknown, "unknown in a question: {}; know question, answer, options", _listed(unknown))
+    require(not unknown, "unknown in a question: {}. It has question, answer, options", _listed(unknown))
     for name in ("question", "answer"):
         text = q.get(name, "")
         require(isinstance(text, str), "{} = {}: give a text, in quotation marks", name, brief(text))

@@ -50,7 +50,7 @@ def why_not(path: Path, container, stream) -> str | None:
         return "is a picture that keeps its transparency in a second one"
     sizes = [struct.pack(">II", s.codec_context.width, s.codec_context.height) for s in container.streams.video]
     whole = all(part[4:12] in sizes for part in head.split(b"ispe")[1:])
-    return None if whole and b"clap" not in head else "is a picture that is to be cropped"
+    return None if whole and b"clap" not in head else "is a picture that has to be cropped"
 
 
 def cut_off(path: Path) -> bool:

@@ -283,7 +283,7 @@ def _packet_times(path: Path) -> _Packets:
                     keys.append(stamp)
                 duration = packet.duration or 0
         if not stamps:
-            raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it, say into MP4")
+            raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it into MP4")
         exact = container.format.name in SEEKABLE and not leaps and not (flat and stream.codec_context.has_b_frames)
         cut = cut_off(path)
         promised = len(stream.index_entries) if indexed else stream.frames * cut

@@ -71,7 +71,7 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
         keeps.append(keep)
         scores.append(own)
     if not keeps:
-        raise ValueError("there are no frames: chunks() must give them anew at each call")
+        raise ValueError("there are no frames: chunks() must give all frames at each call")
     keep = torch.cat(keeps)[None]  # (1, T, C)
     shown = torch.ones(keep.shape[:2], dtype=torch.bool)
     return Encoded(torch.cat(tokens), keep.sum(2).cpu(), shown, keep.nonzero(), keep, torch.cat(scores)[None])

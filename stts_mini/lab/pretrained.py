@@ -66,7 +66,7 @@ def folder_of(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     online = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    require(online, f"{name} is no folder here, and no name like Qwen/Qwen3-0.6B either")
+    require(online, f"{name} is neither a folder here nor a name like Qwen/Qwen3-0.6B")
     from huggingface_hub import snapshot_download
 
     try:
@@ -227,7 +227,7 @@ def load_vit(vit: torch.nn.Module, folder: Path) -> None:
     for name, weight in read.items():
         found = tuple(weight.shape)
         due = sizes.get(name.removeprefix("vision_model.").removeprefix("embeddings."), found)
-        require(found == due, f"{folder}: {name} is {found}, and by config.json {due}")
+        require(found == due, f"{folder}: {name} is {found}, but {due} by config.json")
     further = tuple(f"blocks.{i}." for i in range(len(vit.blocks), theirs.depth))
     left_out = ("text_model.", "logit_", "post_layernorm.", *further)
     weights = {n: w for n, w in from_siglip(read).items() if n in own or not n.startswith(left_out)}
@@ -246,7 +246,7 @@ def check_pixels(folder: Path) -> None:
             said = {**usual, **said.get("image_processor", said)}
         for name, due in usual.items():
             scaled = "pixels are scaled to [−1, 1] here"
-            require(said[name] == due, f"{path} says {name} = {said[name]}, and not {due}: {scaled}")
+            require(said[name] == due, f"{path} says {name} = {said[name]} instead of {due}: {scaled}")
 
 
 def load_llm(llm: torch.nn.Module, folder: Path) -> None:
@@ -255,7 +255,7 @@ def load_llm(llm: torch.nn.Module, folder: Path) -> None:
     head, words = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
     with using(folder):
         same = head is None or words is None or torch.equal(head, words)
-    require(same or not llm.config.tied, f"{folder} has tie_word_embeddings, and an lm_head.weight that differs")
+    require(same or not llm.config.tied, f"{folder} has tie_word_embeddings, but an lm_head.weight that differs")
     fit(llm, from_qwen3(weights, llm.config.tied), folder)
 
 
@@ -267,7 +267,7 @@ def load_tokenizer(folder: Path, vocab_size: float = math.inf, marks: dict | Non
         tokenizer = PretrainedTokenizer(path.read_text(encoding="utf-8"), marks)
         again, most = normalised(tokenizer.decode(tokenizer.encode(text))), max(tokenizer.fast.get_vocab().values())
     require(again == text, f"{path} gives {text!r} back as {again!r}: this needs a tokenizer that keeps texts")
-    require(most < vocab_size, f"{path} has the token {most}, and the LLM {vocab_size} embeddings: resize those")
+    require(most < vocab_size, f"{path} has the token {most}, but the LLM has {vocab_size} embeddings: resize those")
     return tokenizer
 
 
@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, help="side of a frame in pixels, if not the ViT's own")
     parser.add_argument("--vit-depth", type=int, help="how many of the ViT's blocks to use, if not all")
     parser.add_argument("--export", nargs=2, metavar=("CHECKPOINT", "FOLDER"), help="write a checkpoint as a folder")
-    parser.add_argument("--scorer", help="what scores the cells; with --export, my_file.py:MyScorer of the checkpoint")
+    parser.add_argument("--scorer", help="what scores the cells (with --export: the checkpoint's my_file.py:MyScorer)")
     args, rest = parser.parse_known_args(argv)
     if not args.export and not (args.vit and args.llm):
         parser.error("give --vit and --llm, or --export")

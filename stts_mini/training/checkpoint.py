@@ -125,8 +125,8 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
         )
         if here != there:
             raise CheckpointError(
-                f"{path} has another shape: {name} is {there} there and {here} in this model;"
-                " give the flags it was trained with, or another --out or --init"
+                f"{path} has another shape: {name} is {there} there and {here} in this model."
+                " Give the flags it was trained with, or another --out or --init"
             )
     model.load_state_dict(state["model"])  # this keeps the model's own types
 
@@ -259,8 +259,8 @@ def check_world(state: dict, path: str | Path) -> None:
     """Raise CheckpointError for a model that was trained in another world, or with other words."""
     if state.get("world") != WORLD_ID and not state.get("tokenizer"):  # a real LLM does not depend on our world
         raise CheckpointError(
-            f"{path} was trained in {state.get('world', 'an older world')}; this code has {WORLD_ID}: train anew, or"
-            " take the code that it was trained with"
+            f"{path} was trained in {state.get('world', 'an older world')}; this code has {WORLD_ID}: train again, or"
+            " use the code that it was trained with"
         )
 
 

@@ -136,7 +136,7 @@ class TrainConfig:
         require(asked, "no training clips with questions: give --train-clips, such as short=2000")
         for kind, steps in self.stages.items():
             there = not steps or self.train_counts[kind]
-            require(there, f"stages has {kind}={steps}, and there are no {kind} clips: add to --train-clips")
+            require(there, f"stages has {kind}={steps}, but there are no {kind} clips: add to --train-clips")
 
     @property
     def model(self) -> VLMConfig:

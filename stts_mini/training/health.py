@@ -125,5 +125,5 @@ def dead(*healths: Health | None) -> str:
     if ties <= 0.5 and (saturated <= 0.95 or sparse):
         return ""
     found = f"ties decide {100 * ties:.0f}% of what is removed, and {100 * saturated:.0f}% of its scores are saturated"
-    cure = "train anew with a lower --scorer-lr-ratio or a larger --sim-weight"
+    cure = "train again with a lower --scorer-lr-ratio or a larger --sim-weight"
     return f"the scorer is dead: {found}; {cure}"

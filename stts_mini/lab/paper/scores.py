@@ -136,12 +136,12 @@ class Results:
         common: dict[str, object] = {}
         for row, record in self.records.items():
             if (own := parted(row[0])[1]) not in (None, had := record["config"]["steps"]):
-                raise ValueError(f"{folder}: {row} is named after {own} steps and had {had}; run it again")
+                raise ValueError(f"{folder}: {row} is named after {own} steps but had {had}: run it again")
             for what, mark in in_common(record).items():
                 other = common.setdefault(what, mark)
                 if mark != other:
                     raise ValueError(
-                        f"{folder} holds rows of different {what}: {other} and, {row}, {mark}; run one again"
+                        f"{folder} holds rows of different {what}: {other}, but {row} has {mark}: run one again"
                     )
         self.own = sorted({m for m, *_ in self.records if parted(m)[0] not in METHODS})  # scorers in a user's file
         self.fingerprint = common.get("test sets", "")

@@ -40,7 +40,7 @@ class PaperConfig(TrainConfig):
         super().__post_init__()
         steps, named = self.saliency_steps, f"saliency_steps = {self.saliency_steps}"
         require(self.thinning >= 1, f"thinning = {self.thinning}: give 1 for every frame, or more")
-        require(not steps or self.k, f"{named} teach what to keep, and k = 0 keeps all: give --k")
+        require(not steps or self.k, f"{named} teach what to keep, but k = 0 keeps all: give --k")
         require(not steps or self.llm_depth >= 2, f"{named} need an LLM of 2 layers or more: give --llm-depth 2")
         blind = "blind training has no cells whose saliency could be learned: give --saliency-steps 0"
         require(not steps or not self.blind, blind)
