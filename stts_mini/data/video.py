@@ -370,7 +370,7 @@ class _Pass:
                 container.seek(int(key / stream.time_base), stream=stream)
             except av.FFmpegError:
                 return
-        latest = None  # stamp and due time of the frame before
+        latest = None  # stamp of the frame before
         for frame in self._in_order(container, stream) if self.by_order else self._decoded(container, stream):
             if frame.is_corrupt or not frame.time_base:
                 self.skipped += 1

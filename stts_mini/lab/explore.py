@@ -12,7 +12,7 @@ those of the clip if it lies in a prepared folder of the toy world.
 --json writes what the page draws (`explore` returns it):
     format, video, model, notes, start      names, remarks, and the k that the page opens with
     grid, w                                 cells to a side of a frame, patches to a side of a cell
-    times, stamps, duration                 seconds of the T frames, the same as the LLM reads them, seconds of the clip
+    times, stamps, duration                 seconds of the T frames, their stamps for the LLM, seconds of the clip
     ladder                                  the values of k
     scorers   {name: {scores, levels}}      scores (T, C), exact float32, null if nothing was scored (one frame);
                                             levels, one for each k of the ladder:

@@ -5,8 +5,8 @@ hierarchical bootstrap. Seeds are drawn with replacement. So are the clips of ea
 and rows. A difference is paired: both rows use the same draws.
 
 With three seeds, the interval is too narrow where seeds differ more than clips do. All three draws are of the lowest
-seed with probability 1/27, more than 2.5%, so the seeds' part of the interval is about their range. So differences are
-also given seed by seed (`seed_by_seed`).
+seed with probability 1/27, more than 2.5%, so the seeds' part of the interval is about their range. Therefore we
+also give differences seed by seed (`seed_by_seed`).
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def interval(scores: Scores, group: str) -> tuple[float, float]:
 
 
 def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
-    """a − b and its 95% interval, paired by clip and by seed. Raises ValueError for rows with different questions."""
+    """a − b and its 95% interval, paired by clip and by seed. Raises ValueError for rows of different seeds, tasks or
+    clips."""
     shapes = [{t: x.shape for t, x in scores.answers.items()} for scores in (a, b)]
     if shapes[0] != shapes[1] or a.names != b.names:
         raise ValueError("two rows of different seeds, tasks or clips cannot be paired")
@@ -110,7 +111,7 @@ ONE_METHODS_OWN = {  # settings that may differ between rows (the steps are in t
 
 
 def in_common(record: dict) -> dict[str, object]:
-    """What a row must have in common with every other row, by name. Rows without a name need not agree on it."""
+    """What a row must have in common with others, by name. All rows that have a name must agree on its value."""
     config = {**asdict(PaperConfig()), **upgraded(record["config"])}  # a setting that a row lacks had its default
     config["train_clips"] = {kind: n for kind, n in config["train_clips"].items() if world.TASKS[kind]}  # what it saw
     method, k = record["row"]["method"], record["row"]["k"]
