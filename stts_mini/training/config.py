@@ -342,7 +342,7 @@ def idle(config: TrainConfig, given: Iterable[str]) -> list[str]:
         (config.blind, ("k", "scorer", *taught), "--blind has no vision tokens"),
         (not config.k and not config.blind, ("scorer", *taught), "--k 0 prunes nothing"),
         (not learns, taught, f"the scorer {config.scorer} does not learn from it"),
-        (bool(config.saliency_steps), ("sim_weight",), "with --saliency-steps, the scorer learns from saliency alone"),
+        (bool(config.saliency_steps), ("sim_weight",), "--saliency-steps replace it"),
     ]
     found = {name: why for holds, names, why in reversed(reasons) if holds for name in names if name in given}
     return [f"--{name.replace('_', '-')} ({why})" for name, why in found.items()]
