@@ -5,9 +5,9 @@
     python -m stts_mini.lab.explore VIDEO --k 0.7 --mp4 out.mp4 --json out.json
 
 The page is `explore.html` beside this file, filled in. For each scorer and each k of a ladder, it shows the frames with
-pruned cells dimmed, the score map, the bins cell by cell, the block mask, tokens, bins and counted cost. All of it is
-computed here. The page only draws, and loads nothing. A trained model also answers questions: those given by --ask, and
-those of the clip if it lies in a prepared folder of the toy world.
+pruned cells dimmed, the score map and the bins cell by cell. It also shows the block mask, tokens, bins and counted
+cost. All of it is computed here. The page only draws, and loads nothing. A trained model also answers questions: those
+given by --ask, and those of the clip if it lies in a prepared folder of the toy world.
 
 --json writes what the page draws (`explore` returns it):
     format, video, model, notes, start      names, remarks, and the k that the page opens with

@@ -46,8 +46,8 @@ def sums(encoded: Encoded, sim_share: float = 0.0, loss_scale: float = 1.0) -> T
     sim_share   λ divided by the number of pruned videos in the whole batch
     loss_scale  what the loss was multiplied by before it went backward
 
-    The sums, in this order: cells, then s, s², t, t² and s·t of scores s and targets t, then saturated scores, removals
-    that ties decide, removals, and the squares of L_sim's and the LM's gradients at the scores.
+    The sums, with scores s and targets t: cells, s, s², t, t², s·t, saturated scores, removals that ties decide,
+    removals, and the squared gradients of L_sim and of the LM.
 
     Ties decide a removal if its score is the highest one removed from its video, and a prunable cell with exactly the
     same score stays. With `spread`, the pattern decides between them.

@@ -280,7 +280,7 @@ def test_weights_that_are_not_what_the_config_says_are_refused(tmp_path):
             r"is \(30, 12\), but \(36, 12",
         ),
         ("position_embedding.weight", lambda w, key: {key: w[:25].clone()}, r"is \(25, 12\)"),  # a smaller square
-        ("position_embedding.weight", lambda w, key: {key: w[0, 0].clone()}, r"is \(\), and"),
+        ("position_embedding.weight", lambda w, key: {key: w[0, 0].clone()}, r"is \(\), but"),
         (
             "patch_embedding.weight",
             lambda w, key: {key: w.flatten(1)},
