@@ -155,7 +155,7 @@ def test_the_command_says_why(setup, tmp_path, capsys, monkeypatch):
         evaluation.main([path, *flags, "--why", "--k", "0"])
     with pytest.raises(SystemExit, match=r"--why is for the toy world's clips, .*: leave out --data"):
         evaluation.main([path, "--data", str(next(Path(config.data).rglob("*.jsonl"))), "--why"])
-    with pytest.raises(SystemExit, match="is what is read"):
+    with pytest.raises(SystemExit, match="is also an input"):
         evaluation.main([path, *flags[:-1], other, "--why", other])
     smaller = build_model(tiny(tmp_path, image_size=24, patch_size=4), CPU)
     checkpoint.save(

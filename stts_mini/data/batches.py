@@ -1,6 +1,6 @@
 """From clips on disk to batches for the model.
 
-    Reader    decodes a clip through `video.py`, and keeps what it decoded, up to a budget
+    Reader    decodes a clip through `video.py`, and keeps decoded clips up to a budget
     Sampler   which clips and questions make up training step i: a pure function of (seed, i)
     collate   clips and questions → a `Batch`
 
@@ -42,8 +42,8 @@ def tokenizer_of(state: dict) -> AnyTokenizer:
 
 
 def try_read(clip: Clip, max_frames: int, fps: float, size: int, thorough: bool = False) -> Video | VideoError:
-    """Decode a clip's video, or its pictures, with frames of size × size pixels, `thorough` as for `read_video`. An
-    error is returned: so a worker process can bring it home."""
+    """Decode a clip's video, or its pictures, with frames of size × size pixels. `thorough`: see `read_video`. An error
+    is returned and not raised, so that a worker process can send it back."""
     try:
         if not clip.images:
             return read_video(clip.video, max_frames, fps, size, clip.start, clip.end, thorough)
@@ -57,9 +57,9 @@ def try_read(clip: Clip, max_frames: int, fps: float, size: int, thorough: bool 
 class Reader:
     """Decoded clips: `reader(clip)` → Video, with frames of size × size pixels.
 
-    What is decoded stays in memory until `cache_gb` are full; what comes later is decoded at each call. `broken`
-    remembers which clips could not be read, and why; asking for one raises that VideoError again. `skipped` remembers
-    which could be read only in part, and how many packets or frames they lost.
+    Decoded clips stay in memory until `cache_gb` are full. Later ones are decoded at each call. `broken` says which
+    clips could not be read, and why. Asking for one raises that VideoError again. `skipped` says which clips could be
+    read only in part, and how many packets or frames they lost.
     """
 
     def __init__(self, max_frames: int, size: int, fps: float = 2.0, cache_gb: float = 2.0):
@@ -110,8 +110,8 @@ def shown_options(qa: QA, rng: np.random.Generator) -> list[str]:
 
 
 def pick_questions(clip: Clip) -> list[tuple]:
-    """One question of each task that the clip's kind is judged by (every question of a clip of your own), each with
-    its shown options: the same choice for every model, whatever else is asked."""
+    """The questions that judge a clip, each with its shown options. There is one for each task that the clip's kind is
+    judged by, and every question of a clip of your own. The choice is the same for every model."""
     rng = np.random.default_rng((OPTION_SEED, [*world.TASKS, OWN].index(clip.kind), clip.seed))
     if clip.kind == OWN:
         return [(qa, shown_options(qa, rng)) for qa in clip.qa]
@@ -131,8 +131,8 @@ def collate(
     scores: Sequence[np.ndarray] | None = None,
     tokenizer: AnyTokenizer = TOKENIZER,
 ) -> Batch:
-    """Decoded clips, their (prompt ids, answer ids) and, if given, a score (T, C) of each one's cells → a Batch,
-    padded to the longest clip. The tokenizer writes the time stamps."""
+    """Decoded clips and their (prompt ids, answer ids) → a Batch, padded to the longest clip. `scores`: (T, C) of each
+    clip, a score for every cell. The tokenizer writes the time stamps."""
     frames = pad_sequence([torch.from_numpy(v.frames).permute(0, 3, 1, 2) for v in videos], batch_first=True)
     num_frames = torch.tensor([len(v.frames) for v in videos])
     stamps = [[tokenizer.encode(stamp) for stamp in video.stamps] for video in videos]
@@ -145,20 +145,21 @@ def collate(
 class Sampler:
     """Training batches: step i of seed s is always the same, whatever ran before.
 
-    A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only; then come all kinds,
-    but for those that `world.TASKS` does not judge. A batch holds clips of one kind, so that little is padding.
-    Every epoch is a new order; what does not fill a batch waits for another.
+    A curriculum comes first: each of `stages`, (kind, steps), shows clips of one kind only. Then come all kinds that
+    `world.TASKS` judges. A batch holds clips of one kind, so that little is padding. Every epoch has a new order.
+    Clips that do not fill a batch wait for another epoch.
 
-    A clip brings `questions` of its questions: first all of the tasks in `late`, which are learned last, and one of
-    each other task, then others; one in three, at random, shows its options. A brief clip also brings every "when
-    does … enter" beyond that number, for with fewer some seeds never learn time. If direction is among `late`, brief
-    clips always ask for it with two options, the answer and its opposite: what is left to learn is which place came
-    first. Without this, runs learned along which line things move, which needs no order, and some stayed there.
-    With `thinning`, each step divides the reader's max_frames and fps by a factor from 1 to `thinning` (log-uniform;
-    the largest until step `coarse_steps`), so that the model learns to live with any number of frames. `annotate` gives
-    the batch's `scores`. `shard` (i, n): make only the clips i, i + n, … of each batch, for one of n processes. A clip
-    that cannot be read is replaced by another of its kind (the reader lists it). Raises KeyError for a stage whose kind
-    has no clip, VideoError if no clip at all can be read.
+    `questions` are asked about a clip. First come all questions of the tasks in `late`, which are learned last, and one
+    of each other task. Then come others. One in three, at random, shows its options. A brief clip also asks every
+    "when does … enter" beyond that number: with fewer, some seeds never learn time. If direction is among `late`,
+    brief clips always ask for it with two options, the answer and its opposite. What is left to learn is which place
+    came first. Without this, some runs learned only along which line things move, which needs no order.
+
+    `thinning` > 1 teaches the model to work with any number of frames. Each step divides the reader's max_frames and
+    fps by a factor from 1 to `thinning`, log-uniform, and by `thinning` itself until step `coarse_steps`. `annotate`
+    gives the batch's `scores`. `shard` (i, n): make only clips i, i + n, … of each batch, for one of n processes. A
+    clip that cannot be read is replaced by another of its kind, and the reader lists it. Raises KeyError for a stage
+    whose kind has no clip, VideoError if no clip at all can be read.
     """
 
     def __init__(
@@ -208,19 +209,18 @@ class Sampler:
         return batches[rng.permutation(per_epoch)[place]]
 
     def beyond(self, steps: int, count: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
-        """The batches of `count` steps after a run of so many; whole ones, whatever the shard."""
+        """The batches of `count` steps after a run of `steps`, each of them whole, also for a shard."""
         whole = copy.copy(self)
         whole.shard = (0, 1)
         return whole.of(range(steps, steps + count), workers, pin)
 
     def of(self, steps: range, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
-        """The batches of these steps. With workers, so many processes draw them ahead, while the last one is in use;
-        with `pin`, into pinned memory. They are forks (elsewhere than on Linux there are none), so they share what is
-        decoded already; Ctrl-C and SIGTERM are not theirs to handle, and they end when the iterator is closed. Raises
-        VideoError as `sampler(step)` does."""
+        """The batches of these steps. `workers`: so many processes draw batches ahead. `pin`: into pinned memory. The
+        workers are forks and share what is decoded already. They exist on Linux only, ignore Ctrl-C and SIGTERM, and
+        end when the iterator is closed. Raises VideoError as `sampler(step)` does."""
 
         def draw(step: int) -> tuple:
-            """In a worker: a batch or an error, and what its reader could not read, for the one here to know."""
+            """In a worker: a batch or an error, and what the worker's reader could not read."""
             try:
                 batch = self(step)
             except VideoError as error:
@@ -230,8 +230,8 @@ class Sampler:
         if not workers or sys.platform != "linux":
             yield from map(self, steps)
             return
-        # the data are the numbers of the steps, and to collate one is to draw its batch. DataLoader draws a seed that
-        # nobody uses: from a generator of its own, or the scorer "random" would go on with other scores
+        # The data are the numbers of the steps. To collate one is to draw its batch. DataLoader draws a seed that is
+        # never used. It has its own generator, because otherwise the scorer "random" would continue with other scores.
         for batch, broken, skipped in DataLoader(
             steps, batch_size=None, collate_fn=draw, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
             multiprocessing_context="fork",
@@ -270,13 +270,13 @@ class Sampler:
         return own
 
     def _shown(self, clip: Clip, qa: QA, rng: np.random.Generator) -> Sequence[str]:
-        """The options that a question shows; none most of the time."""
+        """The options that a question shows. Most show none."""
         if clip.kind == "brief" and qa.task == "direction" and qa.task in self.late:
             return _shuffled([qa.answer, world.OPPOSITES[qa.answer]], rng)
         return shown_options(qa, rng) if len(qa.options) > 1 and rng.random() < 1 / 3 else ()
 
     def _readable(self, number: int, step: int, place: int) -> tuple[Clip, Video]:
-        """The clip with this number and its video; if that is broken, another clip of its kind, at random."""
+        """The clip with this number and its video. If that is broken: another clip of its kind, at random."""
         try:
             return self.clips[number], self.reader(self.clips[number])
         except VideoError as error:
@@ -287,7 +287,7 @@ class Sampler:
                 return self.clips[n], self.reader(self.clips[n])
             except VideoError as error:
                 last = error
-        raise VideoError(f"none of the {len(alike)} training clips can be read; the last of them: {last}")
+        raise VideoError(f"none of the {len(alike)} training clips can be read. The last error: {last}")
 
     def _choose(self, clip: Clip, rng: np.random.Generator) -> list[QA]:
         shuffled = _shuffled(clip.qa, rng)

@@ -3,9 +3,9 @@
     {"video": path, "qa": [{"question", "answer", "options"?}], "start"?, "end"?}
     {"image": path, "qa": …}     {"images": [path, …], "qa": …}
 
-Paths are relative to the file; `start` and `end` are seconds, and cut a part out of a longer video. A question
-without options is judged by what the model says; one with options, by which of them it finds most likely. The
-world's own lines also name their scene ("kind", "split", "seed") and each question's task.
+Paths are relative to the file. `start` and `end` are seconds, and cut a part out of a longer video. A question without
+options is judged by what the model says. One with options is judged by which of them the model finds most likely.
+The world's own lines also name their scene ("kind", "split", "seed") and each question's task.
 
     prepare   writes clips of the world, with a JSON line for each
     load_clips   reads such a file, of the world or of your own
@@ -39,18 +39,18 @@ from stts_mini.data.video import write_video
 from stts_mini.toy import world
 from stts_mini.toy.drawing import render
 
-# names the world and its words: a checkpoint of another world must not be used by mistake
+# names the world and its words, so that no checkpoint of another world is used by mistake
 WORLD_ID = f"world {world.WORLD_VERSION}, words {hashlib.sha256(' '.join(world.words()).encode()).hexdigest()[:8]}"
-SHOWN_OPTIONS = 4  # at most so many options are shown with a question
-OPTION_SEED = 20  # of what is asked about a test clip, and in which order its options are shown
+SHOWN_OPTIONS = 4  # a question shows at most so many options
+OPTION_SEED = 20  # decides what is asked about a test clip, and the order of the options
 OWN = "own"  # the kind of a clip that is not of the world
 FREE = "free"  # the task of its questions that have no options
 
 
 def normalised(text: str, lenient: bool = False) -> str:
-    """A text as answers are compared. Letters are composed (Unicode's NFC: é is one character, however a file spells
-    it), white space of any length is one space, and there is none at the ends. `lenient`: capitals do not count
-    either, nor does a full stop at the end.
+    """A text in the form in which answers are compared. Letters are composed as in Unicode's NFC, so é is always one
+    character. White space of any length becomes one space, and there is none at the ends. `lenient`: capitals and a
+    full stop at the end do not count either.
 
     >>> normalised(" The  cafe\\u0301. "), normalised("The café.", lenient=True)
     ('The café.', 'the café')
@@ -61,7 +61,7 @@ def normalised(text: str, lenient: bool = False) -> str:
 
 @dataclass(frozen=True)
 class QA:
-    """A question, its answer, and every answer that its wording allows (none: any text)."""
+    """A question, its answer, and every answer that its wording allows. Without options, any text is allowed."""
 
     task: str
     question: str
@@ -71,9 +71,9 @@ class QA:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file and what is asked about it. `kind`, `split` and `seed` name its scene in the world; a clip of
-    your own has kind "own" and its line's number as seed. `start`, `end`: the part of the video, in seconds; None:
-    from its beginning, to its end. `images`: one or several pictures instead of a video."""
+    """A video file and what is asked about it. `kind`, `split` and `seed` name its scene in the world. A clip of your
+    own has kind "own" and its line's number as seed. `start`, `end`: the part of the video, in seconds. None stands
+    for the beginning and the end. `images`: one or several pictures instead of a video."""
 
     video: Path
     kind: str
@@ -108,7 +108,7 @@ def _make_clip(job: tuple[str, str, int], folder: Path, size: int, panels: int) 
 
 
 def follow_the_parent() -> None:
-    """In a worker process: Ctrl-C is the parent's to handle, and whatever ends the parent ends the worker, too."""
+    """In a worker process: leave Ctrl-C to the parent, and end when the parent ends, whatever ends it."""
 
     def wait():
         multiprocessing.parent_process().join()
@@ -119,8 +119,8 @@ def follow_the_parent() -> None:
 
 
 def on_all_cores(function: Callable, jobs: Sequence) -> Iterator:
-    """function(job) for every job, in order: by a process for each core, or right here if they are few (a
-    process takes seconds to start). Raises RuntimeError if the processes cannot start or are killed."""
+    """function(job) for every job, in order, by a process for each core. Few jobs run right here, because a process
+    takes seconds to start. Raises RuntimeError if the processes cannot start or are killed."""
     if len(jobs) < 64:
         yield from map(function, jobs)
         return
@@ -150,11 +150,11 @@ def index_file(
 def prepare(
     root: str | os.PathLike, split: str, counts: dict[str, int], size: int, panels: int = world.MOST_PANELS
 ) -> Path:
-    """Make sure that a split of the toy world is on disk; returns its JSON-lines file.
+    """Make sure that a split of the toy world is on disk. Returns its JSON-lines file.
 
     counts: clips of each kind, e.g. {"short": 3000, "image": 400}. A clip is a pure function of
-    (split, kind, seed, size, panels), so what an interrupted or smaller run has written is used again, and what was
-    deleted is written anew.
+    (split, kind, seed, size, panels). So clips of an interrupted or smaller run are used again, and deleted ones are
+    written anew.
     """
     index = index_file(root, split, counts, size, panels)
     folder = index.parent
@@ -176,8 +176,8 @@ def prepare(
 
 
 def parse_clip(line: str, number: int, folder: Path) -> Clip:
-    """One line of JSON → a Clip; its number names it if it is not of the world. Raises ValueError that says what is
-    missing, unknown or of the wrong type.
+    """One line of JSON → a Clip. A clip of your own gets the line's number as its seed. Raises ValueError that says
+    what is missing, unknown or of the wrong type.
 
     >>> line = '{"video": "a.mp4", "end": 9, "qa": [{"question": "who ?", "answer": "she", "options": ["he", "she"]}]}'
     >>> clip = parse_clip(line, 7, Path("films"))
@@ -190,9 +190,9 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
         raise ValueError(f"not JSON ({error})") from error
     except RecursionError:
         raise ValueError("not JSON of a clip: brackets within brackets without end") from None
-    require(isinstance(row, dict), "a {}, where an object in curly brackets is due", type(row).__name__)
+    require(isinstance(row, dict), "a {}: give an object in curly brackets", type(row).__name__)
     unknown = sorted(set(row) - {"video", "image", "images", "qa", "start", "end", "kind", "split", "seed"})
-    require(not unknown, "unknown: {}; know video, image, images, qa, start, end", _listed(unknown))
+    require(not unknown, "unknown: {}. A clip has video, image, images, qa, start, end", _listed(unknown))
     named = [name for name in ("video", "image", "images") if name in row]
     require(len(named) == 1, '{} of "video", "image" and "images": give one', len(named))
     paths = row["images"] if "images" in row else [row[named[0]]]
@@ -222,7 +222,7 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
 
 
 def _object(pairs: list[tuple]) -> dict:
-    """An object of JSON, none of whose keys comes twice."""
+    """An object of JSON. Raises ValueError if a key comes twice."""
     row = dict(pairs)
     require(len(row) == len(pairs), "a name comes twice among {}: give each once", _listed(sorted(k for k, _ in pairs)))
     return row
@@ -233,7 +233,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class brief:
-    """A value for an error message, cut short when that is written: there are many lines, and few errors."""
+    """A value for an error message. It is cut short only when the message is written, because few lines have errors."""
 
     def __init__(self, value: object):
         self.value = value
@@ -246,7 +246,7 @@ def _parse_qa(q: dict, kind: str) -> QA:
     """One question of a line. ValueError as in `parse_clip`."""
     require(isinstance(q, dict), "a question is {}: give an object with question and answer", brief(q))
     unknown = sorted(set(q) - {"question", "answer", "options", "task"})
-    require(not unknown, "unknown in a question: {}; know question, answer, options", _listed(unknown))
+    require(not unknown, "unknown in a question: {}. It has question, answer, options", _listed(unknown))
     for name in ("question", "answer"):
         text = q.get(name, "")
         require(isinstance(text, str), "{} = {}: give a text, in quotation marks", name, brief(text))
@@ -267,8 +267,8 @@ def _parse_qa(q: dict, kind: str) -> QA:
 
 
 def lines_of(index: Path) -> list[str]:
-    """The lines of a file, as JSON lines end: at a line feed and nowhere else (not at U+2028, say). What is no UTF-8
-    stays in them as lone surrogates, for `parse_clip` to refuse. Raises ValueError for what is no file of lines."""
+    """The lines of a file. As in all JSON lines, they end at a line feed and nowhere else, so not at U+2028. Bytes that
+    are not UTF-8 stay as lone surrogates, and `parse_clip` refuses them. Raises ValueError for another kind of file."""
     require(index.name.endswith(".jsonl"), "{}: a list of clips of your own ends in .jsonl: rename it", index)
     require(index.is_file() or not index.exists(), "{} is no regular file: give a file of JSON lines", index)
     raw = index.read_bytes()
@@ -277,8 +277,8 @@ def lines_of(index: Path) -> list[str]:
 
 
 def load_clips(index: str | os.PathLike, judged: bool = False) -> list[Clip]:
-    """The clips of a JSON-lines file; empty lines count, and are skipped. `judged`: to judge by. Raises ValueError that
-    names a bad line's number, and for a file without any clip."""
+    """The clips of a JSON-lines file. Empty lines are counted and skipped. `judged`: the clips will judge a model.
+    Raises ValueError that names a bad line's number, and for a file without any clip."""
     index, clips = Path(index), []
     for number, line in enumerate(lines_of(index), start=1):
         if line.strip():
@@ -295,7 +295,7 @@ def load_clips(index: str | os.PathLike, judged: bool = False) -> list[Clip]:
 
 
 def fingerprint(clips: Sequence[Clip]) -> str:
-    """12 hex digits that change with any clip, question or answer; printed beside every result."""
+    """12 hex digits that change with any clip, question or answer. They are printed beside every result."""
     folders = sorted({c.video.parent.name for c in clips})  # world version, size and panels
     own = [(c.video.name, c.start, c.end, [p.name for p in c.images]) for c in clips if c.kind == OWN]
     text = f"{[(c.split, c.kind, c.seed, c.qa) for c in clips]} {WORLD_ID} {folders} {OPTION_SEED} {SHOWN_OPTIONS}"
@@ -310,5 +310,5 @@ def held_out(
     kinds: Sequence[str] = tuple(world.TASKS),
     panels: int = world.MOST_PANELS,
 ) -> list[Clip]:
-    """`clips` held-out clips of each of the kinds that is judged, written first if need be."""
+    """So many held-out clips of each kind that is judged. Missing ones are written first."""
     return load_clips(prepare(data, split, {kind: clips for kind in kinds if world.TASKS[kind]}, size, panels))

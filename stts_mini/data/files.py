@@ -1,5 +1,5 @@
-"""Files that are written: all or nothing, through links, and never in place of a pipe or a device. And one way to
-refuse what cannot be, and to print names that hold anything."""
+"""How files are written: all or nothing, through links, and never over a pipe or a device. Beside it, how impossible
+values are refused (`require`) and how names with odd characters are printed (`printable`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def require(fine: object, message: str, *values: object) -> None:
-    """Raise ValueError unless all is fine. The message has a {} for each of the values, if there are any.
+    """Raise ValueError unless `fine`. The message has a {} for each of the values, if there are any.
 
     >>> require(1 > 2, "k = {}: give {}", 1, "2 or more")
     Traceback (most recent call last):
@@ -27,7 +27,7 @@ def require(fine: object, message: str, *values: object) -> None:
 
 
 def printable(text: object) -> str:
-    """A text as one line that any terminal shows as it is: line feeds, escape codes and what is no UTF-8 as escapes.
+    """A text as one line that is safe to print: line feeds, escape codes and bytes that are not UTF-8 become escapes.
 
     >>> print(printable("é" + chr(10) + chr(27) + chr(0xDCE9)))
     é\\n\\x1b\\udce9
@@ -36,8 +36,8 @@ def printable(text: object) -> str:
 
 
 def utf8(text: str) -> str:
-    """The text, if it can be written as UTF-8. Raises ValueError for half a character (a lone surrogate), which also
-    stands for a byte that is no UTF-8."""
+    """The text itself. Raises ValueError if it cannot be written as UTF-8, because it has half a character (a lone
+    surrogate). A byte that was not UTF-8 is read as one."""
     if bad := re.search("[\ud800-\udfff]", text):
         near = text[max(bad.start() - 20, 0) : bad.end() + 20]
         raise ValueError(f"no UTF-8 near {near!r}: give whole characters, and save the text as UTF-8")
@@ -45,8 +45,8 @@ def utf8(text: str) -> str:
 
 
 def writable(path: str | os.PathLike) -> Path:
-    """The file that a name stands for, links followed. Raises ValueError for what cannot be written as a file: a
-    folder, a pipe, a device; a folder around it that is not there, or that takes no file. Ask before the work."""
+    """The file that a name stands for, links followed. Raises ValueError if it cannot be written: it is a folder, a
+    pipe or a device, or its folder does not exist or is read-only. Call this before the work starts."""
     file = Path(os.path.realpath(path))
     what = "a folder" if os.path.isdir(file) else "no regular file"
     require(os.path.isfile(file) or not os.path.lexists(file), "{} is {}: give the name of a file to write", path, what)
@@ -63,11 +63,11 @@ def writable(path: str | os.PathLike) -> Path:
 
 
 def check_outputs(outputs: Sequence[str | os.PathLike], inputs: Sequence[str | os.PathLike] = ()) -> None:
-    """Raise ValueError if an output cannot be written (see `writable`), is what is read, or is another output."""
+    """Raise ValueError if an output cannot be written (see `writable`), is also an input, or is given twice."""
     for i, out in enumerate(outputs):
         taken = {os.path.realpath(other) for other in (*inputs, *outputs[:i])}
         own = str(writable(out)) not in taken
-        require(own, "{} is what is read, or is given twice: give the output a name of its own", out)
+        require(own, "{} is also an input, or is given twice: give this output another name", out)
 
 
 def _partial(file: Path) -> Path:
@@ -76,7 +76,7 @@ def _partial(file: Path) -> Path:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """An OSError inside, a full disk say, names the file; so does one that torch hides behind an error of its own."""
+    """An OSError inside, such as a full disk, names the file. So does one that torch hides behind another error."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -88,7 +88,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 @functools.cache  # once per folder
 def sweep(folder: Path) -> None:
-    """Remove the half-written files in a folder that processes of this machine left behind when they died."""
+    """Remove the half-written files in a folder that dead processes of this machine left behind."""
     for file in folder.iterdir() if os.name == "posix" else ():
         ours = re.fullmatch(r".+\.(?:pt|mp4|jsonl?|csv|png|html|md)\.(\d+)(?:@(.+))?\.partial", file.name)
         if ours and ours[2] in (None, platform.node()):
@@ -96,15 +96,15 @@ def sweep(folder: Path) -> None:
                 os.kill(int(ours[1]), 0)  # does nothing to a process that lives
             except (ProcessLookupError, OverflowError):
                 file.unlink(missing_ok=True)
-            except PermissionError:  # it lives, and is somebody else's
+            except PermissionError:  # the process lives, and belongs to somebody else
                 pass
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A name beside `path` to write to. It takes that file's place when the block ends well; if not, it is removed,
-    and what was there before stays. What dead processes left there is removed. Raises ValueError as `writable` does,
-    and OSError that names the file."""
+    """A name beside `path` to write to. The new file replaces the old one when the block ends well. If the block fails,
+    the new file is removed and the old one stays. Removes what dead processes left in the folder. Raises ValueError as
+    `writable` does, and OSError that names the file."""
     file = writable(path)
     sweep(file.parent)
     partial = _partial(file)

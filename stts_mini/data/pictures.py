@@ -1,7 +1,7 @@
-"""What a decoded frame looks like: upright, on white, of one size. And which pictures are not read, and why.
+"""From a decoded frame to pixels: upright, on white, of one size. And which pictures are not read, and why.
 
-Pictures come through `video.py` as clips of one frame. FFmpeg decodes them; how they lie, and what shows through
-them, is left to whoever shows them.
+Pictures come through `video.py` as clips of one frame. FFmpeg decodes them, but does not turn them and does not fill
+what is transparent. This file does.
 
 What this file does not do: put the tiles of HEIC and AVIF together, or look for transparency in a second picture.
 """
@@ -23,14 +23,14 @@ NO_SCREEN = ("attached_pic", "timed_thumbnails", "dependent", "still_image")  # 
 
 
 def best_stream(container):
-    """The video stream that is the film, or the picture; None if there is none: FFmpeg's choice (the default one, then
-    the largest), but no still where there is a film."""
+    """The video stream that is the film or the picture, or None. A film comes before a still. After that the choice is
+    FFmpeg's: the default stream, then the largest."""
     hidden = sum(av.stream.Disposition[name] for name in NO_SCREEN)
     streams = [s for s in container.streams.video if not s.disposition & hidden]
     default = av.stream.Disposition.default
 
     def rank(stream) -> tuple:
-        """What is better has more."""
+        """The better stream has the higher rank."""
         codec = stream.codec_context
         return stream.frames != 1, bool(stream.disposition & default), codec.width * codec.height if codec else 0
 
@@ -38,7 +38,7 @@ def best_stream(container):
 
 
 def why_not(path: Path, container, stream) -> str | None:
-    """What keeps a picture from being shown as it is meant, if anything does: HEIC and AVIF may hold it in parts."""
+    """Why a picture cannot be shown properly, or None if it can. HEIC and AVIF may hold a picture in parts."""
     brands = container.metadata.get("compatible_brands", "")
     if "mif1" not in brands or (stream is not None and stream.frames > 1):  # an animation is an ordinary film
         return None
@@ -50,7 +50,7 @@ def why_not(path: Path, container, stream) -> str | None:
         return "is a picture that keeps its transparency in a second one"
     sizes = [struct.pack(">II", s.codec_context.width, s.codec_context.height) for s in container.streams.video]
     whole = all(part[4:12] in sizes for part in head.split(b"ispe")[1:])
-    return None if whole and b"clap" not in head else "is a picture that is to be cropped"
+    return None if whole and b"clap" not in head else "is a picture that has to be cropped"
 
 
 def cut_off(path: Path) -> bool:
@@ -65,7 +65,7 @@ def cut_off(path: Path) -> bool:
     if head.startswith(b"RIFF"):
         promised = struct.unpack_from("<I", head, 4)[0] + 8
         return size < promised < 1 << 32
-    at = head.find(b"\x18\x53\x80\x67") + 4  # Matroska's segment; the first bit set tells its size's length
+    at = head.find(b"\x18\x53\x80\x67") + 4  # Matroska's segment. The first set bit gives the length of its size.
     if not head.startswith(b"\x1a\x45\xdf\xa3") or at < 4 or at + 8 > len(head) or not head[at]:
         return False
     length = 9 - head[at].bit_length()
@@ -75,8 +75,8 @@ def cut_off(path: Path) -> bool:
 
 
 def to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, shape: tuple | None) -> np.ndarray:
-    """One decoded frame as (H, W, 3) uint8, upright; what is transparent shows white. `shape`: that of the frames
-    before it. Raises ValueError for one that is to be turned by anything but quarter turns."""
+    """One decoded frame as (H, W, 3) uint8, upright, with white for what is transparent. `shape`: the shape of the
+    frames before it. Raises ValueError unless the frame is to be turned by quarter turns."""
     turns, mirrored = orientation(frame)
     width, height = frame.width, frame.height
     if size is not None:
@@ -89,7 +89,7 @@ def to_rgb(convert: VideoReformatter, frame: av.VideoFrame, size: int | None, sh
 
 
 def on_white(frame: av.VideoFrame) -> av.VideoFrame:
-    """A frame with transparency, composited on white; any other as it is."""
+    """A frame composited on white. A frame without transparency is returned unchanged."""
     if not (frame.format.has_palette or any(part.is_alpha for part in frame.format.components)):
         return frame
     pixels = frame.reformat(format="rgba").to_ndarray()
@@ -101,12 +101,11 @@ def on_white(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
-    """How a frame is to be shown, by its display matrix: first mirrored, top to bottom, or not; then turned by quarter
-    turns, counter-clockwise. EXIF, MP4 and HEIF say it in this way, through FFmpeg. Raises ValueError for other turns.
-    """
+    """Counter-clockwise quarter turns of a frame, and whether it is mirrored before, top to bottom. Both come from its
+    display matrix, which FFmpeg sets for EXIF, MP4 and HEIF. Raises ValueError for other turns."""
     try:
         data = frame.side_data
-    except ValueError:  # there is a kind that PyAV cannot name: leave it out
+    except ValueError:  # PyAV cannot name one of the kinds: leave that one out
         graph = av.filter.Graph()
         source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=1)
         drops = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in NEW_SIDE_DATA]

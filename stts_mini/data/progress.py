@@ -1,4 +1,4 @@
-"""A progress bar: one line that is redrawn on a terminal, a line now and then elsewhere."""
+"""A progress bar: one line that is redrawn on a terminal, and elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """`update(done, text)` after each piece of work, `close()` at the end; writes to stderr."""
+    """Call `update(done, text)` after each piece of work and `close()` at the end. Writes to stderr."""
 
     def __init__(self, name: str, total: int, start: int = 0):
         self.name, self.total, self.start = name, total, start

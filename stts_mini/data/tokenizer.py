@@ -1,8 +1,8 @@
 """Text to token ids and back: whole words of a small world, time stamps, and bytes for the rest.
 
-Every text round-trips. A word is one token together with the space before it (so a text gets one space
-in front, and decoding takes it off again); a time stamp with one decimal is a word like any other,
-from 0.0 to `last_stamp`. Special tokens can never be written as text.
+Every text round-trips. A word and the space before it are one token. So a text gets one space in front, and decoding
+takes it off again. A time stamp with one decimal is a word like any other, from 0.0 to 128.0 s. Special tokens
+can never be written as text.
 
     ids 0..7: special · then 256 bytes · then stamps · then words
 
@@ -21,9 +21,10 @@ from stts_mini.data.files import utf8
 from stts_mini.sequence import MARKS, Marks
 
 SPECIAL = ("<pad>", "<end>", "<frame>", "</frame>", "<question>", "<option>", "<answer>", "<reserved>")
-PAD, END, FRAME_START, FRAME_END = MARKS.pad, MARKS.end, MARKS.frame_start, MARKS.frame_end
+END, FRAME_START, FRAME_END = MARKS.end, MARKS.frame_start, MARKS.frame_end
 QUESTION, OPTION, ANSWER = 4, 5, 6
 FIRST_BYTE = len(SPECIAL)
+LAST_STAMP = 128  # seconds
 CHUNKS = re.compile(r" \d+\.\d(?!\w)| \w+| [^\w\s]|.", re.DOTALL)
 
 
@@ -36,9 +37,9 @@ class Tokenizer:
     'red zébra, 99:99'
     """
 
-    def __init__(self, words: list[str], last_stamp: float = 128.0):
+    def __init__(self, words: list[str]):
         self.first_stamp = FIRST_BYTE + 256
-        stamps = [f"{i / 10:.1f}" for i in range(round(last_stamp * 10) + 1)]
+        stamps = [f"{i / 10:.1f}" for i in range(10 * LAST_STAMP + 1)]
         chunks = [" " + word for word in (*stamps, *words)]
         self.num_stamps, self.marks = len(stamps), MARKS
         self.id_of = {chunk: self.first_stamp + i for i, chunk in enumerate(chunks)}
@@ -49,11 +50,11 @@ class Tokenizer:
         return len(self.bytes_of)
 
     def stamp(self, time: float) -> int:
-        """The id of a time in seconds, rounded to one decimal; KeyError beyond `last_stamp`."""
+        """The id of a time in seconds, rounded to one decimal. Raises KeyError beyond `LAST_STAMP`."""
         return self.id_of[f" {time:.1f}"]
 
     def prompt(self, question: str, options: Sequence[str] = ()) -> list[int]:
-        """<question> … <option> … <option> … <answer>; without options, none are shown."""
+        """The ids of <question> … <option> … <option> … <answer>."""
         shown = (i for option in options for i in (OPTION, *self.encode(option)))
         return [QUESTION, *self.encode(question), *shown, ANSWER]
 
@@ -65,7 +66,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Ids to text. Special tokens appear by name; bytes that are no UTF-8 as �."""
+        """Ids to text. Special tokens appear by name. Bytes that are not UTF-8 become �."""
         return b"".join(self.bytes_of[i] for i in ids).decode(errors="replace").removeprefix(" ")
 
 
@@ -84,9 +85,9 @@ class PretrainedTokenizer:
         )  # fmt: skip
         self.json_text, self.names = json_text, marks
         self.fast = FastTokenizer.from_str(json_text)
-        self.fast.no_truncation()  # a file may ask for both; Hugging Face, too, does neither unless a call asks for it
+        self.fast.no_truncation()  # A file may ask for both. Hugging Face does neither unless a call asks for it.
         self.fast.no_padding()
-        self.fast.encode_special_tokens = True  # written in a text, they are text
+        self.fast.encode_special_tokens = True  # the name of a special token in a text is plain text
         ids = {name: self.fast.token_to_id(text) for name, text in marks.items()}
         if missing := [marks[name] for name, i in ids.items() if i is None]:
             raise ValueError(f"the tokenizer has no {', '.join(missing)}: say which of its tokens to use as marks")
@@ -97,7 +98,7 @@ class PretrainedTokenizer:
         return self.fast.get_vocab_size()
 
     def prompt(self, question: str, options: Sequence[str] = ()) -> list[int]:
-        """The question, the options, and an invitation to answer. ValueError as `encode`."""
+        """The ids of the question, the options and "Answer:". Raises ValueError as `encode` does."""
         lines = ["Question: " + question, *(f"Option: {option}" for option in options), "Answer:"]
         return self.fast.encode(utf8("\n".join(lines)), add_special_tokens=False).ids
 
@@ -106,5 +107,5 @@ class PretrainedTokenizer:
         return self.fast.encode(" " + utf8(text), add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Ids to text, without the space before it; special tokens appear by name."""
+        """Ids to text, without the space before it. Special tokens appear by name."""
         return self.fast.decode(ids, skip_special_tokens=False).removeprefix(" ")

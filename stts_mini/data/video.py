@@ -3,11 +3,11 @@
     sample_times(duration)   2 times a second, the last frame included; too many: uniformly spaced
     frame shown at t         the latest one with presentation time ≤ t, counted from the clip's first
 
-A first pass reads the packets' time stamps without decoding. A second pass decodes what it must, jumping to
-the keyframe before the next frame that is shown, and converts only those that are: memory is bounded by the
-frames asked for, not by the clip. Times are exact fractions: no frame is missed by a rounding error. A clock that
-starts again goes on from where it was. Where stamps only tell the order of decoding, frames are shown in the order in
-which the decoder gives them. Paper §4; the sampling rule is Molmo2's.
+A first pass reads the packets' time stamps without decoding. A second pass decodes. It jumps to the keyframe before the
+next frame that is shown, and converts only frames that are shown. So memory is bounded by the frames asked for, not by
+the clip. Times are exact fractions, so that no rounding error misses a frame. A clock that starts again continues from
+where it was. Where stamps give only the order of decoding, frames are shown in the order in which the decoder gives
+them. Source: paper §4, with Molmo2's sampling rule.
 
 What this file does not do: guess times from frame numbers, read audio, or write anything but H.264 MP4.
 """
@@ -34,7 +34,7 @@ from stts_mini.data.files import printable, replacing, require
 from stts_mini.data.pictures import best_stream, cut_off, to_rgb, why_not
 
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # FFmpeg's names of MP4 and MOV, of MKV and WebM
-BACK = Fraction(1, 10)  # seconds by which a stamp may run backwards, as for the ffmpeg command
+BACK = Fraction(1, 10)  # a stamp may run backwards by so many seconds, as for the ffmpeg command
 MOST_FRAMES = 1_000_000  # that `read_chunks` plans: six days at two a second
 
 
@@ -42,7 +42,7 @@ Wanted = Callable[[Fraction, Fraction], list[Fraction]]
 
 
 class VideoError(ValueError):
-    """A file that cannot be read as a video; the message names the file and says why, in one printable line."""
+    """A file that cannot be read as a video. The message names the file and says why, in one printable line."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
@@ -55,8 +55,8 @@ class Video:
     frames    (T, H, W, 3) uint8, RGB
     times     T presentation times of those very frames, in seconds from the clip's first frame
     duration  presentation time of the clip's last frame, in seconds
-    skipped   packets and frames that were broken, or are missing, and were left out
-    still     these are several pictures, not a clip: they have numbers instead of times
+    skipped   packets and frames that were left out, because they were broken or missing
+    still     whether these are several pictures, with numbers instead of times
     """
 
     frames: np.ndarray
@@ -67,16 +67,16 @@ class Video:
 
     @property
     def stamps(self) -> list[str]:
-        """The frames' time stamps as text, one decimal; of pictures, their numbers from 1."""
+        """The frames' time stamps as text, with one decimal. Pictures have numbers from 1."""
         if self.still:
             return [str(i + 1) for i in range(len(self.times))]
         return [f"{t:.1f}" for t in self.times]
 
 
 def sample_times(duration: float | Fraction, max_frames: int, fps: float = 2.0) -> list[Fraction]:
-    """When to look at a clip whose last frame is shown at `duration` seconds: at 0, 1/fps, 2/fps, …
-    and at `duration`; if that is more than `max_frames`, at `max_frames` times from 0 to `duration`,
-    uniformly spaced (a single one: at 0). Raises ValueError for max_frames < 1, fps ≤ 0, duration < 0.
+    """When to look at a clip whose last frame is shown at `duration` seconds: at 0, 1/fps, 2/fps, … and at `duration`.
+    If those are more than `max_frames`, at `max_frames` times with equal spaces, from 0 to `duration`. A single one is
+    at 0. Raises ValueError for max_frames < 1, fps ≤ 0, duration < 0.
 
     >>> [float(t) for t in sample_times(1.7, max_frames=8)]
     [0.0, 0.5, 1.0, 1.5, 1.7]
@@ -103,19 +103,19 @@ def read_video(
     end: float | None = None,
     thorough: bool = False,
 ) -> Video:
-    """Decode the frames shown at `sample_times`; T ≤ max_frames.
+    """Decode the frames shown at `sample_times`, T ≤ max_frames of them.
 
-    start, end: look only at this part, in seconds from the video's first frame; what ends later ends with the
-    video. Times, stamps and duration then count from `start`.
+    start, end  look only at this part, in seconds from the video's first frame. A part that ends later ends with the
+                video. Times, stamps and duration then count from `start`.
+    size        resize every frame to size × size pixels (bicubic, aspect ratio not kept, as SigLIP does). None: keep
+                the size of the first frame shown.
+    thorough    also decode what lies between the frames shown, so that everything broken is counted
 
-    size: resize every frame to size × size pixels (bicubic, aspect ratio not kept, as SigLIP does);
-    None: keep the size of the first frame shown. Frames are turned and mirrored as the file says, and what is
-    transparent shows white (an alpha channel that FFmpeg does not decode, VP9's, is not seen). Pixels are taken as
-    stored, whatever their own aspect ratio. A frame shown at two times comes twice. Broken packets are skipped and
-    counted; if the first or last frame is broken, the clip begins or ends with the first or last good one.
-    thorough: decode what lies between the frames shown, too, so that everything broken is counted.
-    Raises VideoError: no such file, a directory, no permission, not a video, no video stream, no
-    frame that can be decoded, nothing there at `start`, a picture in parts, an odd angle.
+    Frames are turned and mirrored as the file says. What is transparent shows white, except in VP9, whose transparency
+    FFmpeg does not decode. Pixels count as square. A frame shown at two times comes twice. Broken packets are skipped
+    and counted. If the first or last frame is broken, the clip begins or ends with the first or last good one.
+    Raises VideoError: no such file, a directory, no permission, not a video, no video stream, no frame that can be
+    decoded, nothing there at `start`, a picture in parts, an odd angle.
     """
     path, begin = Path(path), Fraction(str(start or 0.0))
     until = math.inf if end is None else Fraction(str(end))
@@ -129,16 +129,16 @@ def read_video(
 
     shown, decoded = _decode(path, wanted, size, thorough)
     frames, stamps = zip(*shown, strict=True)
-    times = [float(max(t - decoded.first - begin, 0)) for t in stamps]  # what is shown at `start` may have begun before
+    times = [float(max(t - decoded.first - begin, 0)) for t in stamps]  # the frame at `start` may have begun before it
     length = decoded.last - decoded.first
     skipped = decoded.skipped + decoded.lost * (until >= length)
     return Video(np.stack(frames), times, float(max(min(length, until) - begin, 0)), skipped)
 
 
 def read_chunks(path: str | os.PathLike, chunk: int, fps: float = 2.0, size: int | None = None) -> Iterator[Video]:
-    """The frames of `read_video` without a limit to their number, at most `chunk` at a time: for clips that memory
-    does not hold. Times and duration count from the clip's first frame; `skipped` counts what was broken so far.
-    Raises as `read_video` does, and ValueError for more than a million frames.
+    """The frames of `read_video` without a limit to their number, at most `chunk` at a time, for clips too long for
+    memory. Times and duration count from the clip's first frame. `skipped` counts what was broken so far. Raises
+    errors as `read_video` does, and ValueError for more than a million frames.
     """
     require(chunk >= 1, "chunk = {}: give at least 1 frame", chunk)
     _, ends = _decode(Path(path), lambda length, _: [Fraction(0), length], size)
@@ -155,7 +155,7 @@ def read_chunks(path: str | os.PathLike, chunk: int, fps: float = 2.0, size: int
 
 
 def thinned(video: Video, max_frames: int, fps: float) -> Video:
-    """A sampled clip looked at less often: its frames shown at its own `sample_times`; none comes twice.
+    """A sampled clip looked at less often: its frames shown at `sample_times`, none of them twice.
 
     >>> clip = Video(np.zeros((5, 2, 2, 3), np.uint8), [0.0, 0.5, 1.0, 1.5, 2.0], 2.0)
     >>> thinned(clip, max_frames=3, fps=2).times, thinned(clip, max_frames=9, fps=1.25).times
@@ -174,7 +174,7 @@ def check_file(path: Path) -> None:
         size = path.stat().st_size
     except FileNotFoundError:
         raise VideoError(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:  # a folder without permission, a name too long, or with a zero in it
+    except (OSError, ValueError) as error:  # a folder without permission, a name that is too long or has a zero byte
         raise VideoError(f"{path} cannot be looked at: {error}") from None
     for wrong, why in (
         (path.is_dir(), "is a directory: give one video file"),
@@ -189,7 +189,7 @@ def check_file(path: Path) -> None:
 def _open(path: Path):
     """The opened container and its video stream (`best_stream`)."""
     try:
-        # the "file:" prefix keeps names like "a:b.mp4" or "-.mp4" from being taken for anything else
+        # with the prefix "file:", names like "a:b.mp4" or "-.mp4" are read as names of files
         container = av.open(f"file:{path}", metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path} is not a video, or is cut off before its index ({error})") from error
@@ -207,18 +207,18 @@ def _open(path: Path):
     if stream.codec_context is None or not stream.time_base:
         container.close()
         raise VideoError(f"{path} has a video stream in an unknown codec, or without a clock: re-encode it")
-    # With more threads FFmpeg hides some of the damage, and shows the rest differently from machine to machine, even
-    # from run to run. Many clips are read by many processes anyway.
+    # With more threads FFmpeg hides some of the damage, and the rest differs from machine to machine and even from run
+    # to run. One thread is enough, because many processes read many clips.
     stream.codec_context.thread_count = 1
     if stream.codec_context.name == "mjpeg" and container.format.name in ("image2", "jpeg_pipe"):
-        stream.codec_context.options = {"err_detect": "explode"}  # half a JPEG is an error, as half a PNG is anyway
+        stream.codec_context.options = {"err_detect": "explode"}  # half a JPEG is an error, like half a PNG
     return container, stream
 
 
 def _packets(container, stream, leaps: list | None = None):
-    """The stream's packets, on one clock: if it starts again or leaps (10 s where the format expects it, else 30 h, as
-    for the ffmpeg command), it goes on from where it was; each leap is added to `leaps`. A container that breaks off
-    simply ends here. Yields None for each break."""
+    """The stream's packets, on one clock. If it starts again or leaps, it continues from where it was, and the leap is
+    added to `leaps`. A leap is more than 10 s where the format expects leaps, else 30 h, as for the ffmpeg command.
+    Yields None where a container breaks off, and ends there."""
     breaks = container.format.flags & av.format.Flags.ts_discont.value
     most, back = (int(seconds / Fraction(stream.time_base)) for seconds in (10 if breaks else 30 * 3600, BACK))
     shift, last, due = 0, None, None
@@ -234,37 +234,37 @@ def _packets(container, stream, leaps: list | None = None):
             if shift and packet.size:
                 packet.pts, packet.dts = (None if t is None else t + shift for t in (packet.pts, packet.dts))
             if None not in (packet.pts, due) and abs(packet.pts - due) > most:
-                packet.pts = due  # a stamp out of all order
+                packet.pts = due  # this stamp is wrong
             yield packet
     except (av.FFmpegError, ValueError):
         yield None
 
 
 class _Packets(NamedTuple):
-    """What the packets tell without decoding, in seconds.
+    """What the packets say without decoding, in seconds.
 
     first, last  presentation times
-    keys         times of keyframes, where a jump to them is exact: in other containers than `SEEKABLE`, FFmpeg may
-                 land elsewhere, or give other stamps after a jump than before
+    keys         times of keyframes. Empty where a jump to them is not exact: in containers other than `SEEKABLE`,
+                 FFmpeg may land elsewhere, or give other stamps after a jump than before
     shown        how long the last frame is shown
     lost         packets that the file promises and does not hold
-    order        all stamps, and {when a packet is due for decoding: its place among them}, in the stream's clock; only
-                 if the stamps rise with the packets, for then they may say no more than the order of decoding
+    order        all stamps, and {when a packet is due for decoding: its place among them}, in the stream's clock. None
+                 unless the stamps rise with the packets. If they do, they may give only the order of decoding
     """
 
     first: Fraction
     last: Fraction
     keys: list[Fraction]
-    shown: Fraction = Fraction(0)
-    lost: int = 0
-    order: tuple[list[int], dict[int, int]] | None = None
+    shown: Fraction
+    lost: int
+    order: tuple[list[int], dict[int, int]] | None
 
 
 def _packet_times(path: Path) -> _Packets:
     """Read a file's packets, without decoding."""
     container, stream = _open(path)
     indexed = container.format.name == SEEKABLE[0]
-    stamps, keys, leaps, places, flat, count = [], [], [], {}, True, 0  # in its own clock: fractions are slow
+    stamps, keys, leaps, places, flat, count = [], [], [], {}, True, 0  # in the stream's clock: fractions are slow
     with container:
         for packet in _packets(container, stream, leaps):
             if packet is None or (packet.size == 0 and packet.dts is None):
@@ -274,7 +274,7 @@ def _packet_times(path: Path) -> _Packets:
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
-                # an MP4 with two stamps for each packet means what it says
+                # an MP4 with two different stamps for a packet can be trusted
                 flat = flat and (not stamps or stamp > stamps[-1]) and not (indexed and stamp != packet.dts)
                 if flat and packet.dts is not None:
                     places[packet.dts] = len(stamps)
@@ -283,7 +283,7 @@ def _packet_times(path: Path) -> _Packets:
                     keys.append(stamp)
                 duration = packet.duration or 0
         if not stamps:
-            raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it, say into MP4")
+            raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it into MP4")
         exact = container.format.name in SEEKABLE and not leaps and not (flat and stream.codec_context.has_b_frames)
         cut = cut_off(path)
         promised = len(stream.index_entries) if indexed else stream.frames * cut
@@ -295,15 +295,16 @@ def _packet_times(path: Path) -> _Packets:
 
 
 class _Pass:
-    """A pass through a file: iterate for (frame (H, W, 3), its time), the frame shown at each wanted time.
+    """A pass through a file. Iterate for (frame (H, W, 3), its time), the frame shown at each wanted time.
 
-    wanted  times in rising order; one before the first good frame shows that frame
-    keys    times of keyframes: if one lies ahead, and not beyond the next wanted time, the pass goes there at once. A
-            jump that lands on no keyframe, or after the one it aimed at, is undone: the file is read from the start.
-    order   as `_Packets` has it: the pass stops where the frames' stamps run backwards, for then they only tell the
-            order of decoding; or, if it is `by_order`, the frames take these stamps one after the other
-    Afterwards: first, last (times of the first good frame and of the last; last is None if there are others after the
-    last one shown), skipped (broken parts met on the way), stopped (the stamps ran backwards).
+    wanted    times in rising order. A time before the first good frame shows that frame
+    keys      times of keyframes. The pass jumps to the latest one that lies ahead and not beyond the next wanted time.
+              A jump that lands on no keyframe, or after the right one, is undone, and the file is read from the start
+    order     see `_Packets`. The pass stops where the frames' stamps run backwards: then they give only the order of
+              decoding
+    by_order  the frames take the stamps of `order`, one after the other
+    Afterwards `first` and `last` are the times of the first and the last good frame. `last` is None if the pass ended
+    before it. `skipped` counts broken parts. `stopped` says whether the stamps ran backwards.
     """
 
     def __init__(
@@ -315,14 +316,8 @@ class _Pass:
         order: tuple[list[int], dict[int, int]] | None = None,
         by_order: bool = False,
     ):
-        self.path, self.wanted, self.size, self.keys, self.order, self.by_order = (
-            path,
-            wanted,
-            size,
-            keys,
-            order,
-            by_order,
-        )
+        self.path, self.wanted, self.size, self.keys = path, wanted, size, keys
+        self.order, self.by_order = order, by_order
         self.first = self.last = None
         self.skipped, self.lost, self.stopped = 0, 0, False
 
@@ -330,10 +325,10 @@ class _Pass:
         with ExitStack() as files:
             container, stream = _open(self.path)
             files.enter_context(container)
-            convert = VideoReformatter()  # one for all frames: setting it up costs more than using it
-            latest = picture = shape = None  # the frame to show, with its time; as pixels; their shape
+            convert = VideoReformatter()  # one for all frames, because setting it up costs more than using it
+            latest = picture = shape = None  # the frame to show with its time, its pixels, their shape
             frames, known = self._good_frames(container, stream), frozenset(self.keys)
-            ahead = next(frames, None)  # decoded, and not to be shown yet
+            ahead = next(frames, None)  # decoded, but its time has not come
             self.first = ahead and ahead[1]
             for time in self.wanted:
                 key = bisect_right(self.keys, time) - 1
@@ -367,15 +362,15 @@ class _Pass:
             self.last = latest[1] if ahead is None else None
 
     def _good_frames(self, container, stream, key: Fraction | None = None) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Frames that decode, with their times, from the keyframe at `key` on; counts what is broken, but not what
-        lies between a jump and its keyframe."""
+        """Frames that decode, with their times, from the keyframe at `key` on. Counts what is broken, except between a
+        jump and its keyframe."""
         before = self.skipped
         if key is not None:
             try:
                 container.seek(int(key / stream.time_base), stream=stream)
             except av.FFmpegError:
                 return
-        latest = None  # stamp and due time of the frame before
+        latest = None  # stamp of the frame before
         for frame in self._in_order(container, stream) if self.by_order else self._decoded(container, stream):
             if frame.is_corrupt or not frame.time_base:
                 self.skipped += 1
@@ -393,8 +388,8 @@ class _Pass:
             yield frame, frame.pts * Fraction(frame.time_base)
 
     def _in_order(self, container, stream) -> Iterator[av.VideoFrame]:
-        """What the decoder gives, each with the stamp of its place: as far from the first one's as the packets are that
-        the decoder had read when it gave them, and after the last packet one after the other."""
+        """What the decoder gives, each frame with the stamp of its place. The place counts the packets that the decoder
+        had read since the first frame. After the last packet it grows by one a frame."""
         (stamps, places), place, start = self.order, -1, None
         for frame in self._decoded(container, stream):
             place = places.get(frame.dts, place + 1)
@@ -403,7 +398,7 @@ class _Pass:
             yield frame
 
     def _decoded(self, container, stream) -> Iterator[av.VideoFrame]:
-        """Whatever the decoder gives; what comes from a packet that is torn off is marked as corrupt."""
+        """Whatever the decoder gives. A frame from a packet that is cut off is marked as corrupt."""
         for packet in _packets(container, stream):
             if packet is None:
                 self.skipped += 1
@@ -417,10 +412,11 @@ class _Pass:
 
 
 def _decode(path: Path, wanted: Wanted, size: int | None, thorough: bool = False) -> tuple[list, _Pass]:
-    """What is shown at the times wanted(length, how long the last frame is shown), counted from the first frame, as
-    pairs (frame, its time), and the pass that found it, with `first`, `last` and `lost` set. The packets may promise a
-    first or a last frame that does not decode. Then the clip lasts from the first good frame to the last good one, and
-    `wanted` is asked again. thorough: no jumps."""
+    """Pairs (frame, its time) at the wanted times, and the pass that found them, with `first`, `last` and `lost` set.
+
+    wanted(length, how long the last frame is shown) gives times from the first frame on. The packets may promise a
+    first or last frame that does not decode. Then the clip lasts from the first to the last good frame, and `wanted`
+    is called again. thorough: no jumps."""
     check_file(path)
     packets = _packet_times(path)
     first, last, by_order = packets.first, packets.last, False
@@ -438,11 +434,11 @@ def _decode(path: Path, wanted: Wanted, size: int | None, thorough: bool = False
             first, last = decoded.first, decoded.last
 
 
-def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, crf: int = 18) -> None:
-    """Write frames (T, H, W, 3) uint8 as an H.264 MP4, frame i shown at i/fps seconds.
+def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0) -> None:
+    """Write frames (T, H, W, 3) uint8 as an H.264 MP4, with frame i shown at i/fps seconds.
 
-    The file appears only when it is whole. Raises ValueError for anything but uint8 RGB with even
-    height and width (4:2:0 colour needs pairs of pixels).
+    The file appears only when it is whole. Raises ValueError unless the frames are uint8 RGB with even height and
+    width, because 4:2:0 colour needs pairs of pixels.
     """
     frames = np.asarray(frames)
     good = frames.ndim == 4 and frames.shape[3] == 3 and frames.dtype == np.uint8 and 0 not in frames.shape
@@ -452,7 +448,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float = 4.0, c
     even = height % 2 == width % 2 == 0
     require(even, "frames are {}×{} pixels: H.264 needs an even height and width", height, width)
     with replacing(path) as partial, av.open(f"file:{partial}", "w", format="mp4") as container:
-        options = {"crf": str(crf), "preset": "veryfast"}
+        options = {"crf": "18", "preset": "veryfast"}
         stream = container.add_stream("libx264", rate=Fraction(str(fps)), options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.thread_count = 1  # small clips, many processes

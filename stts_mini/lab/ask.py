@@ -3,9 +3,9 @@
     python -m stts_mini.lab.ask clip.mp4 "what colour is the circle ?" --options red green blue
     python -m stts_mini.lab.ask clip.mp4                 a prompt, for one question after another
 
-The video is decoded, encoded and read by the LLM once: its keys and values serve every question after. The answer
-is decoded greedily, token by token as it comes; with options, each one's log-likelihood stands below, the best
-first.
+The video is decoded, encoded and read by the LLM once. Its keys and values then serve every question. The answer is
+decoded greedily, and each token is printed as it comes. With options, the log-likelihood of each is printed below, the
+best first.
 
 What this file does not do: know how the model works (`model.py`, whose parts it calls one by one, to time them).
 """
@@ -36,9 +36,9 @@ from stts_mini.training.logging import one_line_errors
 class Conversation:
     """One video, and as many questions about it as you like.
 
-    encoded  what the encoder kept of it
-    length   of the prefix: the LLM tokens of cells, stamps and markers
-    cache    their keys and values, computed once
+    encoded  what the encoder kept of the video
+    length   how many LLM tokens the prefix has: cells, stamps and markers
+    cache    the prefix's keys and values, computed once
     seconds  wall time of each stage, by name, in the order in which they ran
     """
 
@@ -59,24 +59,24 @@ class Conversation:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of what runs inside to a stage."""
+        """Add the time that the block takes to a stage."""
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
     @torch.no_grad()
     def hidden(self, ids: list[int], cache: KVCache) -> torch.Tensor:
-        """The LLM's hidden states (1, len(ids), W) of the next tokens, after those that the cache holds."""
+        """The LLM's hidden states (1, len(ids), W) of the next tokens, which come after those in the cache."""
         L, read, llm = len(ids), cache.lengths[0], self.model.llm
         positions = torch.arange(read, read + L, device=self.device)[None]  # (1, L)
         mask = torch.ones(1, 1, L, read + L, dtype=torch.bool, device=self.device).tril(read)
         return llm(llm.embed(torch.tensor([ids], device=self.device)), positions, mask, cache)
 
     def answer(self, question: str, options: Sequence[str] = (), max_new_tokens: int = 32) -> Iterator[str]:
-        """The answer, piece by piece, as it is decoded."""
+        """The answer, piece by piece, while it is decoded."""
         said, printed = [], ""
         with self.timed("question"):
-            cache = copy.deepcopy(self.cache)  # for this question: the prefix itself stays as it is
+            cache = copy.deepcopy(self.cache)  # for this question, so that the prefix does not change
             hidden = self.hidden(self.tokenizer.prompt(question, options), cache)
         for _ in range(max_new_tokens):
             with self.timed("decode"):
@@ -86,13 +86,13 @@ class Conversation:
                 said.append(token)
                 hidden = self.hidden([token], cache)
             text = self.tokenizer.decode(said)
-            if not text.endswith("\ufffd"):  # half of a character: wait for the rest of it
+            if not text.endswith("\ufffd"):  # half of a character: wait for the rest
                 yield text[len(printed) :]
                 printed = text
 
     @torch.no_grad()
     def likelihoods(self, question: str, options: Sequence[str]) -> list[tuple[str, float]]:
-        """Each option's log-likelihood, summed over its tokens and the end token; the best first."""
+        """Each option's log-likelihood, summed over its tokens and the end token. The best comes first."""
         prompt, scores = self.tokenizer.prompt(question, options), []
         with self.timed("options"):
             for option in options:
@@ -127,20 +127,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     parser.add_argument("video", type=Path, help="a video, or a picture")
-    parser.add_argument("question", nargs="?", help="none: a prompt, until an empty line or Ctrl-D")
-    parser.add_argument("--pictures", nargs="+", type=Path, default=[], help="further pictures, beside the first")
+    parser.add_argument("question", nargs="?", help="if none: a prompt, until an empty line or Ctrl-D")
+    parser.add_argument("--pictures", nargs="+", type=Path, default=[], help="more pictures, besides the first")
     parser.add_argument("--options", nargs="+", default=[], metavar="TEXT", help="answers to choose from")
     parser.add_argument("--checkpoint", default="runs/cpu/checkpoint.pt", help="what `python -m stts_mini.train` made")
-    parser.add_argument("--k", type=parse_k, default=None, help="share of cells to remove; as in training if not given")
-    parser.add_argument("--frames", type=int, default=None, help="frames to look at; as in training if not given")
-    parser.add_argument("--scorer", default=None, help="another scorer than in training, or my_file.py:MyScorer")
+    parser.add_argument("--k", type=parse_k, help="share of cells to remove (as in training if not given)")
+    parser.add_argument("--frames", type=int, help="frames to look at (as in training if not given)")
+    parser.add_argument("--scorer", help="a scorer instead of the trained one, such as my_file.py:MyScorer")
     args = parser.parse_args(argv)
     with one_line_errors(parser.prog):
         run(args)
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command line says."""
+    """Do what the command line says."""
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, pick_device("auto"), args.scorer)
     train = state["train_config"]
     if train.get("blind"):

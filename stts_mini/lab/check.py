@@ -1,10 +1,10 @@
-"""Check a file of your own clips before a night of training: every bad line, with its number and the reason.
+"""Check a file of your own clips before a night of training. Lists every bad line, with its number and the reason.
 
     python -m stts_mini.lab.check mine.jsonl             reads and decodes everything
     python -m stts_mini.lab.check mine.jsonl --quick     decodes the first and the last frame of each clip
 
-Exits 1 if any line is bad. A file that can be decoded in part is no bad line: a note says how much of it is broken or
-missing, and training goes on without that.
+Exits 1 if any line is bad. A line is not bad if its file can be decoded in part. A note then says how much is broken or
+missing, and training leaves that out.
 
 What this file does not do: say what a line may hold (`data/clips.py`), decode (`data/video.py`).
 """
@@ -26,7 +26,7 @@ from stts_mini.training.logging import one_line_errors
 
 
 def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
-    """How many lines there are; what is wrong with the bad ones; what else is worth knowing."""
+    """How many lines there are, what is wrong with the bad ones, and notes about the others."""
     clips, bad, notes = {}, {}, []  # by the line's number
     for number, line in enumerate(lines_of(index), start=1):
         try:

@@ -4,35 +4,35 @@
     python -m stts_mini.lab.explore VIDEO --checkpoint runs/cpu/checkpoint.pt --ask "what colour is the circle ?"
     python -m stts_mini.lab.explore VIDEO --k 0.7 --mp4 out.mp4 --json out.json
 
-The page (`explore.html` beside this file, filled in) shows the frames with pruned cells dimmed, the score map, the
-bins cell by cell, the block mask, and tokens, bins and counted cost at every k of a ladder, for each scorer. All of it
-is computed here; the page only draws, and loads nothing. Questions are asked if the model was trained: those of the
-clip, if it lies in a prepared folder of the toy world, and those given by --ask.
+The page is `explore.html` beside this file, filled in. For each scorer and each k of a ladder, it shows the frames with
+pruned cells dimmed, the score map and the bins cell by cell. It also shows the block mask, tokens, bins and counted
+cost. All of it is computed here. The page only draws, and loads nothing. A trained model also answers questions: those
+given by --ask, and those of the clip if it lies in a prepared folder of the toy world.
 
 --json writes what the page draws (`explore` returns it):
-    format, video, model, notes, start      names and remarks; start: the k that the page opens with
+    format, video, model, notes, start      names, remarks, and the k that the page opens with
     grid, w                                 cells to a side of a frame, patches to a side of a cell
-    times, stamps, duration                 of the T frames, in seconds; as the LLM reads them; of the clip
+    times, stamps, duration                 seconds of the T frames, their stamps for the LLM, seconds of the clip
     ladder                                  the values of k
     scorers   {name: {scores, levels}}      scores (T, C), exact float32, null if nothing was scored (one frame);
                                             levels, one for each k of the ladder:
         k, keep                             T strings of C times 0 or 1, cells row-major, 1 = kept
         kept, row, offset                   for each frame: its kept cells, its row (−1: none), where in it, in patches
         rows, least_rows                    T′, and ⌈Σ/N⌉, the fewest that could hold the kept patches
-        tokens                              of the LLM's prefix: kept cells, time stamps and frame markers
+        tokens                              in the LLM's prefix: kept cells, time stamps and frame markers
         cost, share                         multiply-adds by part (see below), and their sum over that at k = 0
     questions [{question, answer, said}]    answer: the right one, or null; said: {scorer: [an answer for each k]}
 
-The cost is counted by `speed/flops.py`, whose parts it names: stem, score, packed, connector, llm. Questions are left
-out. Attention counts only pairs of tokens that may see each other: in packed rows those of one frame; in the LLM all
-pairs of vision tokens, and for a time stamp what comes before it. A masked kernel computes more. A scorer of your own
-counts as nothing.
+`speed/flops.py` counts the cost of each part: stem, score, packed, connector, llm. Questions are left out. Attention
+counts only pairs of tokens that may see each other. In packed rows these are the pairs within a frame. In the LLM they
+are all pairs of vision tokens, and a time stamp with what comes before it. A masked kernel computes more. A scorer of
+your own counts as nothing.
 
 Legend
     T frames · C cells of a frame · N patches of a frame, and the capacity of a row · w×w patches in a cell
     k share of the cells that is removed · T′ rows after packing
 
-What this file does not do: decide anything (`packing.select`, `scorer.py` do), measure time, or train.
+What this file does not do: score (`scorer.py`), select (`packing.select`), measure time, or train.
 """
 
 from __future__ import annotations
@@ -75,16 +75,17 @@ SHOWN = 144  # pixels to a side of a frame on the page, about
 
 
 def level(config: VLMConfig, stamps: list[list[int]], scores: Tensor | None, k: float) -> dict:
-    """What is kept at one k, how it is packed, and what that takes: see the module's docstring.
+    """What is kept at one k, how it is packed, and what that costs, as the module's docstring describes it.
 
-    config  of the model, `scored_by` the scorer that gave these scores (T, C)
+    config  of the model, with `scored_by` naming the scorer
+    scores  (T, C), or None if nothing was scored
     stamps  the tokens of each frame's time
     """
     T, C, w2 = len(stamps), config.cells, config.w**2
     keep = torch.ones(T, C, dtype=torch.bool) if scores is None else select(spread(scores[None], config.spread), k)[0]
     kept = keep.sum(1)  # (T,)
     row, offset, rows = first_fit_descending(kept * w2, C * w2)
-    stamp = Fraction(sum(map(len, stamps)), T)  # on average: a real LLM has longer and shorter ones
+    stamp = Fraction(sum(map(len, stamps)), T)  # an average, because a real LLM has longer and shorter ones
     work = flops.needed(config, [kept.tolist()], k, [[]], stamp)
     return dict(
         k=k, keep=["".join("01"[cell] for cell in frame) for frame in keep.tolist()],
@@ -102,8 +103,8 @@ def explore(
     questions: Sequence[tuple[str, str | None]] = (),
     tokenizer: AnyTokenizer = TOKENIZER,
 ) -> dict:
-    """All that the page draws, but for names, remarks and pictures. A scorer's scores do not depend on k, so it runs
-    once. `questions`: (question, right answer or None)."""
+    """What the page draws, except names, remarks and pictures. A scorer runs once, because its scores do not depend on
+    k. `questions`: (question, right answer or None)."""
     found, asked = {}, [dict(question=q, answer=right and normalised(right), said={}) for q, right in questions]
     prompts = [[(tokenizer.prompt(question), []) for question, _ in questions]]
     batch = collate([video], prompts, tokenizer=tokenizer).to(next(model.parameters()).device)
@@ -134,8 +135,8 @@ def explore(
 
 
 def pick_model(path: Path | None) -> tuple[VLM, dict, AnyTokenizer, str]:
-    """The model of a checkpoint (of the default one, or else one with random weights), its file's other contents ({}
-    for random weights), its tokenizer, and a name for it."""
+    """A model, the other contents of its file, its tokenizer, and a name for it. Without a path it is the default
+    checkpoint. If that does not exist, the weights are random and the contents are {}."""
     if path is None and not DEFAULT.is_file():
         torch.manual_seed(0)
         return VLM(TrainConfig().model).eval(), {}, TOKENIZER, "random weights, seed 0"
@@ -144,7 +145,7 @@ def pick_model(path: Path | None) -> tuple[VLM, dict, AnyTokenizer, str]:
 
 
 def pick_scorers(model: VLM, names: Sequence[str]) -> dict[str, torch.nn.Module]:
-    """STTS, cosine and random, and others by name; the one that the model was trained with is the model's own."""
+    """STTS, cosine, random, and others by name. The scorer that the model was trained with keeps its weights."""
     picked = {}
     for name in dict.fromkeys(["stts", "cosine", "random", *names]):
         torch.manual_seed(0)
@@ -154,7 +155,7 @@ def pick_scorers(model: VLM, names: Sequence[str]) -> dict[str, torch.nn.Module]
 
 
 def remarks(model: VLM, state: dict, video: Video) -> list[str]:
-    """What a reader must know before believing anything."""
+    """What you must know before you trust the page."""
     train, config = state.get("train_config", {}), model.config
     k, blind = train.get("k", 0), ", blind" * bool(train.get("blind"))
     batch = collate([video], [[]]).to(next(model.parameters()).device)
@@ -165,7 +166,7 @@ def remarks(model: VLM, state: dict, video: Video) -> list[str]:
         " nothing. Cosine still says what changed, and random is random.": not state,
         f"This model was trained with scorer {config.scored_by} at k = {k:g}{blind}: its STTS scorer has learned"
         " nothing, and its scores mean nothing.": state and (config.scored_by != "stts" or not k or blind),
-        f"This model spreads what it keeps over time (spread = {config.spread:g}), whoever scores: a cell may stay"
+        f"This model spreads what it keeps over time (spread = {config.spread:g}), whatever scores: a cell may stay"
         " where another with a higher score goes.": config.spread,
         "One frame: an image is never pruned, whatever k, and nothing is scored.": len(video.frames) == 1,
         f"In this video, {dying}.": dying,
@@ -175,10 +176,10 @@ def remarks(model: VLM, state: dict, video: Video) -> list[str]:
 
 
 def known_questions(path: Path) -> list[tuple[str, str | None]]:
-    """What is asked about a whole video by the JSON lines beside it: of the toy world one question of each task that
-    its kind is judged by, or, if there is none, of each task; of your own all. Nothing for other footage."""
+    """The questions (and answers) about a whole video in the JSON lines beside it. A clip of your own brings all. One
+    of the toy world brings one for each task that judges its kind, or else for each task. Other footage brings none."""
     for index in sorted(path.parent.glob("*.jsonl")):
-        with suppress(ValueError, OSError):  # somebody else's JSON lines
+        with suppress(ValueError, OSError):  # JSON lines of another kind
             for clip in load_clips(index):
                 if clip.source == (path, None, None):
                     picked = [qa for qa, _ in pick_questions(clip)] or {qa.task: qa for qa in clip.qa}.values()
@@ -202,13 +203,13 @@ def page(data: dict, frames: np.ndarray) -> str:
     """The whole page as text: `explore.html` with the data and the frames (T, H, W, 3) in it."""
     pictures = ["data:image/jpeg;base64," + base64.b64encode(jpeg(frame)).decode() for frame in frames]
     text = json.dumps(dict(data, heat=HEAT.astype(int).tolist(), pictures=pictures), separators=(",", ":"))
-    safe = text.replace("<", "\\u003c")  # so that no name can end the script
+    safe = text.replace("<", "\\u003c")  # so that no name in it can end the script
     return Path(__file__).with_suffix(".html").read_text(encoding="utf-8").replace("__DATA__", safe)
 
 
 def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
-    """The clip as it is pruned at one k of the ladder: beside the frames (T, S, S, 3), a column for each scorer with
-    the pruned cells dimmed above the score map (coloured by rank: dark goes first)."""
+    """The clip pruned at one k of the ladder. Beside the frames (T, S, S, 3), each scorer has a column: pruned cells
+    dimmed, above the score map. The map is coloured by rank, and dark cells go first."""
     S, at = frames.shape[1], data["ladder"].index(k)
     room = ((0, 0), (20, 20), (0, 4), (0, 0))  # for a line of text above and one below, and between the columns
     scale = 1 if S < 128 else 2  # letters of 6 or 12 pixels
@@ -244,10 +245,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--mp4", type=Path, help="also a video: what is kept at --k, for each scorer")
     parser.add_argument("--json", type=Path, help="also the data: keep masks, scores, bins")
-    parser.add_argument("--k", type=parse_k, help="what to open with (default: as trained, or 0.5)")
+    parser.add_argument("--k", type=parse_k, help="the k to open with (default: as trained, or 0.5)")
     parser.add_argument("--frames", type=int, default=32, help="frames, at most (default: 32)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second, at most (default: 2)")
-    parser.add_argument("--scorer", action="append", default=[], help="one more choice: my_file.py:MyScorer")
+    parser.add_argument("--scorer", action="append", default=[], help="one more scorer to choose: my_file.py:MyScorer")
     parser.add_argument("--ask", action="append", default=[], metavar="QUESTION", help="ask this at every k")
     args = parser.parse_args(argv)
     with one_line_errors(parser.prog):
@@ -255,14 +256,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Look at the video as the command line says; writes the files, prints what they show."""
+    """Do what the command line says: write the files and print what they show."""
     page_file = args.out or (None if args.mp4 or args.json else Path(f"{args.video.stem}.html"))
     outputs = [path for path in (page_file, args.mp4, args.json) if path]
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
     files.check_outputs(outputs, [args.video, args.checkpoint or DEFAULT])
     for scorer in args.scorer:
-        find_scorer(scorer)  # before the checkpoint, which may be trained with it
+        find_scorer(scorer)  # first, because the checkpoint may need it
     model, state, tokenizer, name = pick_model(args.checkpoint)
     if args.ask and not state:
         raise ValueError("--ask needs a model that has learned to answer: give --checkpoint")
@@ -278,7 +279,7 @@ def run(args: argparse.Namespace) -> None:
     cells = f"{len(video.frames)} frames of {video.duration:.1f} s, {model.config.cells} cells each"
     said = [f"{args.video}: {cells}; {name}", *(f"note: {note}" for note in notes)]
     print(*map(files.printable, said), table(data, start), sep="\n")
-    side = 2 * data["grid"] * max(round(SHOWN / 2 / data["grid"]), 1)  # even, and every cell as large as the others
+    side = 2 * data["grid"] * max(round(SHOWN / 2 / data["grid"]), 1)  # even, with cells of equal size
     shown = read_video(args.video, args.frames, args.fps, side).frames if page_file or args.mp4 else None
     for path in outputs:
         if path == args.mp4:
@@ -289,7 +290,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(data: dict, k: float) -> str:
-    """What each scorer's selection takes at one k of the ladder, as text."""
+    """What each scorer's selection costs at one k of the ladder, as text."""
     lines = [f"{f'k = {k:g}':12}{'cells kept':>14}{'rows (at least)':>18}{'LLM tokens':>12}{'counted cost':>14}"]
     for name, own in data["scorers"].items():
         one = own["levels"][data["ladder"].index(k)]

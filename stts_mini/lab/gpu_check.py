@@ -1,14 +1,14 @@
-"""For whoever has a GPU: one command, some ten minutes, one page that says how this project does on it.
+"""Check this project on your GPU: one command, about ten minutes, one page of results.
 
-    python -m stts_mini.lab.gpu_check -o mine        writes mine.json and mine.md, anew after every part
-    python -m stts_mini.lab.gpu_check --device cpu   tiny sizes: whether the command itself works
+    python -m stts_mini.lab.gpu_check -o mine        writes mine.json and mine.md again after every part
+    python -m stts_mini.lab.gpu_check --device cpu   tiny sizes, to see whether the command itself works
 
     tests       tests/test_gpu.py, in a clone
-    training    40 steps of `--preset gpu` on few clips, and its exam: seconds, and memory beside what was estimated
+    training    40 steps of `--preset gpu` on few clips, and its exam: seconds, measured and estimated memory
     speed       `lab.speed --shape so400m`, the paper's ViT: with masks, with --varlen, with --compile
 
-Each part has a process and a time limit of its own, and the next one runs whatever becomes of it. Exits 1 if any of
-them failed. What cannot run here is skipped, and the page says why.
+Each part has its own process and time limit. If one fails, the next still runs. Exits 1 if any of them failed. Parts
+that cannot run here are skipped, and the page says why.
 
 What this file does not do: measure (`lab/speed`, `train.py`), or say what is right (`tests/test_gpu.py`).
 """
@@ -41,7 +41,7 @@ from stts_mini.report.markdown import markdown
 from stts_mini.train import pick_device
 from stts_mini.training.logging import one_line_errors
 
-# flags of the two commands: elsewhere, on CUDA
+# flags of the two commands: without CUDA, with CUDA
 TRAINING = (
     "--preset smoke --train-clips short=8,image=8,brief=8 --test-clips 2 --steps 3 --stages image=1,brief=1 --warmup 1"
     " --batch-size 2 --questions 2",
@@ -53,8 +53,8 @@ FIGURES = dict(gpu_gb="of the GPU", estimated_gb="memory, estimated:", pruned_st
 
 
 def parts_of(device: torch.device, folder: Path) -> list[tuple[str, list[str], int, str]]:
-    """What is to be done on a device: names, words for `python -m`, the seconds that they may take, and why a part is
-    skipped ("": it is not). Whatever is written goes to `folder`."""
+    """The parts for a device: name, words for `python -m`, seconds that it may take, and why it is skipped ("" if it is
+    not). All output goes to `folder`."""
     on_cuda, tests = device.type == "cuda", ROOT / "tests" / "test_gpu.py"
     there = tests.is_file() and find_spec("pytest") and find_spec("hypothesis")
     clone = "" if there else "clone the repository, and run pip install -e '.[test]' in the clone"
@@ -72,7 +72,7 @@ def parts_of(device: torch.device, folder: Path) -> list[tuple[str, list[str], i
 
 
 def run(part: str, words: list[str], limit: int, skip: str, folder: Path) -> dict:
-    """What became of a part: how it went, seconds, the end of what it said, and what it measured."""
+    """Run a part, and record how it went, its seconds, the end of its output, and what it measured."""
     record = dict(part=part, command=" ".join(["python -m", *words]), seconds=0.0, said="", measured={})
     if skip:
         return record | dict(how=f"skipped: {skip}")
@@ -83,7 +83,7 @@ def run(part: str, words: list[str], limit: int, skip: str, folder: Path) -> dic
             said = process.communicate(timeout=limit)[0]
             how = f"failed: exit status {process.returncode}" if process.returncode else "done"
         except BaseException as error:  # too long, or Ctrl-C
-            with suppress(ProcessLookupError):  # its own processes, too: they would hold memory
+            with suppress(ProcessLookupError):  # also the processes it started, which would hold memory
                 os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
@@ -98,19 +98,19 @@ def run(part: str, words: list[str], limit: int, skip: str, folder: Path) -> dic
 
 
 def measured(part: str, said: str, folder: Path) -> dict:
-    """What a part that is done has measured, from what it said and wrote."""
+    """What a finished part has measured, from its output and its files."""
     if part == "tests":
         return dict(tests=said.strip().splitlines()[-1].strip("= "))
     if part != "training":
         return json.loads((folder / "speed.json").read_text())
     log = np.genfromtxt(folder / "run" / "log.csv", delimiter=",", names=True)
-    pruned = float(np.median(np.diff(log["seconds"])[-10:]))  # the first steps are unpruned, and set things up
+    pruned = float(np.median(np.diff(log["seconds"])[-10:]))  # the first steps are unpruned and slow
     figures = {name: float(at[1]) for name, text in FIGURES.items() if (at := re.search(text + r" ([\d.]+)", said))}
     return dict(seconds_of_a_pruned_step=round(pruned, 3), **figures)
 
 
 def page(report: dict) -> str:
-    """All of it as Markdown."""
+    """The report as Markdown."""
     head = "# GPU check\n\n" + MACHINE + "; CUDA {cuda}, cuDNN {cudnn}, Python {python}"
     table = markdown(("part", "how it went", "seconds"), [(r["part"], r["how"], r["seconds"]) for r in report["parts"]])
     pieces = [head.format(**report), table]

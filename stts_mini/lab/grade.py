@@ -1,13 +1,13 @@
 """Grade a packing, a scorer or a whole way to prune of your own by the package's tests, from any folder.
 
-    python -m stts_mini.lab.grade --packing mine.py             your functions with our names, instead of ours
+    python -m stts_mini.lab.grade --packing mine.py             your functions instead of ours with the same names
     python -m stts_mini.lab.grade --scorer mine.py              the same for the parts of the scorer
-    python -m stts_mini.lab.grade --scorer mine.py:MyScorer     what every scorer must do, asked of your class
-    python -m stts_mini.lab.grade --rival mine.py:Mine          what every pruner must do (lab/paper/rivals)
-    python -m stts_mini.lab.grade --packing mine.py -x -k round_trip        the rest is pytest's
+    python -m stts_mini.lab.grade --scorer mine.py:MyScorer     what every scorer must do, for your class
+    python -m stts_mini.lab.grade --rival mine.py:Mine          what every pruner must do, see lab/paper/rivals
+    python -m stts_mini.lab.grade --packing mine.py -x -k round_trip        other flags go to pytest
 
-It runs pytest with this project's settings, so your own pytest settings, conftest.py and tests/ have no say. Nothing is
-written to your folder. The exit status is pytest's. Which names can be replaced: tests/README.md.
+It runs pytest with this project's settings, so your own pytest settings, conftest.py and tests/ have no effect. Nothing
+is written to your folder. The exit status is pytest's. tests/README.md lists the names that you can replace.
 
 What this file does not do: put your part in place (`tests/conftest.py`).
 """
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tests = "lab/paper/test_rivals.py" if module == "rival" else tests
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "stts_mini_grade"))
     settings = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "-W", "default"]
-    graded = f"--{module}={path}"  # one word: of a path alone, pytest would load the conftest.py that lies beside it
+    graded = f"--{module}={path}"  # one word, because pytest would load the conftest.py beside a path alone
     sys.exit(pytest.main([*settings, str(ROOT / "tests" / tests), graded, *for_pytest]))
 
 

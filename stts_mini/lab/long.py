@@ -1,17 +1,17 @@
-"""Videos of any length: encoded in chunks, with memory that grows by the scores and the kept tokens alone.
+"""Encode videos of any length in chunks. Memory grows only with the scores and the kept tokens.
 
     python -m stts_mini.lab.long talk.mp4 --k 0.8                     what it takes, with runs/cpu/checkpoint.pt
     python -m stts_mini.lab.long talk.mp4 --k 0.8 --one-pass          cheaper, and an approximation
     python -m stts_mini.lab.long --curve curve.json                   cost and memory from 8 frames to two hours
 
-Two passes, for selection is over the whole video: the first runs blocks 0..l on every frame and keeps nothing but
-scores; then `select` decides; the second runs blocks 0..l again, block l+1 with the bias, and all the rest on what was
-kept. The tokens are those that `VLM.encode_video` would give, had memory room for it. One pass gives each chunk its
-share of the budget as it comes: about half of the dense blocks' work is saved, and no frame competes with a frame of
-another chunk, so other cells are kept.
+There are two passes, because selection is over the whole video. The first runs blocks 0..l on every frame and keeps
+only the scores. Then `select` decides. The second runs blocks 0..l again, block l+1 with the bias, and the rest on kept
+tokens. The result is what `VLM.encode_video` would give with enough memory. With --one-pass, each chunk gets its share
+of the budget at once. This saves about half of the dense blocks' work. But frames of different chunks do not compete,
+so other cells are kept.
 
-The encoder's cost for a frame does not depend on how many there are. The LLM's does: every token attends to all
-before it (measured in speed/SPEED.md).
+The encoder's cost for a frame does not depend on the number of frames. The LLM's does, because every token attends to
+all tokens before it (measured in speed/SPEED.md).
 
 What this file does not do: train, or make the LLM's context shorter.
 """
@@ -42,17 +42,16 @@ from stts_mini.scorer import attention_bias, spread
 from stts_mini.training import checkpoint
 from stts_mini.training.logging import one_line_errors
 
-Chunks = Callable[[], Iterable[Tensor]]  # each call gives the frames from the first on, (n, 3, H, W) at a time
+Chunks = Callable[[], Iterable[Tensor]]  # each call gives all frames, (n, 3, H, W) at a time
 
 
 @torch.no_grad()
 def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) -> Encoded:
     """One video's kept cells as LLM tokens, as `VLM.encode_video` gives them, with bounded memory.
 
-    chunks    called twice (once if `one_pass`): the frames, some at a time, (n, 3, H, W), uint8 or floats in [−1, 1]
-    one_pass  decide chunk by chunk, each with its share of the budget: an approximation
-    Raises ValueError for a k that cannot be, and a model that prunes more than once. The scorer must look no further
-    back than one frame.
+    chunks    called twice, or once if `one_pass`. Gives frames (n, 3, H, W) at a time, uint8 or floats in [−1, 1]
+    one_pass  decide chunk by chunk, each with its share of the budget. This is an approximation The scorer may look
+    back one frame only. Raises ValueError for an impossible k, and for a model that prunes more than once.
     """
     check_k(k)
     cfg, l = model.config, model.config.score_after
@@ -60,9 +59,9 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
     injects = getattr(model.scorer, "injects_bias", False) and cfg.bias != "none"
     tokens, keeps, scores = [], [], []  # of each chunk
     for x, own, keep, pruned in (in_one_pass if one_pass else in_two_passes)(model, chunks, k):
-        some, key_bias = keep.any(1), None  # frames of which nothing is kept cost no more
+        some, key_bias = keep.any(1), None  # frames without a kept cell go no further
         if injects and pruned:
-            one_before = F.pad(own[None], (0, 0, 1, 0), value=1.0)  # for the first frame given has no bias
+            one_before = F.pad(own[None], (0, 0, 1, 0), value=1.0)  # because the first frame given has no bias
             key_bias = attention_bias(one_before, cfg.w, rescale=cfg.bias == "rescaled")[0, 1:]  # (n, N)
             if not keeps:
                 key_bias[0] = 0  # the video's first frame
@@ -72,18 +71,18 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
         keeps.append(keep)
         scores.append(own)
     if not keeps:
-        raise ValueError("there are no frames: chunks() must give them anew at each call")
+        raise ValueError("there are no frames: chunks() must give all frames at each call")
     keep = torch.cat(keeps)[None]  # (1, T, C)
     shown = torch.ones(keep.shape[:2], dtype=torch.bool)
     return Encoded(torch.cat(tokens), keep.sum(2).cpu(), shown, keep.nonzero(), keep, torch.cat(scores)[None])
 
 
-# of a chunk: tokens (of frames with a kept cell), scores (n, C), keep (n, C), whether the video loses anything
+# of a chunk: tokens of frames with a kept cell, scores (n, C), keep (n, C), whether the video loses anything
 Part = tuple[Tensor, Tensor, Tensor, bool]
 
 
 def in_two_passes(model: VLM, chunks: Chunks, k: float) -> Iterator[Part]:
-    """Score all frames, select over the whole video, then begin again with what is kept."""
+    """Score all frames, select over the whole video, then start again with what is kept."""
     scores = [own for _, own in scored(model, chunks())]
     if not scores:
         return
@@ -102,12 +101,12 @@ def in_one_pass(model: VLM, chunks: Chunks, k: float) -> Iterator[Part]:
     for x, own in scored(model, chunks()):
         keep = within_budget(spread(own, model.config.spread, start), k, start)
         start += len(x)
-        yield x[keep.any(1)], own, keep, num_removed(k, model.config.cells, start) > 0  # no bias before anything goes
+        yield x[keep.any(1)], own, keep, num_removed(k, model.config.cells, start) > 0  # no bias before a cell is gone
 
 
 def scored(model: VLM, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each chunk its tokens after block l, (n, N, D), and its scores, (n, C). A chunk's last frame is remembered:
-    the first of the next is compared with it."""
+    """For each chunk its tokens after block l, (n, N, D), and its scores, (n, C). The last frame of a chunk is compared
+    with the first of the next."""
     before = None
     for frames in chunks:
         x = model.stem(frames.to(model.vit.position_embedding.device))
@@ -120,8 +119,8 @@ def scored(model: VLM, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tenso
 
 
 def within_budget(scores: Tensor, k: float, start: int) -> Tensor:
-    """What to keep of frames start, start + 1, …: after each chunk floor(k·C·T so far) cells are gone, or as many as
-    can be, frame 0 being safe. (n, C) → bool (n, C).
+    """What to keep of frames start, start + 1, …: (n, C) → bool (n, C). After each chunk, floor(k·C·T so far) cells are
+    gone, or as many as possible. Frame 0 loses none.
 
     >>> within_budget(torch.tensor([[0.1, 0.2], [0.9, 0.3]]), 0.5, start=0).int().tolist()
     [[1, 1], [0, 0]]
@@ -141,7 +140,7 @@ def within_budget(scores: Tensor, k: float, start: int) -> Tensor:
 
 CPU = torch.device("cpu")
 WAYS = ("two passes", "one pass", "whole")
-FRAMES = (8, 64, 512, 2048, 14_400)  # of the curve; the last are two hours, at two a second
+FRAMES = (8, 64, 512, 2048, 14_400)  # of the curve. The last is two hours at two frames a second.
 WHOLE_UP_TO = 512  # frames that are encoded in one piece
 
 
@@ -159,7 +158,7 @@ def drawn_chunks(frames: int, chunk: int, size: int) -> Iterator[Tensor]:
 
 
 def taken(model: VLM, chunks: Chunks, k: float, way: str) -> dict:
-    """Encode in one of the WAYS, and say what it took."""
+    """Encode in one of the WAYS, and measure time and memory."""
     before, began = process_memory(), time.perf_counter()
     if way == "whole":
         with torch.no_grad():
@@ -172,7 +171,7 @@ def taken(model: VLM, chunks: Chunks, k: float, way: str) -> dict:
 
 
 def taken_by_drawn(way: str, frames: int, k: float, chunk: int) -> dict:
-    """The same for random frames and the benchmark's narrow model, once it has encoded two: whatever is set up once."""
+    """`taken` for random frames and the benchmark's narrow model, after two frames of warm-up."""
     model = build(SHAPES["narrow"], CPU)
     size = model.config.vit.image_size
     taken(model, partial(drawn_chunks, 2, 1, size), k, way)
@@ -180,7 +179,7 @@ def taken_by_drawn(way: str, frames: int, k: float, chunk: int) -> dict:
 
 
 def curve(frames: Sequence[int], k: float, chunk: int) -> dict:
-    """Each way at each number of frames: its time here, its memory in a process of its own."""
+    """Each way at each number of frames. Time is measured here, memory in a process of its own."""
     runs = []
     for way, n in itertools.product(WAYS, frames):
         if way != "whole" or n <= WHOLE_UP_TO:
@@ -191,7 +190,7 @@ def curve(frames: Sequence[int], k: float, chunk: int) -> dict:
 
 
 def page(report: dict) -> str:
-    """The curve as Markdown. LLM tokens are kept cells, and a stamp and two markers for each frame."""
+    """The curve as Markdown. LLM tokens are kept cells, plus a stamp and two markers for each frame."""
     ran = {
         (run["way"], run["frames"]): f"{run['seconds']:.2f} s, {run['bytes'] / 1e6:.0f} MB" for run in report["encoded"]
     }
@@ -202,7 +201,7 @@ def page(report: dict) -> str:
 
 
 def encode_file(args: argparse.Namespace) -> str:
-    """What it takes to encode a file of the user's."""
+    """Encode your file, and say what it took."""
     model, state, _ = checkpoint.load_trained(args.checkpoint, scorer=args.scorer)
     k = state["train_config"]["k"] if args.k is None else args.k
     chunks = partial(file_chunks, args.video, args.chunk, args.fps, model.config.vit.image_size)
@@ -224,13 +223,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("video", nargs="?", type=Path, help="any video file")
     parser.add_argument("--checkpoint", default="runs/cpu/checkpoint.pt", help="the model")
     parser.add_argument(
-        "--k", type=parse_k, help="share of cells to remove; as in training if not given (--curve: 0.5)"
+        "--k", type=parse_k, help="share of cells to remove, as in training if not given (--curve: 0.5)"
     )
-    parser.add_argument("--scorer", help="another scorer than in training, or my_file.py:MyScorer")
+    parser.add_argument("--scorer", help="a scorer instead of the trained one, such as my_file.py:MyScorer")
     parser.add_argument("--fps", type=float, default=2.0, help="frames to look at per second")
     parser.add_argument("--chunk", type=int, default=64, help="frames in memory at a time")
     parser.add_argument("--one-pass", action="store_true", help="decide chunk by chunk")
-    parser.add_argument("--curve", type=Path, help="measure cost and memory against frames; write them to this JSON")
+    parser.add_argument("--curve", type=Path, help="measure cost and memory against frames, into this JSON")
     parser.add_argument("--frames", type=numbers, default=FRAMES, metavar="T,T", help="with --curve")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     args = parser.parse_args(argv)
@@ -242,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.curve and (args.video or args.scorer or args.one_pass):
             raise ValueError("--curve measures a model of its own, each way: give no video, --scorer or --one-pass")
         if args.curve:
-            writable(args.curve)  # better known now than after the work
+            writable(args.curve)  # before the work
             report = curve(args.frames, 0.5 if args.k is None else args.k, args.chunk)
             write_json(args.curve, report)
             print(page(report))

@@ -4,14 +4,14 @@
         --data train.jsonl --val val.jsonl                      every flag of stts_mini.train
     python -m stts_mini.lab.pretrained --export runs/pretrained/checkpoint.pt folder [--scorer my_file.py:MyScorer]
 
-`--vit` and `--llm` are local folders (config.json, *.safetensors, for the LLM tokenizer.json), read without any
-network, or names that huggingface_hub downloads. Weights are renamed, nothing else; positions are resized where
-`--image-size` asks for another grid; `--vit-depth` takes the first blocks only (the paper reads no further than
-25 of 27). Connector and scorer start fresh. Whatever a folder asks for that is not done here (scaled positions, sliding
-windows, quantised weights, a setting that is not known) is refused. Needs `pip install -e '.[pretrained]'`.
+`--vit` and `--llm` are local folders, read without any network, or names that huggingface_hub downloads. A folder has
+config.json, *.safetensors and, for the LLM, tokenizer.json. Weights are only renamed. Positions are resized if
+`--image-size` asks for another grid. `--vit-depth` takes only the first blocks (the paper reads 25 of 27). Connector
+and scorer start fresh. A folder that needs more is refused: scaled positions, sliding windows, quantised weights, an
+unknown setting. Needs `pip install -e '.[pretrained]'`.
 
-An exported folder holds model.safetensors (the whole VLM), config.json (its `VLMConfig`) and tokenizer.json;
-`load_folder` makes the same model of it.
+An exported folder holds model.safetensors (the whole VLM), config.json (its `VLMConfig`) and tokenizer.json.
+`load_folder` makes the same model from it.
 
 What this file does not do: define the architectures (`vit.py`, `llm.py`), train (`train.py`).
 """
@@ -43,20 +43,20 @@ from stts_mini.training.config import TrainConfig, parse_flags
 from stts_mini.training.logging import one_line_errors
 from stts_mini.vit import ViTConfig, from_siglip, resized_positions
 
-# the paper's rates (§4): LLM 1e-5, ViT and connector half of it, scorer ten times it; all by AdamW
+# the paper's rates (§4), all with AdamW: LLM 1e-5, ViT and connector half of that, scorer ten times that
 RECIPE = dict(
     out="runs/pretrained", lr=1e-5, muon_lr=0.0, vision_lr_ratio=0.5, scorer_lr_ratio=10.0, sim_weight=1.0, warmup=200,
     scorer_steps=0, steps=2000, batch_size=4, score_after=3, max_frames=64, stages={}, save_every=500,
-    recompute=True,  # without it, activations alone take some 180 GB
+    recompute=True,  # without it, activations alone take about 180 GB
 )  # fmt: skip
 
 
 class WeightsError(ValueError):
-    """Weights that do not fit; the message names what is missing, unexpected or of another shape."""
+    """Weights that do not fit. The message names what is missing, unexpected or of another shape."""
 
 
 def require(holds: bool, why: str) -> None:
-    """Raise WeightsError unless it holds."""
+    """Raise WeightsError unless `holds`."""
     if not holds:
         raise WeightsError(why)
 
@@ -66,17 +66,17 @@ def folder_of(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     online = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    require(online, f"{name} is no folder here, and no name like Qwen/Qwen3-0.6B either")
+    require(online, f"{name} is neither a folder here nor a name like Qwen/Qwen3-0.6B")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # whatever the network raises
+    except Exception as error:  # the network can raise anything
         raise WeightsError(f"could not download {name}: {str(error).splitlines()[0]}") from error
 
 
-# What a config.json may say: `READ` is read, `ONLY` must be as here, `HARMLESS` changes no number. Everything else is
-# refused, unless it is null, false, 0 or empty.
+# What a config.json may say: we read `READ`, `ONLY` must have these values, `HARMLESS` changes no number. Everything
+# else is refused, unless it is null, false, 0 or empty.
 READ = dict(
     siglip_vision_model={
         "image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -101,7 +101,7 @@ HARMLESS = re.compile(
 
 @contextmanager
 def using(what: object) -> Iterator[None]:
-    """Whatever goes wrong inside is a WeightsError of one line that names the file or folder."""
+    """Any error inside becomes a WeightsError of one line that names the file or folder."""
     try:
         yield
     except (WeightsError, ImportError):
@@ -112,7 +112,7 @@ def using(what: object) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict:
-    """An object in a file of JSON."""
+    """The object in a JSON file."""
     with using(path):
         read = json.loads(path.read_text(encoding="utf-8"))
     require(isinstance(read, dict), f"{path} holds no object in curly brackets")
@@ -121,7 +121,7 @@ def read_json(path: Path) -> dict:
 
 def read_config(folder: Path, kind: str) -> dict:
     """The part of config.json that describes a model of this kind: "siglip_vision_model", "qwen3" or "stts_mini".
-    Raises WeightsError for another kind, and for whatever the file asks for beyond what `vit.py` and `llm.py` do."""
+    Raises WeightsError for another kind, and for a file that needs more than `vit.py` and `llm.py` do."""
     path = folder / "config.json"
     config, whole = read_json(path), {}
     if kind == "siglip_vision_model" and "vision_config" in config:
@@ -140,7 +140,7 @@ def read_config(folder: Path, kind: str) -> dict:
 
 
 def number(config: dict, name: str, usual: float | None = None, kind: type = int) -> float:
-    """A number of a config, above 0: `usual` if there is none. Raises ValueError for anything else."""
+    """A number above 0 from a config, or `usual` if it has none. Raises ValueError for anything else."""
     value = usual if config.get(name) is None else config[name]
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not ((whole or (kind is float and isinstance(value, float))) and 0 < value < math.inf):
@@ -149,7 +149,7 @@ def number(config: dict, name: str, usual: float | None = None, kind: type = int
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, in one file (which counts if there is one) or in several with an index."""
+    """All tensors of a folder: of model.safetensors, or else of the files that an index names."""
     from safetensors.torch import load_file
 
     index, weights, files = folder / "model.safetensors.index.json", {}, ["model.safetensors"]
@@ -163,7 +163,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def vit_config(folder: Path, image_size: int | None = None, depth: int | None = None) -> ViTConfig:
-    """The sizes of a SigLIP vision tower. Without `image_size`: its own, less what fills no patch (384 → 378)."""
+    """The sizes of a SigLIP vision tower. Without `image_size`: the tower's own, cut to whole patches (384 → 378)."""
     c = read_config(folder, "siglip_vision_model")
     with using(folder / "config.json"):
         patch, blocks = number(c, "patch_size", 16), number(c, "num_hidden_layers", 12)
@@ -194,7 +194,7 @@ def llm_config(folder: Path) -> LLMConfig:
 
 
 def rope_theta(config: dict, folder: Path) -> float:
-    """θ of plain rotary positions, which stands in config.json itself, or in `rope_parameters` (transformers 5)."""
+    """θ of plain rotary positions, from config.json itself or from its `rope_parameters` (transformers 5)."""
     thetas = [config.get("rope_theta")]
     for name in ("rope_scaling", "rope_parameters"):
         rope = config.get(name) or {}
@@ -208,7 +208,7 @@ def rope_theta(config: dict, folder: Path) -> float:
 
 
 def fit(module: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Load a folder's weights, all of them and no others. Raises WeightsError that names the misfits."""
+    """Load exactly a folder's weights into a module. Raises WeightsError that names what does not fit."""
     for name, weight in weights.items():
         full = weight.is_floating_point() and weight.dtype.itemsize > 1
         require(full, f"{folder}: {name} is {weight.dtype}: quantised weights are not read, give 16 or 32 bits")
@@ -218,8 +218,8 @@ def fit(module: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> No
 
 
 def load_vit(vit: torch.nn.Module, folder: Path) -> None:
-    """Put a SigLIP's weights into a `ViT`: its text tower, pooling head, further blocks and final norm (which the
-    connector does not read) are left out, and its positions resized if our grid is another."""
+    """Put a SigLIP's weights into a `ViT`. Leaves out its text tower, pooling head, further blocks and the final norm,
+    which the connector does not read. Positions are resized if our grid is another."""
     check_pixels(folder)
     theirs, read, own = vit_config(folder), read_weights(folder), vit.state_dict()
     D, p = theirs.width, theirs.patch_size
@@ -227,7 +227,7 @@ def load_vit(vit: torch.nn.Module, folder: Path) -> None:
     for name, weight in read.items():
         found = tuple(weight.shape)
         due = sizes.get(name.removeprefix("vision_model.").removeprefix("embeddings."), found)
-        require(found == due, f"{folder}: {name} is {found}, and by config.json {due}")
+        require(found == due, f"{folder}: {name} is {found}, but {due} by config.json")
     further = tuple(f"blocks.{i}." for i in range(len(vit.blocks), theirs.depth))
     left_out = ("text_model.", "logit_", "post_layernorm.", *further)
     weights = {n: w for n, w in from_siglip(read).items() if n in own or not n.startswith(left_out)}
@@ -238,7 +238,7 @@ def load_vit(vit: torch.nn.Module, folder: Path) -> None:
 
 
 def check_pixels(folder: Path) -> None:
-    """Raises WeightsError if pixels are to be scaled otherwise than to [−1, 1], as `model.normalise` does."""
+    """Raise WeightsError unless pixels are to be scaled to [−1, 1], as `model.normalise` does."""
     usual = dict(do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
         said = read_json(path) if path.exists() else {}
@@ -246,7 +246,7 @@ def check_pixels(folder: Path) -> None:
             said = {**usual, **said.get("image_processor", said)}
         for name, due in usual.items():
             scaled = "pixels are scaled to [−1, 1] here"
-            require(said[name] == due, f"{path} says {name} = {said[name]}, and not {due}: {scaled}")
+            require(said[name] == due, f"{path} says {name} = {said[name]} instead of {due}: {scaled}")
 
 
 def load_llm(llm: torch.nn.Module, folder: Path) -> None:
@@ -255,24 +255,24 @@ def load_llm(llm: torch.nn.Module, folder: Path) -> None:
     head, words = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
     with using(folder):
         same = head is None or words is None or torch.equal(head, words)
-    require(same or not llm.config.tied, f"{folder} has tie_word_embeddings, and an lm_head.weight that differs")
+    require(same or not llm.config.tied, f"{folder} has tie_word_embeddings, but an lm_head.weight that differs")
     fit(llm, from_qwen3(weights, llm.config.tied), folder)
 
 
 def load_tokenizer(folder: Path, vocab_size: float = math.inf, marks: dict | None = None) -> PretrainedTokenizer:
-    """The LLM's own tokenizer, for so many embeddings. Raises WeightsError for one that does not give texts back as
-    they were, as answers must be."""
+    """The LLM's own tokenizer. Raises WeightsError if it has ids beyond `vocab_size`, or if it changes a text, because
+    answers must come back unchanged."""
     path, text = folder / "tokenizer.json", "Red, 12.5 zébra ½"
     with using(f"{path}, the fast tokenizer's file,"):
         tokenizer = PretrainedTokenizer(path.read_text(encoding="utf-8"), marks)
         again, most = normalised(tokenizer.decode(tokenizer.encode(text))), max(tokenizer.fast.get_vocab().values())
     require(again == text, f"{path} gives {text!r} back as {again!r}: this needs a tokenizer that keeps texts")
-    require(most < vocab_size, f"{path} has the token {most}, and the LLM {vocab_size} embeddings: resize those")
+    require(most < vocab_size, f"{path} has the token {most}, but the LLM has {vocab_size} embeddings: resize those")
     return tokenizer
 
 
 def settings_of(vit: ViTConfig, llm: LLMConfig) -> dict:
-    """The sizes of both as settings of a training run; w = 3 where the grid allows it, as the paper has it."""
+    """The sizes of both as settings of a training run. w = 3, as in the paper, if the grid can be divided by 3."""
     return dict(
         image_size=vit.image_size, patch_size=vit.patch_size, vit_width=vit.width, vit_depth=vit.depth,
         vit_heads=vit.heads, vit_mlp=vit.mlp, w=3 if vit.grid % 3 == 0 else 2, llm_width=llm.width,
@@ -294,8 +294,8 @@ def build(config: TrainConfig, vit_folder: Path, llm_folder: Path) -> tuple[VLM,
 
 
 def save_folder(folder: Path, model: VLM, tokenizer: AnyTokenizer = TOKENIZER) -> None:
-    """Write model.safetensors, config.json and, for a real LLM, tokenizer.json; the config comes last, so a folder
-    that was broken off does not load. Raises WeightsError for a folder that holds something already."""
+    """Write model.safetensors, config.json and, for a real LLM, tokenizer.json. The config comes last, so that an
+    unfinished folder does not load. Raises WeightsError for a folder that is not empty."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, help="side of a frame in pixels, if not the ViT's own")
     parser.add_argument("--vit-depth", type=int, help="how many of the ViT's blocks to use, if not all")
     parser.add_argument("--export", nargs=2, metavar=("CHECKPOINT", "FOLDER"), help="write a checkpoint as a folder")
-    parser.add_argument("--scorer", help="what scores the cells; with --export, my_file.py:MyScorer of the checkpoint")
+    parser.add_argument("--scorer", help="what scores the cells (with --export: the checkpoint's my_file.py:MyScorer)")
     args, rest = parser.parse_known_args(argv)
     if not args.export and not (args.vit and args.llm):
         parser.error("give --vit and --llm, or --export")
@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         vit_folder, llm_folder = folder_of(args.vit), folder_of(args.llm)
         sizes = settings_of(vit_config(vit_folder, args.image_size, args.vit_depth), llm_config(llm_folder))
         config, flags = parse_flags(rest, {**RECIPE, **sizes}, PaperConfig, prog=parser.prog)
-        for name in sizes.keys() - {"w", "connector_mlp"}:  # these two are of no pretrained part
+        for name in sizes.keys() - {"w", "connector_mlp"}:  # these two belong to no pretrained part
             own, flag = getattr(config, name), name.replace("_", "-")
             require(own == sizes[name], f"--{flag} {own}, but the weights have {sizes[name]}: leave it out")
         model, tokenizer = build(config, vit_folder, llm_folder)

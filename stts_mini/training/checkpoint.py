@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, read without running any code from the file.
 
-A checkpoint is one file with the configs as plain dicts, the model's weights, and (for resuming) the
-optimisers' state, the step and each process's random state. It is written beside its place and then moved
-there, so whatever interrupts the writing, the last whole one stays. While a run lives, its folder is its `alone`.
+A checkpoint is one file. It holds the configs as plain dicts and the model's weights. For resuming it also holds the
+optimisers' state, the step and each process's random state. It is written beside its place and then moved there. So the
+last whole checkpoint stays, whatever interrupts the writing. While a run lives, its folder is locked (`alone`).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from stts_mini.vit import ViTConfig, resized_positions
 FORMAT = "stts_mini 1"
 RESULTS = ("result.json", "result-val.json")
 FILES = ("checkpoint.pt", "config.json", "log.csv", "curve.png", "pruned.png", *RESULTS)  # of a run
-LOCK = "lock"  # in its folder while it lives; holds its process's number
+LOCK = "lock"  # in a run's folder while it lives, with the number of its process
 READ = ("k", "max_frames", "fps", "image_size", "seed", "data", "train_clips")  # settings that commands ask for
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used as a checkpoint; the message says why and what to do."""
+    """A file that cannot be used as a checkpoint. The message says why and what to do."""
 
 
 def save(path: str | os.PathLike, model: VLM, **rest: Any) -> None:
@@ -62,15 +62,15 @@ def save(path: str | os.PathLike, model: VLM, **rest: Any) -> None:
 
 
 def load(path: str | os.PathLike, *parts: str) -> dict[str, Any]:
-    """Read a checkpoint, onto the CPU; plain data only, nothing in the file is executed. Raises CheckpointError, also
-    for one that lacks any of `parts`, or that holds a number that is none."""
+    """Read a checkpoint onto the CPU. It is plain data: no code in the file is executed. Raises CheckpointError, also
+    for a checkpoint that lacks any of `parts`, or that holds NaN or infinity."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: `python -m stts_mini.train` makes one")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise almost anything
-        reason = type(error).__name__  # what it says may be advice to load what should not be loaded
+        reason = type(error).__name__  # torch's own message may advise to load the file unsafely
         raise CheckpointError(f"{path} is not a checkpoint of this project, or is damaged ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this project (expected format {FORMAT!r})")
@@ -109,15 +109,15 @@ def model_config(state: dict[str, Any]) -> VLMConfig:
         parts = dict(state["model_config"])
         vit, llm, marks = ViTConfig(**parts.pop("vit")), LLMConfig(**parts.pop("llm")), Marks(**parts.pop("marks", {}))
         return VLMConfig(vit=vit, llm=llm, marks=marks, **{**parts, "taps": tuple(parts["taps"])})
-    except ValueError as error:  # a scorer of somebody's file, say
+    except ValueError as error:  # such as a scorer in a user's file
         raise CheckpointError(f"the checkpoint's model cannot be made: {error}") from error
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"the checkpoint was written by another version of this code ({error})") from error
 
 
 def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> None:
-    """Put a checkpoint's weights into a model of the same shape. Raises CheckpointError that names the
-    first weight that does not fit."""
+    """Put a checkpoint's weights into a model of the same shape. Raises CheckpointError that names the first weight
+    that does not fit."""
     own = model.state_dict()
     for name in sorted({*own, *state["model"]}, key=str):
         here, there = (
@@ -125,16 +125,15 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
         )
         if here != there:
             raise CheckpointError(
-                f"{path} has another shape: {name} is {there} there and {here} in this model;"
-                " give the flags it was trained with, or another --out or --init"
+                f"{path} has another shape: {name} is {there} there and {here} in this model."
+                " Give the flags it was trained with, or another --out or --init"
             )
-    model.load_state_dict(state["model"])  # into the model's own types
+    model.load_state_dict(state["model"])  # this keeps the model's own types
 
 
 def start_from(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> None:
-    """Begin where an unpruned model stopped: take the ViT, connector and LLM of a loaded checkpoint, but leave
-    the scorer fresh. Positions are resized if the model's grid is another. Raises CheckpointError for a checkpoint
-    that cannot be used."""
+    """Begin where an unpruned model stopped. Takes the ViT, connector and LLM of a loaded checkpoint. The scorer
+    stays fresh. Positions are resized if the model has another grid. Raises CheckpointError if weights do not fit."""
     scorer = {name: weight for name, weight in model.state_dict().items() if name.startswith("scorer.")}
     others = {name: weight for name, weight in state["model"].items() if not name.startswith("scorer.")}
     name, patches = "vit.position_embedding", model.config.vit.num_patches
@@ -146,9 +145,9 @@ def start_from(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> No
 def load_model(
     path: str | os.PathLike, device: torch.device | str = "cpu", scorer: str | None = None, needs: Sequence[str] = ()
 ) -> tuple[VLM, dict[str, Any]]:
-    """The model of a checkpoint, ready to use, and everything else that the file holds, `needs` at least. `scorer`: the
-    name of one to take where the model's own is not known. A class in a file is known by its name (the file may have
-    moved); if the file's contents have changed since, a line says so. Raises CheckpointError."""
+    """The model of a checkpoint, ready to use, and everything else that the file holds, at least the parts in `needs`.
+    `scorer`: the scorer to use if the model's own is not known. A class in a file is known by its name, because the
+    file may have moved. If the file has changed since, a line says so. Raises CheckpointError."""
     state, put = load(path, *needs), load_weights
     parts = state["model_config"]
     own = parts.get("scored_by", "stts")
@@ -162,8 +161,8 @@ def load_model(
         parts["scored_by"], put = scorer, start_from
     else:
         raise CheckpointError(
-            f"{path} was trained with {own}, and imports no file by itself: give --scorer {own}, or wherever this class"
-            " is now. To judge with another: --scorer cosine"
+            f"{path} was trained with {own}, and that file is not imported unless you name it: give --scorer {own}, or"
+            " where this class is now. To judge with another: --scorer cosine"
         )
     model = VLM(model_config(state)).to(device)
     put(model, state, path)
@@ -171,7 +170,7 @@ def load_model(
 
 
 def class_of(scorer: str) -> str:
-    """What a scorer is known by, wherever its file is.
+    """The name that identifies a scorer, wherever its file is.
 
     >>> class_of("a/mine.py:MyScorer"), class_of("stts")
     (':MyScorer', 'stts')
@@ -180,16 +179,16 @@ def class_of(scorer: str) -> str:
 
 
 def contents(scorer: str) -> str:
-    """12 hex digits of what stands in a scorer's file."""
+    """12 hex digits that identify the contents of a scorer's file."""
     return hashlib.sha256(Path(scorer.rpartition(":")[0]).read_bytes()).hexdigest()[:12]
 
 
 def load_trained(
     path: str | os.PathLike, device: torch.device | str = "cpu", scorer: str | None = None
 ) -> tuple[VLM, dict[str, Any], AnyTokenizer]:
-    """The model of a checkpoint, everything else that the file holds, and the model's tokenizer. `scorer`: the name of
-    another scorer than in training; the trained one need not be known then. Raises ValueError for a model of another
-    world."""
+    """The model of a checkpoint, everything else that the file holds, and the model's tokenizer. `scorer`: the
+    name of a scorer to use instead of the trained one, whose file is then not needed. Raises ValueError for a model of
+    another world."""
     other = find_scorer(scorer) if scorer else None  # before the checkpoint, which may name it
     model, state = load_model(path, device, scorer, needs=("step", "train_config"))
     check_world(state, path)
@@ -204,10 +203,10 @@ def load_trained(
 
 @contextmanager
 def alone(out: str | os.PathLike) -> Iterator[None]:
-    """Hold a run's folder, made if need be, and refuse any other run in it until the block ends. A lock ends with its
-    process, however that ends; a run within a run holds what is held. Raises ValueError for a folder that another
-    process holds, or that cannot be written to."""
-    if distributed.rank():  # process 0 holds it for all
+    """Lock a run's folder against any other run until the block ends. The folder is made if it does not exist. The lock
+    ends with its process, however that ends. A run inside a run may use the same folder. Raises ValueError for a
+    folder that another process has locked, or that cannot be written to."""
+    if distributed.rank():  # process 0 locks it for all
         yield
         return
     lock, me = Path(out) / LOCK, f"{os.getpid()} on {platform.node()}"
@@ -239,29 +238,29 @@ def alone(out: str | os.PathLike) -> Iterator[None]:
             yield
         finally:
             if not inner:
-                with suppress(OSError):  # if nothing came of it, the folder goes, too
+                with suppress(OSError):  # an empty folder is removed, too
                     lock.unlink()
                     lock.parent.rmdir()
 
 
 def keep_old_run(out: Path) -> None:
-    """What a finished or broken-off run left in `out` is moved aside, to out.1, out.2, …; nothing is overwritten."""
+    """Move an earlier run in `out` aside, to out.1, out.2, … Nothing is overwritten."""
     if (out / "checkpoint.pt").exists():
         out = out.resolve()
         aside = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.{n}")).exists())
         aside.mkdir()
-        for file in sorted(out.iterdir(), key=lambda file: file.name == "checkpoint.pt"):  # which goes last
+        for file in sorted(out.iterdir(), key=lambda file: file.name == "checkpoint.pt"):  # the last to go
             if file.name != LOCK:
                 file.rename(aside / file.name)
-        print(printable(f"the run in {out} was moved to {aside} (--resume would have gone on with it)"))
+        print(printable(f"the run in {out} was moved to {aside} (--resume would have continued it)"))
 
 
 def check_world(state: dict, path: str | Path) -> None:
-    """Raises CheckpointError for a model that was trained in another world, or with other words."""
-    if state.get("world") != WORLD_ID and not state.get("tokenizer"):  # a real LLM knows no world of ours
+    """Raise CheckpointError for a model that was trained in another world, or with other words."""
+    if state.get("world") != WORLD_ID and not state.get("tokenizer"):  # a real LLM does not depend on our world
         raise CheckpointError(
-            f"{path} was trained in {state.get('world', 'an older world')}; this code has {WORLD_ID}: train anew, or"
-            " take the code that it was trained with"
+            f"{path} was trained in {state.get('world', 'an older world')}; this code has {WORLD_ID}: train again, or"
+            " use the code that it was trained with"
         )
 
 
@@ -274,8 +273,8 @@ def save_run(
     began: dict[str, Any],
     rng: Sequence[torch.Tensor],
 ) -> None:
-    """Write the checkpoint that a resumed run goes on from. `began`: see `origin`; `rng`: every process's random
-    state."""
+    """Write the checkpoint from which a run can be resumed. `began`: see `origin`. `rng`: the random state of every
+    process."""
     save(
         path, model, step=step, train_config=dataclasses.asdict(config), world=WORLD_ID,
         optimizers=[o.state_dict() for o in optimizers], rng=list(rng), **began,
@@ -283,8 +282,8 @@ def save_run(
 
 
 def origin(config: TrainConfig, clips: str, tokenizer: AnyTokenizer, given: VLM | None) -> dict[str, Any]:
-    """What a run began with, besides its settings; whoever resumes it must bring the same. `clips`: the fingerprint of
-    what it learns from; `given`: the model that it started from, if that was not made from the seed."""
+    """What a run began with, besides its settings. A resumed run must have the same. `clips`: the fingerprint of the
+    training clips. `given`: the model that the run started from, if that was not made from the seed."""
     began: dict[str, Any] = dict(clips=clips)
     if tokenizer is not TOKENIZER:
         began["tokenizer"] = dict(json=tokenizer.json_text, marks=tokenizer.names)
@@ -299,18 +298,14 @@ def origin(config: TrainConfig, clips: str, tokenizer: AnyTokenizer, given: VLM 
 
 
 def restore(
-    path: Path,
-    model: VLM,
-    optimizers: list[torch.optim.Optimizer],
-    config: TrainConfig,
-    began: dict[str, Any],
+    path: Path, model: VLM, optimizers: list[torch.optim.Optimizer], config: TrainConfig, began: dict[str, Any]
 ) -> int:
-    """Load a run's last checkpoint into model and optimisers; returns the step to go on with. `began`: see `origin`.
-    Raises CheckpointError for whatever would make it another run."""
+    """Load a run's last checkpoint into model and optimisers. Returns the next step. `began`: see `origin`. Raises
+    CheckpointError for whatever would make it another run."""
     # on the CPU: load_state_dict moves what belongs elsewhere
     state = load(path, "step", "train_config", "clips", "optimizers", "rng")
     check_world(state, path)
-    if class_of(state["train_config"].get("scorer", "stts")) == class_of(config.scorer):  # by another path, perhaps
+    if class_of(state["train_config"].get("scorer", "stts")) == class_of(config.scorer):  # perhaps by another path
         state["train_config"]["scorer"] = state["model_config"]["scored_by"] = config.scorer
     then, now, usual = state["train_config"], dataclasses.asdict(config), dataclasses.asdict(type(config)())
     free = {
@@ -318,8 +313,8 @@ def restore(
         "varlen", "workers",
     }  # fmt: skip
     names = [name for name in {**now, **then} if name not in free]
-    now |= {name: getattr(config, name, None) for name in then.keys() - now.keys()}  # what the lab made settings of
-    values = {name: (then.get(name, usual.get(name)), now.get(name)) for name in names}  # then: perhaps fewer settings
+    now |= {name: getattr(config, name, None) for name in then.keys() - now.keys()}  # settings of the lab
+    values = {name: (then.get(name, usual.get(name)), now.get(name)) for name in names}  # an old run may lack some
     changed = [f"{name} was {old!r}, is {new!r}" for name, (old, new) in values.items() if old != new]
     changed += [
         f"the model's {f.name} was {old}, is {new}"
@@ -328,14 +323,14 @@ def restore(
     ]
     for name, what in (("clips", "the training clips were"), ("scorer_file", "the contents of the scorer's file were"),
                        ("weights", "the first weights of ViT and LLM were")):  # fmt: skip
-        if state.get(name, began.get(name)) != began.get(name):  # an older checkpoint knows of clips alone
+        if state.get(name, began.get(name)) != began.get(name):  # older checkpoints have clips alone
             changed.append(f"{what} {state[name]}, are {began.get(name)}")
     if state.get("tokenizer") != began.get("tokenizer"):
         changed.append("the tokenizer was another")
     if changed:
         raise CheckpointError(f"cannot resume {path} with other settings: {'; '.join(changed)}")
     load_weights(model, state, path)
-    rng = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # of older checkpoints: process 0's
+    rng = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # older ones: process 0's
     try:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

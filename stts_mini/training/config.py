@@ -1,8 +1,7 @@
 """Every setting of a training run, the presets, and the flags made from them.
 
-`TrainConfig` has one field per setting; `python -m stts_mini.train --preset smoke --k 0.3` starts from
-a preset and overrides fields. `VLMConfig` and everything else that can be derived is. `describe` tells
-what a config would take.
+`TrainConfig` has one field per setting. `python -m stts_mini.train --preset smoke --k 0.3` starts from a preset and
+overrides fields. Whatever can be derived is derived, such as `VLMConfig`. `describe` says what a run would need.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from stts_mini.vit import ViTConfig
 
 
 def setting(default, text: str, may_be_0: bool = False):
-    """A field with a help text; a dict stands for a count of each kind of clip. Numbers are positive; some may be 0."""
+    """A field with a help text. A dict holds a count of each kind of clip. Numbers are positive, and some may be 0."""
     kept = dict(metadata={"help": text, "may_be_0": may_be_0})
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), **kept)
@@ -37,14 +36,14 @@ def setting(default, text: str, may_be_0: bool = False):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Raises ValueError for values that cannot be."""
+    """A training run. Raises ValueError for impossible values."""
 
     # what is trained on what
-    k: float = setting(0.5, "share of the cells to remove, 0 ≤ k < 1; 0 trains the unpruned model", may_be_0=True)
+    k: float = setting(0.5, "share of the cells to remove, 0 ≤ k < 1. 0 trains the unpruned model", may_be_0=True)
     scorer: str = setting("stts", "what scores the cells: stts, cosine, random, or my_file.py:MyScorer")
-    init: str = setting("", "checkpoint of an unpruned model to start from; its scorer is left out")
-    data: str = setting("data", "folder of the world's clips; or mine.jsonl, clips of your own to train on")
-    val: str = setting("", "with --data mine.jsonl: the clips of your own to judge by")
+    init: str = setting("", "checkpoint of an unpruned model to start from, without its scorer")
+    data: str = setting("data", "folder of the world's clips, or mine.jsonl: your own clips to train on")
+    val: str = setting("", "with --data mine.jsonl: your own clips to judge by")
     out: str = setting("runs/cpu", "folder of checkpoint, log and pictures")
     train_clips: dict[str, int] = setting(dict(short=2000, image=400, brief=1100), "training clips of each kind")
     test_clips: int = setting(200, "held-out clips of each kind, to judge by")
@@ -54,32 +53,32 @@ class TrainConfig:
     # the optimisation
     steps: int = setting(1400, "training steps")
     stages: dict[str, int] = setting(
-        dict(image=250, brief=450), "first steps, on one kind of clips after another, unpruned; or none"
+        dict(image=250, brief=450), "first steps, unpruned, on one kind of clips after another, or none"
     )
     batch_size: int = setting(12, "clips in a step")
     accumulate: int = setting(1, "cut a step's batch into so many parts, to save memory")
     questions: int = setting(16, "questions asked about each clip")
     lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
-    muon_lr: float = setting(0.004, "Muon's learning rate (hidden matrices); 0: AdamW for all", may_be_0=True)
+    muon_lr: float = setting(0.004, "Muon's learning rate (hidden matrices). 0: AdamW for all", may_be_0=True)
     scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the LLM", may_be_0=True)
     vision_lr_ratio: float = setting(
         1.0, "the ViT's and connector's learning rates, times those of the LLM", may_be_0=True
     )
-    sim_weight: float = setting(30.0, "λ, the weight of the auxiliary loss; the paper has 1", may_be_0=True)
-    warmup: int = setting(20, "steps of linear warm-up; after the stages, a cosine to zero", may_be_0=True)
-    seed: int = setting(0, "of weights, data order and everything else", may_be_0=True)
+    sim_weight: float = setting(30.0, "λ, the weight of the auxiliary loss. The paper has 1", may_be_0=True)
+    warmup: int = setting(20, "steps of linear warm-up. After the stages, a cosine to zero", may_be_0=True)
+    seed: int = setting(0, "random seed of weights, data order and everything else", may_be_0=True)
     # the model
     image_size: int = setting(48, "side of a frame in pixels")
     patch_size: int = setting(8, "side of a patch in pixels")
     w: int = setting(2, "side of a cell in patches")
-    vit_width: int = setting(64, "D")
+    vit_width: int = setting(64, "D, the ViT's width")
     vit_depth: int = setting(6, "ViT blocks")
     vit_heads: int = setting(2, "ViT heads")
     vit_mlp: int = setting(256, "width of the ViT's MLP")
     score_after: int = setting(0, "l: score after this block (0-based), prune after the next", may_be_0=True)
     bias: str = setting("log", "score to attention bias: log, rescaled or none")
     connector_mlp: int = setting(256, "width of the connector's SwiGLU")
-    llm_width: int = setting(128, "W")
+    llm_width: int = setting(128, "W, the LLM's width")
     llm_depth: int = setting(4, "LLM layers")
     llm_heads: int = setting(4, "LLM query heads")
     llm_kv_heads: int = setting(2, "LLM key/value heads")
@@ -87,14 +86,14 @@ class TrainConfig:
     llm_mlp: int = setting(256, "width of the LLM's SwiGLU")
     # how it runs
     device: str = setting("auto", "auto, cpu, cuda or mps")
-    compile: bool = setting(False, "torch.compile the blocks: takes a minute at first; worth it in long runs")
+    compile: bool = setting(False, "torch.compile the blocks: takes a minute at first, worth it in long runs")
     recompute: bool = setting(False, "activation checkpointing: less memory, a third more time")
-    varlen: bool = setting(False, "train with CUDA's kernel for packed rows (FlashAttention), not with masks")
+    varlen: bool = setting(False, "train with CUDA's kernel for packed rows (FlashAttention) instead of masks")
     cache_gb: float = setting(2.0, "memory for decoded clips", may_be_0=True)
     workers: int = setting(0, "processes that draw batches while a step is computed (Linux)", may_be_0=True)
     save_every: int = setting(100, "steps between checkpoints")
 
-    # settings of the lab's recipes alone, which lab/paper/train.py adds
+    # settings that only lab/paper/train.py makes flags of
     thinning, coarse_steps, saliency_steps, spread, elastic, blind = 1.0, 0, 0, 0.0, False, False
     scorer_steps = 400
 
@@ -112,9 +111,9 @@ class TrainConfig:
         batch, parts, early = self.batch_size, self.accumulate, self.unpruned_steps
         require(batch % parts == 0, f"batch_size {batch} is not a multiple of accumulate {parts}: change one of them")
         both = self.varlen and self.compile
-        require(not both, "varlen and compile have not been made to work together: give one of the two")
+        require(not both, "varlen and compile do not work together: give one of the two")
         fewer = "give more --steps, or fewer in --stages"
-        require(self.steps > early, f"steps = {self.steps} end within the first {early}, unpruned ones: {fewer}")
+        require(self.steps > early, f"steps = {self.steps}, but the first {early} are unpruned: {fewer}")
         longer = "warmup = {} steps, longer than the run of steps = {}: give a smaller --warmup"
         require(self.warmup <= self.steps, longer, self.warmup, self.steps)
         for name in ("train_clips", "stages"):
@@ -123,10 +122,10 @@ class TrainConfig:
                 require(kind in TASKS and count >= 0, f"{name} has {kind}={count}: {due}")
         if not self.own_data:
             self._check_world()
-        _ = self.model  # sizes that do not fit each other are refused here, before anything starts
+        _ = self.model  # raises ValueError for sizes that do not fit together, before anything starts
 
     def _check_world(self) -> None:
-        """Whether there are clips of the world for all that is trained."""
+        """Raise ValueError unless the world has clips for all that is trained."""
         index, size = Path(self.data), self.video_size
         require(not self.val, f"val = {self.val!r} goes with clips of your own: give --data mine.jsonl")
         folder = index.suffix != ".json" and not index.is_file()
@@ -134,10 +133,10 @@ class TrainConfig:
         require(self.panels <= MOST_PANELS, f"panels = {self.panels}: give 0, 1 or {MOST_PANELS}")
         require(size % 2 == 0, f"frames of {size} pixels: give an even --image-size, as H.264 needs")
         asked = any(count for kind, count in self.train_counts.items() if TASKS[kind])
-        require(asked, "no training clips that anything is asked about: give --train-clips short=2000, say")
+        require(asked, "no training clips with questions: give --train-clips, such as short=2000")
         for kind, steps in self.stages.items():
             there = not steps or self.train_counts[kind]
-            require(there, f"stages has {kind}={steps}, and there are no {kind} clips: add to --train-clips")
+            require(there, f"stages has {kind}={steps}, but there are no {kind} clips: add to --train-clips")
 
     @property
     def model(self) -> VLMConfig:
@@ -163,7 +162,7 @@ class TrainConfig:
 
     @property
     def video_size(self) -> int:
-        """Side of a frame in the world's files: as the model sees it."""
+        """Side of a frame in the world's files, in pixels."""
         return self.image_size
 
     @property
@@ -193,13 +192,13 @@ class TrainConfig:
 
     @property
     def late(self) -> tuple[str, ...]:
-        """Tasks whose questions are all asked (see `Sampler`): a model that starts from nothing learned direction last,
-        or never (tutorials/results/TRIED.md)."""
+        """Tasks whose questions are all asked (see `Sampler`). A model trained from nothing learned direction last, or
+        never (tutorials/results/TRIED.md)."""
         return () if self.init else ("direction", "start")
 
     @property
     def lessons(self) -> int:
-        """Steps of L_sim alone for a fresh scorer, before pruning begins: as many as are pruned, at most scorer_steps.
+        """Steps of L_sim alone for a fresh scorer before pruning begins: as many as pruned steps, at most scorer_steps.
 
         >>> TrainConfig(stages={}, steps=200).lessons, TrainConfig().lessons, TrainConfig(k=0.0).lessons
         (200, 400, 0)
@@ -212,7 +211,7 @@ class TrainConfig:
         return self.curriculum_steps <= step < self.unpruned_steps
 
     def k_at(self, step: int) -> float:
-        """k at a step: 0 at first, for STTS starts from an unpruned model (paper §4); then its value.
+        """k at a step. It is 0 at first, because STTS starts from an unpruned model (paper §4).
 
         >>> config = TrainConfig(k=0.8, stages={"image": 10})
         >>> [config.k_at(step) for step in (0, 9, 10, 99)]
@@ -221,13 +220,12 @@ class TrainConfig:
         return self.k if step >= self.unpruned_steps else 0.0
 
 
-GONE = dict(
-    k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False, blind=False
-)  # former settings, and what is done now
+# former settings, and what is done now
+GONE = dict(k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False, blind=False)
 
 
 def upgraded(settings: dict) -> dict:
-    """The settings of an older run under today's names. What is in `GONE` stays if its value was another.
+    """The settings of an older run under today's names. A setting in `GONE` is left out if it had that value.
 
     >>> upgraded(dict(k=0.5, train_short=9, train_image=1, image_steps=4, k_ramp=0))
     {'k': 0.5, 'train_clips': {'short': 9, 'image': 1}, 'stages': {'image': 4}}
@@ -263,9 +261,9 @@ PRESETS: dict[str, dict] = {
 
 
 def scaled(sizes: dict, scale: float) -> dict:
-    """Widths, depths and heads of a larger or smaller model: `scale` times those of `sizes` (of the defaults, where it
-    has none), heads and depths to the nearest whole number, at least 1. Heads keep their width, MLPs their ratio,
-    and the dense blocks (0..l+1) their share.
+    """Widths, depths and heads of a larger or smaller model: `scale` times those of `sizes`, or else of the defaults.
+    Heads and depths are rounded to whole numbers, at least 1. Heads keep their width, MLPs their ratio, and the dense
+    blocks (0..l+1) their share.
 
     >>> new = scaled({}, 2)
     >>> new["vit_width"], new["vit_heads"], new["vit_depth"], new["score_after"], new["llm_width"], new["llm_kv_heads"]
@@ -292,20 +290,12 @@ def parse_flags(
     prog: str = "python -m stts_mini.train",
 ) -> tuple[TrainConfig, argparse.Namespace]:
     """A config from --preset, --scale and flags, and what is not a setting: resume, dry_run, preset, split, and `idle`,
-    the flags without an effect. `given`: settings that go before the preset's, and that flags override."""
-    parser = argparse.ArgumentParser(
-        prog,
-        allow_abbrev=False,
-        description="Train a video VLM with Spatio-Temporal Token Scoring, evaluate it and draw what it prunes.",
-    )
+    the flags without an effect. `given`: settings that override the preset. Flags override both."""
+    what = "Train a video VLM with Spatio-Temporal Token Scoring, evaluate it and draw what it prunes."
+    parser = argparse.ArgumentParser(prog, allow_abbrev=False, description=what)
     parser.add_argument("--preset", choices=tuple(presets), default="cpu", help="where to start from (default: cpu)")
-    parser.add_argument(
-        "--scale",
-        type=float,
-        default=1.0,
-        help="times widths, depths and heads, to whole heads",
-    )
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="judge by these clips; val: to choose")
+    parser.add_argument("--scale", type=float, default=1.0, help="times widths, depths and heads, to whole heads")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="judge by these clips")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--dry-run", action="store_true", help="print parameters, tokens and memory, and stop")
     hints = typing.get_type_hints(config_type)
@@ -346,23 +336,20 @@ def idle(config: TrainConfig, given: Iterable[str]) -> list[str]:
     """
     learns = getattr(find_scorer(config.scorer), "injects_bias", False)
     taught = ("bias", "sim_weight", "scorer_lr_ratio")
+    of_the_world = ("stages", "train_clips", "test_clips", "panels", "video_size")
     reasons = [
-        (
-            config.own_data,
-            ("stages", "train_clips", "test_clips", "panels", "video_size"),
-            "--data has clips of your own",
-        ),
+        (config.own_data, of_the_world, "--data has clips of your own"),
         (config.blind, ("k", "scorer", *taught), "--blind has no vision tokens"),
         (not config.k and not config.blind, ("scorer", *taught), "--k 0 prunes nothing"),
         (not learns, taught, f"the scorer {config.scorer} does not learn from it"),
-        (bool(config.saliency_steps), ("sim_weight",), "--saliency-steps teach the scorer alone"),
+        (bool(config.saliency_steps), ("sim_weight",), "--saliency-steps replace it"),
     ]
     found = {name: why for holds, names, why in reversed(reasons) if holds for name in names if name in given}
     return [f"--{name.replace('_', '-')} ({why})" for name, why in found.items()]
 
 
 def parse_counts(text: str) -> dict[str, int]:
-    """ "short=2000,image=400" → a count for each kind; "none": no kind at all.
+    """ "short=2000,image=400" → a count for each kind. "none" → no kind.
 
     >>> parse_counts("short=2000,image=400"), parse_counts("none")
     ({'short': 2000, 'image': 400}, {})
@@ -380,7 +367,7 @@ def parse_counts(text: str) -> dict[str, int]:
 
 
 def as_text(value: object) -> str:
-    """A setting's value as one writes it as a flag.
+    """A setting's value as you write it in a flag.
 
     >>> as_text({"image": 4, "brief": 2}), as_text({}), as_text(0.5)
     ('image=4,brief=2', 'none', '0.5')
@@ -399,16 +386,16 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
     parts = ", ".join(f"{name} {count(part) / 1e6:.2f} M" for name, part in model.named_children())
     m, T, dense = model.config, config.max_frames, model.config.score_after + 2
     kept = m.cells * T - num_removed(config.least_k, m.cells, T)
-    row = kept + 3 * T + config.questions * 14  # stamps, two markers; a question is about 14 tokens
+    row = kept + 3 * T + config.questions * 14  # a stamp and two markers a frame, about 14 tokens a question
     on_gpu = device.type == "cuda"
     activations = saved_floats(m, config, kept, row) * (2 if on_gpu else 4) / 1e9
     fixed = count(model) * 16 / 1e9  # weights, gradients, at most two moments, 4 bytes each
     num_clips = sum(config.train_counts.values())
-    if config.own_data:  # a line each; whether they can be read is seen when they are loaded
+    if config.own_data:  # one line a clip, not read yet
         index = Path(config.data)
         num_clips = index.read_bytes().count(b"\n") if index.is_file() else 0
     clips = min(num_clips * T * 3 * config.image_size**2 / 1e9, config.cache_gb)
-    ahead = 3 * config.workers * config.batch_size * T * 3 * config.image_size**2 / 1e9  # two drawn, and one pinned
+    ahead = 3 * config.workers * config.batch_size * T * 3 * config.image_size**2 / 1e9  # two drawn, one pinned
     beside = f"decoded clips {clips:.1f}" + f", batches drawn ahead {ahead:.1f}" * bool(ahead)
     total = activations + fixed + 0.5 + (0 if on_gpu else clips + ahead)
     return "\n".join(
@@ -425,10 +412,10 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
 
 
 def saved_floats(m: VLMConfig, config: TrainConfig, kept: int, row: int) -> int:
-    """Numbers that a step keeps for its backward pass, about: kept cells of a clip, tokens of its row in the LLM.
+    """About how many numbers a step keeps for its backward pass. kept: cells of a clip. row: its tokens in the LLM.
 
-    A block keeps, per token, 11·D + 3·mlp (ViT) or 16·W + 4·mlp (LLM). With --recompute, it keeps its input, and one
-    block at a time all of it."""
+    A block keeps, per token, 11·D + 3·mlp (ViT) or 16·W + 4·mlp (LLM). With --recompute, each block keeps its input,
+    and only one block at a time keeps everything."""
     clips = config.batch_size // config.accumulate
     patches, tokens = clips * config.max_frames * m.vit.num_patches, clips * row
     through_vit = patches * (m.score_after + 2) + clips * kept * m.w**2 * m.num_packed

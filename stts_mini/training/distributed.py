@@ -1,9 +1,9 @@
-"""Several processes as one: torch's own DistributedDataParallel, and the little that must be said around it.
+"""Several processes as one: the few functions that torch's DistributedDataParallel needs around it.
 
     torchrun --nproc-per-node 2 -m stts_mini.train
 
-Each process makes its share of every batch; gradients are averaged by DistributedDataParallel; process 0 alone
-prepares data, prints and writes. In a single process every function here does nothing.
+Each process makes its share of every batch. DistributedDataParallel averages the gradients. Process 0 alone prepares
+data, prints and writes. In a single process every function here does nothing.
 
 What this file does not do: split batches (`data/batches.py`), weigh losses (`step.py`).
 """
@@ -34,35 +34,35 @@ def world_size() -> int:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the others, if `torchrun` started several, and leave them at the end; gives this process's own device.
-    All but process 0 are silent on standard output."""
+    """Join the other processes if `torchrun` started several, and leave them at the end. Yields this process's device.
+    Only process 0 prints to standard output."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # the others wait while process 0 writes clips, which can take long
+    # two hours, because the others wait while process 0 writes clips
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
             yield device
-        dist.barrier()  # all leave together: who ends while others still work can be torn down by gloo's threads
+        dist.barrier()  # all leave together: gloo's threads can kill a process that ends while others still work
     finally:
-        gc.collect()  # DDP's hold on the group goes first
+        gc.collect()  # frees DDP, which still uses the group
         dist.destroy_process_group()
 
 
 @contextmanager
 def first() -> Iterator[bool]:
-    """Whether this is process 0; the others wait until it has left the block, so that they find what it made."""
+    """Whether this is process 0. The others wait until it has left the block, so that they find what it made."""
     yield rank() == 0
     if dist.is_initialized():
         dist.barrier()
 
 
 def in_turn(make: Callable[[], Any]) -> Any:
-    """make(), first by process 0 and then by the others, which find what it wrote."""
+    """make(), first in process 0. Then the others call it, too, and find what process 0 wrote."""
     with first() as here:
         made = make() if here else None
     return made if here else make()
@@ -79,7 +79,7 @@ def total(*numbers: float) -> list[float]:
 
 
 def gather(value: Any) -> list:
-    """Every process's value, in their order."""
+    """The values of all processes, in their order."""
     values = [value] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value)

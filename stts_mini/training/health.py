@@ -1,13 +1,13 @@
-"""The scorer's health: is it still alive, and which of its two teachers reaches it?
+"""The scorer's health: does it still learn, and from which of its two losses?
 
-L_sim is a sparse regression: most cells hardly change. A scorer that learns too fast runs past the small targets, until
-its sigmoid is saturated, where L_sim has no gradient, and log s is clamped, where the LM has none. Then the scores say
-nothing, and ties decide what is removed. No loss shows it.
+L_sim is a sparse regression, because most cells hardly change. A scorer that learns too fast overshoots the small
+targets. Then its sigmoid is saturated, where L_sim has no gradient, and log s is clamped, where the LM has none. The
+scores say nothing any more, and ties decide what is removed. No loss shows it.
 
-`sums` are plain sums over the prunable cells of a batch: those of frames t ≥ 1 of the videos that lose something.
-However a batch is cut into parts and processes, their sums add up to its own; `Health.of` makes numbers of them.
+`sums` are plain sums over the prunable cells of a batch: cells of frames t ≥ 1 in videos that lose something. The sums
+of parts and processes add up to those of the whole batch. `Health.of` turns them into numbers to read.
 
-What this file does not do: cure. The scorer's rate, λ and where the scores start are the user's to choose.
+What this file does not do: repair a dead scorer. You choose its rate, λ and where the scores start.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from stts_mini.model import Encoded
 from stts_mini.sequence import sent
 
 SATURATED = 1e-4  # scores below this, where log s is clamped and the LM has no gradient, or above 1 − this
-WINDOW = 20  # pruned steps that are looked at together, so that no single batch raises the alarm
+WINDOW = 20  # pruned steps to average over, so that a single batch raises no alarm
 NUM_SUMS = 11
 
 
 def gradients(encoded: Encoded, sim_share: float, loss_scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Both teachers' gradients at the scores of frames t ≥ 1, (B, T−1, C) each: L_sim's, 2·(s − t)/(T·C) · sim_share,
-    and the LM's, which is what else has arrived at `scores.grad` (0 without one). What is left of it below 1e-6 of
-    L_sim's is rounding, and counts as 0. Arguments as for `sums`."""
+    """The gradients of L_sim and of the LM at the scores of frames t ≥ 1, (B, T−1, C) each. Arguments as for `sums`.
+
+    L_sim's is 2·(s − t)/(T·C) · sim_share. The LM's is the rest of `scores.grad`, or 0 without one. A rest below 1e-6
+    of L_sim's is rounding, and counts as 0."""
     s, frames = encoded.scores.detach()[:, 1:], sent(encoded.shown, encoded.scores.device).sum(1)[:, None, None]
     sim = 2 * (s - encoded.target.detach()) * sim_share / (frames * s.shape[2])
     arrived = encoded.scores.grad
@@ -39,17 +40,17 @@ def gradients(encoded: Encoded, sim_share: float, loss_scale: float = 1.0) -> tu
 
 
 def sums(encoded: Encoded, sim_share: float = 0.0, loss_scale: float = 1.0) -> Tensor:
-    """What `Health.of` needs of a batch, or of a part of one: (NUM_SUMS,), float64 where the device has it; zeros if
-    nothing was taught. On the device: nothing waits for it.
+    """What `Health.of` needs of a batch or a part of it: (NUM_SUMS,), float64 where the device has it. Zeros if there
+    was no L_sim. The result stays on the device, so that nothing waits for it.
 
-    sim_share   λ over the number of pruned videos in the whole batch, whatever this part of it holds
+    sim_share   λ divided by the number of pruned videos in the whole batch
     loss_scale  what the loss was multiplied by before it went backward
 
-    The sums: cells; s, s², t, t², s·t of scores s and targets t; saturated scores; removals that ties decide; removals;
-    and the squares of both teachers' gradients at the scores.
+    The sums, with scores s and targets t: cells, s, s², t, t², s·t, saturated scores, removals that ties decide,
+    removals, and the squared gradients of L_sim and of the LM.
 
-    Ties decide a removal if the removed score is the highest one removed from its video, and, bit for bit, also that of
-    a prunable cell which stays. (With `spread`, its pattern decides between them.)
+    Ties decide a removal if its score is the highest one removed from its video, and a prunable cell with exactly the
+    same score stays. With `spread`, the pattern decides between them.
     """
     wide = torch.float32 if encoded.tokens.device.type == "mps" else torch.float64
     if encoded.target is None:
@@ -69,15 +70,20 @@ def sums(encoded: Encoded, sim_share: float = 0.0, loss_scale: float = 1.0) -> T
 
 
 def watch(encoded: Encoded) -> None:
-    """Before the losses go backward: keep the gradient that arrives at the scores."""
+    """Call this before the backward pass, to keep the gradient that arrives at the scores."""
     if encoded.target is not None and encoded.scores.requires_grad:
         encoded.scores.retain_grad()
 
 
 class Health(NamedTuple):
-    """Columns of log.csv, all of the prunable cells of a step: mean and standard deviation of the scores, the share of
-    them that is saturated, their Pearson correlation with the target 1 − cos (NaN if either is constant), the share
-    of removals that ties decide, and the L2 norms of both teachers' gradients at the scores: λ·L_sim's, the LM's."""
+    """Columns of log.csv, over the prunable cells of a step.
+
+    score_mean, score_spread   mean and standard deviation of the scores
+    saturated                  share of the scores that are saturated
+    correlation                Pearson's, with the target 1 − cos, NaN if either is constant
+    ties                       share of the removals that ties decide
+    sim_gradient, lm_gradient  L2 norms of the gradients at the scores, of λ·L_sim and of the LM
+    """
 
     score_mean: float
     score_spread: float
@@ -89,7 +95,7 @@ class Health(NamedTuple):
 
     @classmethod
     def of(cls, sums: Sequence[float]) -> Health | None:
-        """From `sums`, added up; None if nothing was pruned.
+        """From added-up `sums`. None if nothing was pruned.
 
         >>> health = Health.of([2, 1.0, 0.625, 0.5, 0.25, 0.375, 0, 0, 1, 0.25, 0.0625])  # scores ¼, ¾; targets 0, ½
         >>> health.score_mean, health.score_spread, health.correlation, health.sim_gradient, health.lm_gradient
@@ -106,10 +112,11 @@ class Health(NamedTuple):
 
 
 def dead(*healths: Health | None) -> str:
-    """A line that says so, with the remedy, if by the mean of these the scorer is dead: ties decide more than half of
-    the removals, or more than 95% of the scores are saturated. Else, and if there is none, nothing. (Where hardly
-    anything changes, it is right that nearly all are: then scores that follow their target, r ≥ 0.3, and are not all
-    near 0 are no sign of death.)"""
+    """A line with the remedy if the scorer is dead, else "". It is dead if, on average over `healths`, ties decide more
+    than half of the removals, or more than 95% of the scores are saturated.
+
+    In a video that hardly changes, nearly all scores are rightly saturated. So they do not count as dead if they follow
+    their target (r ≥ 0.3) and are not all near 0."""
     known = [h for h in healths if h]
     ties = sum(h.ties for h in known) / max(len(known), 1)
     saturated = sum(h.saturated for h in known) / max(len(known), 1)
@@ -118,5 +125,5 @@ def dead(*healths: Health | None) -> str:
     if ties <= 0.5 and (saturated <= 0.95 or sparse):
         return ""
     found = f"ties decide {100 * ties:.0f}% of what is removed, and {100 * saturated:.0f}% of its scores are saturated"
-    cure = "train anew with a lower --scorer-lr-ratio or a larger --sim-weight"
+    cure = "train again with a lower --scorer-lr-ratio or a larger --sim-weight"
     return f"the scorer is dead: {found}; {cure}"

@@ -1,4 +1,4 @@
-"""What a command says and hears: a log of training steps as a table in a file, errors in one line, Ctrl-C, SIGTERM."""
+"""How a command reports and is stopped: the log of training steps, errors in one line, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from stts_mini.training.health import WINDOW, Health, dead
 
 
 class Log:
-    """log.csv, a row a step, written when a checkpoint is; and a running mean for the progress line. The columns of the
-    scorer's health (`training/health.py`) are empty where nothing was pruned, and a correlation where there is none;
-    those of a task (its share of right answers) where the step had no question of it."""
+    """log.csv, with one row a step, written with each checkpoint, and a running mean for the progress line. A task's
+    column has its share of right answers, and is empty if the step had no question of it. The columns of the scorer's
+    health (`training/health.py`) are empty where nothing was pruned. So is a correlation that does not exist."""
 
     NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds", *Health._fields)
 
     def __init__(self, path: Path, start: int, tasks: Sequence[str] = ()):
         self.path, self.rows, self.tokens, self.tasks = path, [], 0, tasks
         self.names = (*self.NAMES, *tasks)
-        self.learned = {task: [0.0, 0.0] for task in tasks}  # answers right, answers, since they were last shown
+        self.learned = {task: [0.0, 0.0] for task in tasks}  # right answers and all answers, since they were last shown
         self.loss = self.accuracy = None
         self.healths, self.warned = deque(maxlen=WINDOW), False
         header, *old = csv.reader(path.read_text().splitlines() if start and path.exists() else [""])
-        old = [row for row in old if len(row) == len(header)]  # the last one may have been cut off
-        old = [row + [""] * (len(self.names) - len(row)) for row in old]  # begun when there were fewer columns
+        old = [row for row in old if len(row) == len(header)]  # the last row may be cut off
+        old = [row + [""] * (len(self.names) - len(row)) for row in old]  # an older run had fewer columns
         with naming(path), path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
             csv.writer(file).writerows([self.names, *(row for row in old if int(row[0]) < start)])
 
@@ -38,7 +38,7 @@ class Log:
         self, step: int, task: float, sim: float, norm: float, accuracy: float, tokens: int, health: Health | None,
         skills: Sequence[tuple[float, float]] = (), *, seconds: float,
     ) -> None:  # fmt: skip
-        """One training step; `skills`: of each task, answers right and answers."""
+        """Add one training step. `skills`: for each task, right answers and all answers."""
         self.tokens, self.seconds = self.tokens + tokens, seconds
         known = [""] * len(Health._fields) if health is None else ["" if math.isnan(x) else f"{x:.4g}" for x in health]
         known += [f"{right / asked:.4f}" if asked else "" for right, asked in skills]
@@ -52,19 +52,19 @@ class Log:
         self.loss, self.accuracy = mix(self.loss, task + sim), mix(self.accuracy, accuracy)
 
     def text(self) -> str:
-        """For the progress line."""
+        """The text of the progress line."""
         speed = self.tokens / max(self.seconds, 1e-9)
         health = self.healths and f" r {self.healths[-1].correlation:.2f} ties {100 * self.healths[-1].ties:.0f}%"
         return f"loss {self.loss:.3f} accuracy {100 * self.accuracy:.1f}%{health or ''} tokens/s {speed:.0f}"
 
     def skills(self, step: int) -> str:
-        """How many answers to each task's training questions were right, in percent, since this was last called."""
+        """For each task, the percentage of right answers in training since the last call."""
         shares = [f"{task} {100 * right / asked:.0f}" for task, (right, asked) in self.learned.items() if asked]
         self.learned = {task: [0.0, 0.0] for task in self.tasks}
         return f"step {step}, right in training: {'% '.join(shares)}%"
 
     def warning(self) -> str:
-        """That the scorer is dead, said once, when its last pruned steps say so; else nothing."""
+        """A line if the last pruned steps show that the scorer is dead. It comes only once. Else ""."""
         if self.warned or len(self.healths) < WINDOW:
             return ""
         said = dead(*self.healths)
@@ -79,8 +79,8 @@ class Log:
 
 
 class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a question that the loop answers between two steps. A second Ctrl-C kills;
-    a second SIGTERM does not, for schedulers send it to a whole group, and again to each of its processes."""
+    """The first Ctrl-C or SIGTERM sets `asked`, and the loop looks at it between two steps. A second Ctrl-C kills. A
+    second SIGTERM does not, because schedulers send it to a whole group and then to each of its processes."""
 
     def __enter__(self) -> Interrupt:
         self.asked = False
@@ -99,7 +99,7 @@ class Interrupt:
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt: files that are half-written are removed, and worker processes end."""
+    """SIGTERM raises KeyboardInterrupt, so that half-written files are removed and worker processes end."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -109,7 +109,7 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """An error inside ends the process with one line, Ctrl-C or SIGTERM without any."""
+    """An error inside ends the process with one line. Ctrl-C and SIGTERM end it without any."""
     try:
         with sigterm_as_ctrl_c():
             yield

@@ -1,13 +1,12 @@
-"""Which parameters are optimised how, and how fast: Muon, AdamW, the schedule.
+"""How each parameter is optimised, and how fast: Muon, AdamW, the schedule.
 
-Muon: momentum, then the nearest orthogonal matrix, by five Newton–Schulz steps.
+Muon takes momentum, then the nearest orthogonal matrix, by five Newton–Schulz steps.
 
     m ← μ m + (1 − μ) g,   u = g + μ (m − g),   W ← W − lr · √max(1, rows/columns) · orthogonal(u)
 
-The update rule is that of `torch.optim.Muon`. That one computes in bfloat16, which a CPU without
-bfloat16 instructions emulates: measured once, 1.46 s a step on two AVX2 cores, longer than the
-forward and backward passes together. Here it is float32 on a CPU, and matrices of one shape go through
-together: 0.05 s. A test holds the two against each other.
+The update rule is that of `torch.optim.Muon`, and a test compares the two. Torch's computes in bfloat16, which is slow
+on a CPU without bfloat16 instructions. On two AVX2 cores a step took 1.46 s, longer than the forward and backward
+passes together. Here it is float32 on a CPU, with all matrices of one shape at once, and takes 0.05 s.
 """
 
 from __future__ import annotations
@@ -21,28 +20,26 @@ from torch import Tensor
 from stts_mini.model import VLM
 from stts_mini.training.config import TrainConfig
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
-
-def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the nearest matrix with orthonormal rows or columns: x (n, rows, columns), each on its own.
+def orthogonalise(x: Tensor) -> Tensor:
+    """Roughly the nearest matrix with orthonormal rows or columns, for each of x (n, rows, columns).
 
     Singular values end up between about 0.7 and 1.2, which is near enough.
     """
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = 3.4445, -4.7750, 2.0315  # as in torch.optim.Muon
     dtype = x.dtype
     x = x.float() if x.device.type == "cpu" else x.bfloat16()
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(dtype)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices. Raises ValueError for anything but 2-D parameters and sensible rates."""
+    """Muon for matrices. Raises ValueError for parameters that are not 2-D, and for impossible rates."""
 
     def __init__(self, params, lr: float = 0.02, momentum: float = 0.95):
         if not lr >= 0 or not 0 <= momentum < 1:
@@ -73,10 +70,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices, AdamW for the rest, each with a group for the LLM, vision and scorer.
+    """Muon for hidden matrices, AdamW for the rest, each with a group for every part of the model.
 
-    Every group carries its peak rate as `peak_lr`; weight decay is 0, β = (0.9, 0.95) (the public code; the paper names
-    none)."""
+    Every group has its peak rate as `peak_lr`. Weight decay is 0 and β = (0.9, 0.95), as in the public code. The paper
+    gives neither."""
     ratios = {"llm": 1.0, "vit": config.vision_lr_ratio, "connector": config.vision_lr_ratio}
     groups: dict[tuple[str, str], list] = {}
     for name, p in model.named_parameters():
@@ -99,8 +96,8 @@ def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimi
 
 
 def rate_at(step: int, config: TrainConfig) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, flat to the end of the curriculum, then
-    a cosine to zero.
+    """The share of the peak learning rate at a step: linear warm-up, flat to the end of the curriculum, then a cosine
+    to zero.
 
     >>> config = TrainConfig(steps=120, warmup=10, stages=dict(image=10, brief=10))
     >>> [round(rate_at(step, config), 2) for step in (0, 9, 20, 70, 119)]

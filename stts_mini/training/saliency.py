@@ -1,20 +1,20 @@
-"""A third teacher for the scorer, ours and not the paper's: which cells do the answers hang on?
+"""A third loss for the scorer, ours and not the paper's: which cells do the answers depend on?
 
     saliency of a cell = | xᵀ · ∂ Σ log-odds / ∂x |        x: the cell's LLM token, at k = 0; log-odds of right answers
     L_sal = (1/(T·C)) · Σ over t ≥ 1 and cells of (s − rank)²       rank of the cell's saliency in its video, 0 to 1
 
-Why. The paper's two teachers say nothing of what a cell is worth to an answer. The auxiliary loss says what changed.
-The LM's gradient on a score says whether *more* attention to a cell would help; a model that is trained already would
-have paid it, and in ours the mean may as well be zero, whether a cell matters or not (notebook 9). What tells
-them apart is its size: where nothing is read, nothing depends on it. |xᵀ∂/∂x| is the first-order change of the
-log-odds were the token taken away (Taylor importance, as in Molchanov et al., arXiv 1611.06440). Log-odds, since the
-log-likelihood's gradient carries a factor 1 − p: what is answered with certainty would count for nothing. The LLM's
-first layer has no part in it: it reads x normalised, so scaling x changes nothing there. What counts is x's share in
-what deeper layers read; with one layer, only rounding would be left.
+Why. The paper's two losses do not say what a cell is worth to an answer. The auxiliary loss says what changed. The LM's
+gradient on a score says whether *more* attention to a cell would help. A trained model already pays that attention, and
+in ours the mean gradient is about zero, whether a cell matters or not (notebook 9). The size of the gradient does tell
+them apart: if a cell is not read, nothing depends on it. |xᵀ∂/∂x| is the first-order change of the log-odds if the
+token were removed (Taylor importance, Molchanov et al., arXiv 1611.06440). It is log-odds because the gradient of the
+log-likelihood has a factor 1 − p. With it, answers that are certain would count for nothing. The LLM's first layer adds
+nothing: it reads x normalised, so scaling x changes nothing there. Only x's share in what deeper layers read counts.
+With a single layer, only rounding would be left.
 
-When. For `saliency_steps` unpruned steps, before pruning begins; a cell that is pruned has no gradient to learn from.
-From then on the scorer stays as it is, for the LM's gradient would blur it again (measured: tutorials/results). Ranks,
-and not what some k would keep: a scorer that is taught the best tenth alone sees too few examples of it.
+When. For `saliency_steps` unpruned steps, before pruning begins, because a pruned cell has no gradient to learn from.
+After that the scorer does not change. The LM's gradient would blur it again (measured: tutorials/results). The target
+is the rank, and not what some k would keep. If only the best tenth counted, a scorer would see too few examples.
 
 What this file does not do: change how a cell is scored, selected or packed. Nothing of it runs after training.
 """
@@ -40,9 +40,9 @@ def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def answer_saliency(output: Output) -> Tensor:
-    """What each cell of an unpruned batch is worth to its answers: ≥ 0, (B, T, C), detached; 0 for padding.
+    """What each cell of an unpruned batch is worth to its answers: ≥ 0, (B, T, C), detached, 0 for padding.
 
-    The graph is kept: the losses can still go backward.
+    The graph is kept, so that the losses can still go backward.
     """
     encoded = output.encoded
     (gradient,) = torch.autograd.grad(
@@ -55,7 +55,7 @@ def answer_saliency(output: Output) -> Tensor:
 def ranks(values: Tensor, num_frames: Tensor) -> Tensor:
     """For each video the place of each cell among its own, from 0 (the least) to 1: (B, T, C) → (B, T, C).
 
-    num_frames (B,), at least 2 cells each; padding gets 0, and of equal values the later cell is the higher.
+    num_frames (B,), at least 2 cells each. Padding gets 0. Of equal values, the later cell ranks higher.
 
     >>> ranks(torch.tensor([[[0.1, 0.9], [0.5, 7.0], [0.0, 0.0]]]), torch.tensor([2]))[0, :2]
     tensor([[0.0000, 0.6667],
@@ -71,10 +71,10 @@ def ranks(values: Tensor, num_frames: Tensor) -> Tensor:
 
 
 def saliency_loss(output: Output, num_frames: Tensor, still: Tensor | None = None) -> Tensor:
-    """L_sal of an unpruned batch whose cells were scored all the same.
+    """L_sal of an unpruned batch whose cells were scored nevertheless.
 
-    num_frames (B,); still (B,) bool or None: several pictures, never pruned. Mean over the videos with more than one
-    frame; 0 without any. Raises ValueError if nothing was scored, or if the scores have no gradient.
+    num_frames (B,). still (B,) bool or None: which are several pictures and never pruned. The mean is over the videos
+    with more than one frame, and 0 without any. Raises ValueError if there are no scores, or if they have no gradient.
     """
     scores = output.encoded.scores
     if scores is None or not scores.requires_grad:
@@ -88,5 +88,5 @@ def saliency_loss(output: Output, num_frames: Tensor, still: Tensor | None = Non
 
 
 def taught(num_frames: Tensor, still: Tensor | None = None) -> Tensor:
-    """Which videos there is something to learn from: (B,) bool. Not single frames, nor several pictures."""
+    """Which videos teach the scorer: (B,) bool. Single frames and several pictures do not."""
     return num_frames > 1 if still is None else (num_frames > 1) & ~still

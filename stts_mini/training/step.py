@@ -2,9 +2,9 @@
 
     L = L_task + λ · L_sim                                                          (paper §3.2)
 
-A batch may be cut into parts, to save memory, and shared by several processes: L_task is a mean over all questions of
-the whole batch, L_sim over all of its pruned videos, whatever the cuts. How the model is called (compiled, recomputing,
-in half precision, in step with other processes) is decided here, too.
+A batch may be cut into parts, to save memory, and shared by several processes. In any case, L_task is a mean over all
+questions of the whole batch, and L_sim over all of its pruned videos. This file also decides how the model is called:
+compiled, recomputing, in half precision, together with other processes.
 
 What this file does not do: draw batches (`data/batches.py`), step optimisers, log, save (`train.py`).
 """
@@ -31,7 +31,7 @@ from stts_mini.training.optim import Muon
 from stts_mini.training.saliency import saliency_loss, taught
 
 CLIP_NORM = 1.0  # largest norm of the gradient
-WARM_UP_RATE = 5.0  # of a scorer that L_sim teaches alone, times the LLM's rate
+WARM_UP_RATE = 5.0  # of a scorer that learns L_sim alone, times the LLM's rate
 
 
 def parts_of(batch: Batch, count: int) -> list[Batch]:
@@ -56,8 +56,8 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
 
 
 class Seen(NamedTuple):
-    """What a step has seen: mean L_task, mean L_sim (or L_sal), answers right, answers, tokens, the scorer's health
-    (None if nothing was pruned by a scorer that learns), and of each task of the batch (answers right, answers)."""
+    """What a step has seen. task, sim: means of L_task and of L_sim (or L_sal). health: None if no learning scorer
+    pruned anything. skills: (right answers, all answers) of each task of the batch."""
 
     task: float
     sim: float
@@ -69,7 +69,7 @@ class Seen(NamedTuple):
 
 
 def weights_of(batch: Batch, k: float, cells: int) -> tuple[int, int]:
-    """What a part's two losses are means over: its questions, and its videos that lose anything."""
+    """How many questions a part has, and how many videos that lose anything. The two losses are means over these."""
     still = [False] * len(batch.num_frames) if batch.still is None else batch.still.tolist()
     videos = zip(batch.num_frames.tolist(), still, strict=True)
     return sum(map(len, batch.branches)), sum(num_removed(k, cells, n) > 0 and not s for n, s in videos)
@@ -85,10 +85,10 @@ def forward_backward(
     run: Callable[..., Output] | None = None,
     saliency: bool = False,
 ) -> Seen:
-    """Gradients of one batch, in `accumulate` parts, and in as many processes as there are: whatever the parts, the
-    losses are means over all questions and all pruned videos of the whole batch. `run`: the model, wrapped for
-    several processes. `saliency`: unpruned, with L_sal instead of L_sim (which does not count once
-    a scorer was taught by saliency). What it returns leaves the device together, at the end."""
+    """Gradients of one batch, in `accumulate` parts and in all processes. The losses are means over all questions and
+    all pruned videos of the whole batch. `run`: the model, wrapped for several processes. `saliency`: an unpruned step
+    with L_sal instead of L_sim. Runs with saliency steps never use L_sim. All results leave the device together, at the
+    end."""
     k, run = config.k if k is None else k, run or model
     encode = model.encode_blind if config.blind else encode
     if saliency:
@@ -102,8 +102,8 @@ def forward_backward(
     for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
         shares = own_questions / questions, own_videos / max(videos, 1)
         last = i == len(parts) - 1
-        together = nullcontext() if last or run is model else run.no_sync()  # gradients meet once a step
-        # saliency goes backward twice through one graph, and compiled layers got the second time wrong (torch 2.13)
+        together = nullcontext() if last or run is model else run.no_sync()  # gradients are averaged once a step
+        # saliency goes backward twice through one graph, and compiled layers do the second wrong (torch 2.13)
         with together, eagerly(saliency and config.compile):
             with autocast(device):
                 output = run(part, k, encode)
@@ -113,8 +113,8 @@ def forward_backward(
                 loss = shares[0] * output.task_loss + weight * shares[1] * sim_loss
                 watch(output.encoded)
                 if run is not model and output.encoded.scores is not None:
-                    loss = loss + 0 * output.encoded.scores.sum()  # a gradient for whatever was computed: DDP waits
-            (loss * distributed.world_size()).backward()  # which averages over processes: a sum is wanted
+                    loss = loss + 0 * output.encoded.scores.sum()  # DDP waits for a gradient of all scores
+            (loss * distributed.world_size()).backward()  # DDP averages, and we want a sum
         health = sums(output.encoded, weight / max(videos, 1), distributed.world_size())
         task, sim = (
             x.detach().to(health, non_blocking=health.is_cuda) for x in (output.task_loss, torch.as_tensor(sim_loss))
@@ -133,15 +133,15 @@ def forward_backward(
 
 
 def learns(scorer: torch.nn.Module) -> bool:
-    """Whether STTS's two teachers can teach it anything."""
+    """Whether L_sim and the LM's gradient can teach this scorer anything."""
     return getattr(scorer, "injects_bias", False) and any(p.requires_grad for p in scorer.parameters())
 
 
 def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: TrainConfig, device: torch.device) -> None:
-    """Teach the scorer L_sim alone, while everything else stands still: a step for each batch, through blocks 0..l.
+    """Train the scorer on L_sim alone, through blocks 0..l, one step for each batch. Nothing else changes.
 
-    It is ours, not the paper's, which prunes by a fresh scorer and has thousands of steps to mend what that does. The
-    rate, WARM_UP_RATE times the LLM's, falls to zero. Every process must be given whole batches: so all stay alike.
+    This is ours. The paper prunes with a fresh scorer, and has thousands of steps to repair what that does. The rate is
+    WARM_UP_RATE times the LLM's, and falls to zero. Every process needs the same whole batches, so that all stay equal.
     """
     progress, cfg = Progress("scorer", config.lessons), model.config
     for i, batch in enumerate(batches):
@@ -150,7 +150,7 @@ def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: Trai
         for part, own in zip(parts, videos, strict=True):
             counts, real, prunable = ragged(part.frames, part.num_frames, config.k, cfg.cells, part.still)
             own_frame, counts = sent(real.nonzero(), device).unbind(1), torch.where(prunable, counts, 1)
-            with torch.no_grad(), autocast(device), eagerly(config.compile):  # not worth a graph without gradients
+            with torch.no_grad(), autocast(device), eagerly(config.compile):  # not worth compiling without gradients
                 x = model.stem(part.frames[own_frame])  # (F, N, D)
                 grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             loss = similarity_loss(model.scorer(grid, counts), temporal_target(grid, cfg.w), counts)
@@ -167,7 +167,7 @@ def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: Trai
 
 
 def answers_right(output: Output, answers: int) -> torch.Tensor:
-    """For each of so many answers, whether all of its tokens were predicted: (answers,) bool."""
+    """Whether all tokens of an answer were predicted, for each of so many answers: (answers,) bool."""
     wrong = (output.logits.argmax(-1) != output.targets).long()
     return wrong.new_zeros(answers).index_add(0, output.branch, wrong) == 0
 
@@ -178,24 +178,24 @@ def autocast(device: torch.device):
 
 
 def eagerly(compiled: bool):
-    """Compiled blocks run as they are written, for a while; nothing to do where they are not compiled."""
+    """A context in which compiled blocks run uncompiled."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def compile_blocks(model: VLM) -> None:
-    """From now on each block's forward is compiled; `recompute`, which goes around that, comes after it."""
+    """From now on, compile each block's forward. Call `recompute` after this, because it wraps the compiled blocks."""
     for block in (*model.vit.blocks, *model.llm.layers):
         block.forward = torch.compile(block.forward, dynamic=True)
 
 
 def recompute(model: VLM) -> None:
-    """From now on keep each block's input only for the backward pass; the rest is computed twice."""
+    """From now on, keep only each block's input for the backward pass, and compute the rest twice."""
     for block in (*model.vit.blocks, *model.llm.layers):
         block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
 
 
 def wrap(model: VLM, config: TrainConfig, device: torch.device) -> Callable[..., Output]:
-    """The model as the loop calls it: compiled, recomputing, in step with other processes, as the settings say."""
+    """The model as the loop calls it: compiled, recomputing, together with other processes, as the settings say."""
     model.varlen = config.varlen
     if config.compile:
         compile_blocks(model)

@@ -61,7 +61,7 @@ def test_what_is_read_is_not_written_to_nor_anything_twice(tmp_path):
     (tmp_path / "read").write_text("x")
     (tmp_path / "link").symlink_to("read")
     for outputs in (["link"], ["a", "b", "./a"]):
-        with pytest.raises(ValueError, match="is what is read, or is given twice"):
+        with pytest.raises(ValueError, match="is also an input, or is given twice"):
             check_outputs([tmp_path / name for name in outputs], [tmp_path / "read"])
     check_outputs([tmp_path / "a", tmp_path / "b"], [tmp_path / "read"])
 

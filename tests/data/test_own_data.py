@@ -61,13 +61,13 @@ def mixed(tmp_path_factory):
     "line, message",
     [
         ("{", "not JSON"),
-        ("[]", "a list, where an object in curly brackets is due"),
+        ("[]", "a list: give an object in curly brackets"),
         ({"qa": ASKED}, '0 of "video", "image" and "images": give one'),
         ({"video": "a", "image": "b", "qa": ASKED}, "2 of"),
         ({"video": 3, "qa": ASKED}, "give a path"),
         ({"images": [], "qa": ASKED}, "give a path or more, in square brackets"),
         ({"images": "a.png", "qa": ASKED}, "give a path or more, in square brackets"),
-        ({"video": "a", "qa": ASKED, "strat": 2}, "unknown: strat; know video, image, images, qa, start, end"),
+        ({"video": "a", "qa": ASKED, "strat": 2}, "unknown: strat. A clip has video, image, images, qa, start, end"),
         ({"video": "a", "qa": ASKED, "start": "2"}, "start = '2': give seconds, 0 or more"),
         ({"video": "a", "qa": ASKED, "end": -1}, "end = -1: give seconds, 0 or more"),
         ({"video": "a", "qa": ASKED, "start": 3, "end": 2}, "start 3.0 comes after end 2.0"),
@@ -101,7 +101,7 @@ def mixed(tmp_path_factory):
         ("[" * 100_000, "brackets within brackets without end"),
         *(({"video": "a", "qa": [{**ASKED[0], name: "a \ud800"}]}, r"near 'a \ud800'") for name in ASKED[0]),
         ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "\udce9"]}]}, r"no UTF-8 near '\udce9'"),
-        ({"video": "a", "qa": ASKED, "a\n\x1b\ud800": 1}, r"unknown: a\n\x1b\ud800; know"),
+        ({"video": "a", "qa": ASKED, "a\n\x1b\ud800": 1}, r"unknown: a\n\x1b\ud800. A clip has"),
         ({"video": "a", "qa": [{**ASKED[0], "options": ["x" * 9**3] * 9**3}]}, "the answer 'she' is not among"),
     ],
 )
@@ -489,8 +489,8 @@ def test_the_evaluation_refuses_what_it_would_not_use(mixed, tmp_path, monkeypat
         (["--data", "clips.json"], "ends in .jsonl"),
         ([*own, "--clips", "2"], "--clips, --split and --panels are for the toy world"),
         ([*own, "--split", "val"], "--clips, --split and --panels are for the toy world"),
-        ([*own, "--json", str(mixed)], "is what is read"),
-        ([*own, "--json", path], "is what is read"),
+        ([*own, "--json", str(mixed)], "is also an input"),
+        ([*own, "--json", path], "is also an input"),
     ):
         with pytest.raises(SystemExit, match=message):
             evaluation.main([path, *words])

@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_named(tmp_path):
         path.unlink()
     with pytest.raises(WeightsError, match=r"model.safetensors cannot be used"):
         load_vit(ViT(vit_config(tmp_path / "vit")), tmp_path / "vit")
-    with pytest.raises(WeightsError, match="no folder here, and no name like"):
+    with pytest.raises(WeightsError, match="neither a folder here nor a name like"):
         pretrained.folder_of("./nowhere")
 
 
@@ -224,7 +224,7 @@ def test_what_changes_no_number_is_let_pass(tmp_path):
         path = tmp_path / "vit" / f"{name}_config.json"
         pixels["image_mean"] = [0.48, 0.46, 0.41]
         path.write_text(json.dumps(said))
-        with pytest.raises(WeightsError, match=r"image_mean = \[0.48, 0.46, 0.41\], and not \[0.5, 0.5, 0.5\]"):
+        with pytest.raises(WeightsError, match=r"image_mean = \[0.48, 0.46, 0.41\] instead of \[0.5, 0.5, 0.5\]"):
             load_vit(ViT(vit_config(tmp_path / "vit")), tmp_path / "vit")
         path.unlink()
 
@@ -277,14 +277,14 @@ def test_weights_that_are_not_what_the_config_says_are_refused(tmp_path):
         (
             "position_embedding.weight",
             lambda w, key: {key: w[:30].clone()},
-            r"is \(30, 12\), and by config.json \(36, 12",
+            r"is \(30, 12\), but \(36, 12",
         ),
         ("position_embedding.weight", lambda w, key: {key: w[:25].clone()}, r"is \(25, 12\)"),  # a smaller square
-        ("position_embedding.weight", lambda w, key: {key: w[0, 0].clone()}, r"is \(\), and"),
+        ("position_embedding.weight", lambda w, key: {key: w[0, 0].clone()}, r"is \(\), but"),
         (
             "patch_embedding.weight",
             lambda w, key: {key: w.flatten(1)},
-            r"is \(12, 48\), and by config.json \(12, 3, 4, 4",
+            r"is \(12, 48\), but \(12, 3, 4, 4",
         ),
         ("layers.4.mlp.fc2.bias", lambda w, key: {key.replace("s.4", "s.7"): w.clone()}, "blocks.7.mlp.fc2.bias"),
     ):
@@ -336,7 +336,7 @@ def test_a_tokenizer_that_does_not_go_with_the_llm_is_refused(tmp_path):
     good = path.read_text()
     vocab = max(pretrained.load_tokenizer(tmp_path / "llm").fast.get_vocab().values()) + 1
     pretrained.load_tokenizer(tmp_path / "llm", vocab)
-    with pytest.raises(WeightsError, match=rf"has the token {vocab - 1}, and the LLM {vocab - 1} embeddings"):
+    with pytest.raises(WeightsError, match=rf"has the token {vocab - 1}, but the LLM has {vocab - 1} embeddings"):
         pretrained.load_tokenizer(tmp_path / "llm", vocab - 1)
     path.write_text(json.dumps({**json.loads(good), "normalizer": {"type": "NFC"}}))
     pretrained.load_tokenizer(tmp_path / "llm")  # as Qwen3's does

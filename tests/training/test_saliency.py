@@ -124,9 +124,9 @@ def test_scorers_without_weights_are_refused(small):
     model, batch = small
     with pytest.raises(ValueError, match=r"a scorer without weights .* --saliency-steps 0"):
         saliency_loss(model(batch, 0.0), batch.num_frames)
-    with pytest.raises(ValueError, match="saliency_steps = 3 teach what to keep, and k = 0 keeps all"):
+    with pytest.raises(ValueError, match="saliency_steps = 3 teach what to keep, but k = 0 keeps all"):
         PaperConfig(k=0.0, saliency_steps=3)
-    with pytest.raises(ValueError, match="steps = 702 end within"):
+    with pytest.raises(ValueError, match="steps = 702, but the first 702 are unpruned"):
         PaperConfig(steps=702, saliency_steps=2)
 
 

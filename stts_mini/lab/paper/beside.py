@@ -1,7 +1,7 @@
-"""What the paper found, beside what our rows say, at both ends of the dial: one table, made from the rows' files.
+"""The paper's findings beside ours, without panels and with two: one table, made from the rows' files.
 
 A finding is a difference between two rows. The paper's number is in points of its average over 13 benchmarks of a 4B
-model, ours of 13 tasks of a toy world. So what is compared is not a size but a claim:
+model, ours of 13 tasks of a toy world. So we do not compare sizes. We ask whether a claim holds:
 
     holds      the whole 95% interval is on the claim's side of its bar
     does not   the whole interval is on the other side
@@ -9,7 +9,7 @@ model, ours of 13 tasks of a toy world. So what is compared is not a size but a 
 
 The bar of "loses little" is the paper's own loss. The bar of "is better" is zero. Speed is compared as the share of a
 counted limit that is reached (`lab/speed`). The paper's own throughputs reach 0.95 of theirs or more. Speed depends on
-how many cells there are, and not on what they show, so it is the same at both ends of the dial.
+the number of cells and not on what they show, so it is the same without panels and with two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stts_mini.lab.paper.scores import UNPRUNED, Results, difference, signed, ta
 
 @dataclass(frozen=True)
 class Finding:
-    """The claim that row `a` minus row `b` is at least `bar`, in points (`below`: at most); and the paper's number."""
+    """The claim that row `a` minus row `b` is at least `bar` points (`below`: at most), and the paper's number."""
 
     text: str
     a: tuple
@@ -75,7 +75,7 @@ HEADLINES = (  # the lines of the table that the front page shows
 
 
 def verdict(low: float, high: float, finding: Finding) -> str:
-    """Whether the finding holds, by the 95% interval of ours, in points.
+    """Whether the finding holds, by the 95% interval of our difference, in points.
 
     >>> claim = loses_little(0.5, -0.7)
     >>> verdict(-0.5, 0.1, claim), verdict(-2.0, -1.0, claim), verdict(-1.0, 0.0, claim)
@@ -87,7 +87,7 @@ def verdict(low: float, high: float, finding: Finding) -> str:
 
 
 def ours(results: Results, finding: Finding) -> list[str]:
-    """Our difference with its interval and seeds, and the verdict; dashes where rows are missing."""
+    """Our difference with its interval and seeds, and the verdict. Dashes where rows are missing."""
     both = results.shared(finding.a, finding.b)
     if not both:
         return ["–", "–"]
@@ -97,11 +97,11 @@ def ours(results: Results, finding: Finding) -> list[str]:
     return [f"{signed(d)} ({signed(low)} to {signed(high)}; {seeds})", verdict(100 * low, 100 * high, finding)]
 
 
-PAPER_SPEED = {"training": (2.25, 1.05), "inference": (2.22, 1.03)}  # at 256 frames; how much of its limit that is
+PAPER_SPEED = {"training": (2.25, 1.05), "inference": (2.22, 1.03)}  # at 256 frames, and the share of its limit
 
 
 def faster(bench: Mapping | None) -> list[list[str]]:
-    """The lines of speed, from a bench.json: how often as fast at k = 50 as unpruned, on a video of 256 frames."""
+    """The lines about speed, from a bench.json: how many times as fast as unpruned, at k = 50 on 256 frames."""
     lines = []
     for row in (bench or {}).get("speed", ()):
         if (row["videos"], row["frames"], row["k"]) == (1, 256, 0.5):
@@ -114,8 +114,8 @@ def faster(bench: Mapping | None) -> list[list[str]]:
 
 
 def beside(without: Results, panels: Results, bench: Mapping | None = None, only: Container[str] | None = None) -> str:
-    """The table: each finding with the paper's number, ours without panels and with two; `bench`: of speed, too. With
-    `only`, the lines with these texts alone."""
+    """The table: each finding with the paper's number, and ours without panels and with two. `bench` adds speed. `only`
+    keeps the lines with these texts."""
     rows = [
         [f.text, f"{f.paper:+.1f}".replace("-", "−"), *ours(without, f), *ours(panels, f)]
         for f in FINDINGS

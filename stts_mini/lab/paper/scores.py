@@ -1,11 +1,12 @@
 """Rows' files as scores: accuracies, intervals, paired differences.
 
-A score is a mean over tasks (short, long), and the average is the mean of the two, as in the paper. The 95%
-interval is a hierarchical bootstrap: seeds are drawn with replacement, and within each kind of clip the clips,
-the same ones for all seeds, tasks and rows. A difference is paired: the same draw for both rows. Of three seeds,
-the seeds' part of such an interval is hardly more than their range (all three draws are of the lowest with
-probability 1/27, more than 2.5%), so where seeds differ more than clips do it covers less than 95%: differences
-are given seed by seed, too (`seed_by_seed`).
+A score is a mean over tasks (short, long). The average is the mean of these two, as in the paper. The 95% interval is a
+hierarchical bootstrap. Seeds are drawn with replacement. So are the clips of each kind, the same for all seeds, tasks
+and rows. A difference is paired: both rows use the same draws.
+
+With three seeds, the interval is too narrow where seeds differ more than clips do. All three draws are of the lowest
+seed with probability 1/27, more than 2.5%, so the seeds' part of the interval is about their range. Therefore we
+also give differences seed by seed (`seed_by_seed`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from stts_mini.training.config import upgraded
 
 DRAWS = 2000
 AVERAGES = ("short", "long", "average")
-UNPRUNED = ("unpruned", 0.0)  # a row: method, k, and the way of asking if it is not "as trained"
+UNPRUNED = ("unpruned", 0.0)  # a row: method, k, and the way of asking if that is not "as trained"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Scores:
 
     answers  {task: (seeds, clips), 0 or 1}
     names    the seeds
-    means    other numbers, as means over the seeds; None for what is not known
+    means    other numbers, as means over the seeds. None if not known
     """
 
     answers: dict[str, np.ndarray]
@@ -48,12 +49,12 @@ class Scores:
 
 
 def kind_of(task: str) -> str:
-    """The kind of clip that a task is asked about: tasks of a kind share their clips."""
+    """The kind of clip that a task is asked about. Tasks of a kind share their clips."""
     return "image" if task.startswith("image/") else next(k for k, tasks in world.TASKS.items() if task in tasks)
 
 
 def averaged(of: Callable[[str], float | np.ndarray], tasks: Iterable[str], group: str) -> float | np.ndarray:
-    """The mean of `of` over the tasks of a group: "short", "long", "average" (both, each counting half) or one task.
+    """The mean of `of` over the tasks of a group: "short", "long", "average" (half of each) or one task.
 
     >>> score = {"count": 1.0, "speed": 0.5, "needle": 0.0}
     >>> float(averaged(score.get, score, "average"))
@@ -71,8 +72,8 @@ def value(scores: Scores, group: str) -> float:
 
 @functools.cache
 def weights(n: int, kind: str | None = None) -> np.ndarray:
-    """How much each of n seeds, or of the n clips of a kind, counts in each draw: (draws, n). The draws depend on n and
-    on the kind alone, so two rows that have the same are drawn alike."""
+    """How much each of n seeds, or of the n clips of a kind, counts in each draw: (draws, n). The draws depend only on
+    n and the kind, so two rows with the same n have the same draws."""
     rng = np.random.default_rng(0 if kind is None else (1, list(world.TASKS).index(kind)))
     return np.stack([np.bincount(picks, minlength=n) for picks in rng.integers(n, size=(DRAWS, n))]) / n
 
@@ -94,8 +95,8 @@ def interval(scores: Scores, group: str) -> tuple[float, float]:
 
 
 def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
-    """a − b and its 95% interval, paired by clip and by seed. Raises ValueError for rows that were not asked the
-    same."""
+    """a − b and its 95% interval, paired by clip and by seed. Raises ValueError for rows of different seeds, tasks or
+    clips."""
     shapes = [{t: x.shape for t, x in scores.answers.items()} for scores in (a, b)]
     if shapes[0] != shapes[1] or a.names != b.names:
         raise ValueError("two rows of different seeds, tasks or clips cannot be paired")
@@ -103,16 +104,16 @@ def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
     return value(a, group) - value(b, group), float(low), float(high)
 
 
-ONE_METHODS_OWN = {  # settings that need not be the same in all rows (the steps are in the method's name)
+ONE_METHODS_OWN = {  # settings that may differ between rows (the steps are in the method's name)
     *("k", "seed", "steps", "max_frames", "image_size"),
     *itertools.chain(*METHODS.values()),
 }
 
 
 def in_common(record: dict) -> dict[str, object]:
-    """What a row must have in common with every other row that has it, each under the name of what it is."""
-    config = {**asdict(PaperConfig()), **upgraded(record["config"])}  # what a row did not know had the usual value
-    config["train_clips"] = {kind: n for kind, n in config["train_clips"].items() if world.TASKS[kind]}  # all it saw
+    """What a row must have in common with others, by name. All rows that have a name must agree on its value."""
+    config = {**asdict(PaperConfig()), **upgraded(record["config"])}  # a setting that a row lacks had its default
+    config["train_clips"] = {kind: n for kind, n in config["train_clips"].items() if world.TASKS[kind]}  # what it saw
     method, k = record["row"]["method"], record["row"]["k"]
     return {
         "test sets": record["fingerprint"],
@@ -125,8 +126,8 @@ def in_common(record: dict) -> dict[str, object]:
 
 
 class Results:
-    """All finished rows of one dial: `scores(method, k, way)` over whatever seeds there are. Raises ValueError for rows
-    that were not made alike: another test set, base, device, or recipe."""
+    """All finished rows with one number of panels: `scores(method, k, way)` over the seeds that exist. Raises
+    ValueError for rows that were made differently: another test set, base, device, or recipe."""
 
     def __init__(self, folder: Path, only: Sequence[int] | None = None, panels: int = MOST_PANELS):
         key = itemgetter("method", "k", "seed")
@@ -136,14 +137,14 @@ class Results:
         common: dict[str, object] = {}
         for row, record in self.records.items():
             if (own := parted(row[0])[1]) not in (None, had := record["config"]["steps"]):
-                raise ValueError(f"{folder}: {row} is named after {own} steps and had {had}; run it again")
+                raise ValueError(f"{folder}: {row} is named after {own} steps but had {had}: run it again")
             for what, mark in in_common(record).items():
                 other = common.setdefault(what, mark)
                 if mark != other:
                     raise ValueError(
-                        f"{folder} holds rows of different {what}: {other} and, {row}, {mark}; run one again"
+                        f"{folder} holds rows of different {what}: {other}, but {row} has {mark}: run one again"
                     )
-        self.own = sorted({m for m, *_ in self.records if parted(m)[0] not in METHODS})  # scorers from somebody's file
+        self.own = sorted({m for m, *_ in self.records if parted(m)[0] not in METHODS})  # scorers in a user's file
         self.fingerprint = common.get("test sets", "")
 
     def seeds(self, method: str, k: float, way: str = "as trained") -> list[int]:
@@ -157,7 +158,7 @@ class Results:
     def scores(
         self, method: str, k: float, way: str = "as trained", seeds: Sequence[int] | None = None
     ) -> Scores | None:
-        """A row's answers and other numbers, of all seeds there are or of these; None if there is nothing."""
+        """A row's answers and other numbers, of these seeds or of all. None if there are none."""
         seeds = self.seeds(method, k, way) if seeds is None else seeds
         asked = [self.records[method, k, s]["asked"][way] for s in seeds]
         if not asked:
@@ -200,8 +201,8 @@ def with_interval(scores: Scores, group: str) -> str:
 def against(
     results: Results, row: tuple, other: tuple, group: str = "average", seeds: Collection[int] | None = None
 ) -> str:
-    """row − other like −0.4 (−1.1 to +0.3), over the seeds that both have (of these); – if there are none, or for a
-    row and itself."""
+    """row − other, like −0.4 (−1.1 to +0.3), over the seeds that both have (only among `seeds`, if given). "–" if there
+    are none, or if both are the same row."""
     both = [s for s in results.shared(row, other) if seeds is None or s in seeds]
     if not both or row == other:
         return "–"
@@ -210,7 +211,7 @@ def against(
 
 
 def seed_by_seed(a: Scores, b: Scores) -> str:
-    """Differences of the averages, each after its seed's number, of two rows of the same seeds.
+    """The difference of two rows' averages for each seed, after the seed's number. Both rows have the same seeds.
 
     >>> a, b = (Scores({"count": np.array([[1, 1], [right, 0]])}, (0, 2)) for right in (1, 0))
     >>> seed_by_seed(a, b)
@@ -221,8 +222,8 @@ def seed_by_seed(a: Scores, b: Scores) -> str:
 
 
 def table(head: str, rows: Iterable[dict[str, object] | list | None]) -> str:
-    """Rows under the column names of `head`. A dict has each column's cell by its name, a list has them in order, and
-    None is left out. Without any row there is no table.
+    """Rows under the column names of `head`. A dict names the column of each cell, a list has the cells in order, and
+    None is left out. Without rows there is no table.
 
     >>> table("|k", []), table("|k", [None, ["random", 50], {"k": 80, "seeds": "0", "": "STTS"}])
     ('', '| | k |\\n|---|---|\\n| random | 50 |\\n| STTS | 80 |')

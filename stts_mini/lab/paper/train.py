@@ -1,9 +1,9 @@
-"""The main command with what the lab's recipes add to it: saliency, spreading, elastic k, any number of frames.
+"""The training command with the lab's additions: saliency, spreading, elastic k, any number of frames.
 
     python -m stts_mini.lab.paper.train --saliency-steps 60 --spread 0.3 --sim-weight 0 --k 0.8
     python -m stts_mini.lab.paper.train --preset base           the first run of the unpruned model that rows start from
 
-All of this is ours, not the paper's. What each brought is in tutorials/results/FINDINGS.md.
+All of this is ours, not the paper's. tutorials/results/FINDINGS.md says what each one gained.
 """
 
 from __future__ import annotations
@@ -20,31 +20,27 @@ from stts_mini.training.config import PRESETS, TrainConfig, parse_flags, setting
 
 @dataclass(frozen=True)
 class PaperConfig(TrainConfig):
-    """A training run with the lab's own settings. Raises ValueError for values that cannot be."""
+    """A training run with the lab's own settings. Raises ValueError for impossible values."""
 
-    thinning: float = setting(1.0, "divide max_frames and fps by up to this much, anew in each step")
-    coarse_steps: int = setting(
-        0, "until this step, divide by all of --thinning: few frames cost little", may_be_0=True
-    )
+    thinning: float = setting(1.0, "divide max_frames and fps by a random factor up to this, drawn in each step")
+    coarse_steps: int = setting(0, "until this step, divide by --thinning itself: few frames are cheap", may_be_0=True)
     saliency_steps: int = setting(
-        0,
-        "steps after the stages, unpruned: the scorer learns what answers hang on, then stays (no L_sim)",
-        may_be_0=True,
+        0, "unpruned steps after the stages, in which the scorer learns saliency, and after that no more", may_be_0=True
     )
-    spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time; 0: off", may_be_0=True)
+    spread: float = setting(0.0, "weight of a fixed pattern that spreads kept cells over time. 0: off", may_be_0=True)
     blind: bool = setting(False, "train without any vision tokens (the control)")
     scorer_steps: int = setting(
-        400, "steps of L_sim alone for the scorer, before pruning begins; at most as many as are pruned", may_be_0=True
+        400, "steps of L_sim alone for the scorer, before pruning begins. At most as many as are pruned", may_be_0=True
     )
-    elastic: bool = setting(False, "draw k anew in each step, from 0 to --k: one model for every budget")
-    video_size: int = setting(0, "side of a frame in pixels, in the world's files; 0: as --image-size", may_be_0=True)
+    elastic: bool = setting(False, "draw k at random in each step, from 0 to --k: one model for every budget")
+    video_size: int = setting(0, "side of a frame in pixels, in the world's files. 0: as --image-size", may_be_0=True)
 
     def __post_init__(self):
-        object.__setattr__(self, "video_size", self.video_size or self.image_size)  # frozen, but not yet made
+        object.__setattr__(self, "video_size", self.video_size or self.image_size)  # the way to set a frozen field
         super().__post_init__()
         steps, named = self.saliency_steps, f"saliency_steps = {self.saliency_steps}"
         require(self.thinning >= 1, f"thinning = {self.thinning}: give 1 for every frame, or more")
-        require(not steps or self.k, f"{named} teach what to keep, and k = 0 keeps all: give --k")
+        require(not steps or self.k, f"{named} teach what to keep, but k = 0 keeps all: give --k")
         require(not steps or self.llm_depth >= 2, f"{named} need an LLM of 2 layers or more: give --llm-depth 2")
         blind = "blind training has no cells whose saliency could be learned: give --saliency-steps 0"
         require(not steps or not self.blind, blind)
@@ -55,7 +51,7 @@ class PaperConfig(TrainConfig):
         return 0.0 if self.elastic else super().least_k
 
     def k_at(self, step: int) -> float:
-        """k at a step; if `elastic`, a share of it, drawn at random.
+        """k at a step. If `elastic`, a random share of it.
 
         >>> config = PaperConfig(k=0.8, elastic=True, stages={})
         >>> ks = [config.k_at(step) for step in range(99)]

@@ -1,11 +1,11 @@
-"""Our backbones beside Hugging Face's, with the same weights, in the same process: is being readable slow?
+"""Our backbones beside Hugging Face's, with the same weights, in the same process: is readable code slow?
 
     pip install -e '.[backbones]'
     python -m stts_mini.lab.speed.backbones                  SiglipVisionModel and Qwen3ForCausalLM, two sizes each
 
-Both compute in float32 with PyTorch's fused attention ("sdpa"), take turns in every round, and give the same output
-(checked before anything is timed). A ratio above 1 means that ours is faster; given is the median over rounds of
-seconds(theirs) / seconds(ours) within a round, and its quartiles.
+Both compute in float32 with PyTorch's fused attention ("sdpa") and take turns in every round. Before timing, we check
+that their outputs are the same. A ratio above 1 means that ours is faster. It is seconds(theirs) / seconds(ours) of a
+round, given as median and quartiles over the rounds.
 
 What this file does not do: look at pruning (`bench.py`).
 """
@@ -31,7 +31,7 @@ VITS = {  # the shape, and frames in a pass
     "ViT, the toy's": (ViTConfig(48, 8, 64, 6, 2, 256), 128),
     "ViT, of width 384": (ViTConfig(112, 14, 384, 6, 6, 1536), 16),
 }
-LLMS = {  # the shape, sequences, tokens of each
+LLMS = {  # the shape, sequences, tokens of a sequence
     "LLM, the toy's": (LLMConfig(1024, 128, 4, 4, 2, 32, 256), 8, 256),
     "LLM, of width 512": (LLMConfig(4096, 512, 4, 8, 4, 64, 1536), 2, 384),
 }
@@ -55,7 +55,7 @@ def vit_pair(config: ViTConfig, frames: int) -> dict[str, Forward]:
 
 
 def llm_pair(config: LLMConfig, sequences: int, tokens: int) -> dict[str, Forward]:
-    """Ours and theirs, with the same weights; causal text, and the logits of all of it."""
+    """Ours and theirs, with the same weights, on causal text, with logits of all tokens."""
     import transformers
 
     theirs = transformers.Qwen3ForCausalLM(
@@ -76,7 +76,7 @@ def llm_pair(config: LLMConfig, sequences: int, tokens: int) -> dict[str, Forwar
 
 
 def check(name: str, pair: dict[str, Forward]) -> None:
-    """Raises RuntimeError if the two differ."""
+    """Raise RuntimeError if the two outputs differ."""
     with torch.no_grad():
         a, b = pair["ours"](), pair["theirs"]()
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-4):

@@ -1,22 +1,23 @@
-"""How many multiply-adds a forward, and a training step, must do: the limit of what pruning can save.
+"""How many multiply-adds a forward pass and a training step must do. This limits what pruning can save.
 
     limit at k = multiply-adds(unpruned) / multiply-adds(k)            both by the same formula
 
 What a perfect implementation must compute is decided here, once:
     stem       patch embedding and blocks 0..l+1, on every real frame (never on padding frames)
     score      the scorer, on every cell of a video that is pruned
-    packed     blocks l+2.., on kept patches only; attention only within a frame: Σ n² pairs, no spare room
+    packed     blocks l+2.., on kept patches only. Attention is only within a frame: Σ n² pairs, no spare room
     connector  on kept cells only
-    llm        on real tokens only; attention counts the pairs (query, key) that may see each other: of causal
-               text the lower triangle, of vision tokens all; logits of predicted tokens only
-Counted are products of matrices: linear layers, and QKᵀ and weights·V of the attention over frames and
-sequences. A backward pass does each of them twice more, but for the patch embedding, whose input needs no
-gradient: once more. Not counted: norms, activations, softmax, rotations, the sums of nine inside a cell, the
-losses, the optimiser, anything that moves data. One multiply-add is two FLOP.
+    llm        on real tokens only. Attention counts the pairs (query, key) that may see each other: the lower
+               triangle of causal text, and all pairs of vision tokens. Logits of predicted tokens only
 
-Work says how much there is to do, `multiply_adds` what it costs. `needed` gives the Work of a perfect
-implementation. `computed` gives that of a run as it was, padding and masked pairs included: so the formula can be
-compared with PyTorch's own count of that run.
+We count products of matrices: linear layers, and QKᵀ and weights·V of the attention over frames and sequences. A
+backward pass does each of them twice more. The patch embedding is done only once more, because its input needs no
+gradient. We do not count norms, activations, softmax, rotations, sums inside a cell, losses, the optimiser, or anything
+that moves data. One multiply-add is two FLOP.
+
+Work says how much there is to do, `multiply_adds` what it costs. `needed` gives the Work of a perfect implementation.
+`computed` gives the Work of a real run, with padding and masked pairs. So the formula can be compared with PyTorch's
+own count of that run.
 
 Legend: B videos · T frames of a video, F of a batch · N patches of a frame, C cells · w² patches of a cell
 n kept patches of a frame · P tokens of a video's prefix in the LLM, V of them vision · D, W widths of ViT, LLM
@@ -37,7 +38,7 @@ from stts_mini.vit import ViTConfig
 
 Text = Sequence[Sequence[tuple[int, int]]]  # for each video, for each question: tokens of prompt and answer
 
-# Molmo2-4B, as far as the paper says: 25 of So400m/14's 27 blocks, Qwen3-4B; the connector's width is a guess
+# Molmo2-4B, as far as the paper says: 25 of So400m/14's 27 blocks, Qwen3-4B. The connector's width is a guess.
 PAPER = VLMConfig(
     ViTConfig(378, 14, 1152, 25, 16, 4304),
     LLMConfig(151936, 2560, 36, 32, 8, 128, 9728),
@@ -70,7 +71,7 @@ class Work:
 
 
 def evenly_kept(k: float, cells: int, frames: int) -> list[int]:
-    """Kept cells of each frame, were they spread as evenly as frame 0 allows.
+    """Kept cells of each frame, if they are spread as evenly as frame 0 allows.
 
     >>> evenly_kept(0.5, cells=9, frames=4)
     [9, 3, 3, 3]
@@ -80,9 +81,9 @@ def evenly_kept(k: float, cells: int, frames: int) -> list[int]:
 
 
 def needed(config: VLMConfig, kept: Sequence[Sequence[int]], k: float, text: Text, stamp: int = 1) -> Work:
-    """What must be done for videos with these kept cells in each real frame, and these questions.
+    """What must be done for videos with these kept cells and these questions.
 
-    kept   for each video, for each of its frames: kept cells
+    kept   for each video, for each of its real frames: kept cells
     text   for each video, for each question: tokens of its prompt and of its answer (its end is predicted, not read)
     stamp  tokens of a time stamp
     Raises ValueError for a model that prunes more than once.
@@ -111,7 +112,7 @@ def needed(config: VLMConfig, kept: Sequence[Sequence[int]], k: float, text: Tex
 
 
 def computed(config: VLMConfig, output: Output) -> Work:
-    """What `VLM.forward` did, in training: rows with their spare room, masked pairs, padded sequences."""
+    """What `VLM.forward` did in training, with spare room in rows, masked pairs and padded sequences."""
     encoded, N = output.encoded, config.vit.num_patches
     B, rows = len(encoded.kept), len(encoded.packed.frame)
     scored = 0 if encoded.scores is None else encoded.scores.numel()
@@ -123,23 +124,23 @@ def computed(config: VLMConfig, output: Output) -> Work:
 
 
 def decoded(config: VLMConfig, cached: Sequence[int]) -> Work:
-    """One more token for each row, after so many cached ones."""
+    """The Work of one more token for each row, after so many cached ones."""
     return Work(tokens=len(cached), seen=sum(cached) + len(cached), logits=len(cached))
 
 
 def multiply_adds(config: VLMConfig, work: Work, backward: bool = False, recompute: bool = False) -> dict[str, int]:
-    """Multiply-adds of each stage, of a forward pass, or of forward and backward together; `recompute`: in which blocks
-    and layers run forward once more (`step.recompute`), but for their last product, which nobody needs."""
+    """Multiply-adds of each stage in a forward pass. `backward`: in forward and backward together. `recompute`: blocks
+    and layers run forward once more (`step.recompute`), except their last product, which is not needed."""
     vit, llm, w2 = config.vit, config.llm, config.w**2
     D, W, M, N = vit.width, llm.width, config.connector_mlp, vit.num_patches
     heads, kv_heads = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
 
     def blocks(count: int, tokens: int, pairs: int) -> int:
-        """ViT blocks: four projections, two layers of the MLP; attention."""
+        """ViT blocks: four projections, two layers of the MLP, attention."""
         return count * (tokens * (4 * D * D + 2 * D * vit.mlp) + 2 * D * pairs)
 
     def pooler(features: int) -> int:
-        """One cell: its query, its tokens' keys and values, its output."""
+        """Pooling one cell: its query, its tokens' keys and values, its output."""
         return features * D * (1 + 2 * w2) + D * D
 
     embed = work.frames * N * 3 * vit.patch_size**2 * D
@@ -167,12 +168,13 @@ def multiply_adds(config: VLMConfig, work: Work, backward: bool = False, recompu
 
 
 def saved_floats(config: VLMConfig, work: Work) -> int:
-    """Numbers that a training step must hold for its backward pass, if it keeps what each layer reads and nothing
-    twice, and recomputes nothing: in a ViT block both norms' inputs and outputs, Q, K, V, the attention's result, the
-    MLP's hidden layer before and after GELU; in an LLM layer the same, with Q and K before and after their norms, and
-    four widths of the SwiGLU: gate, SiLU of it, up, and the product. (Statistics of norms and softmax, masks and
-    logits' gradients are left out.)
-    """
+    """How many numbers a training step must keep for its backward pass, if it keeps what each layer reads, nothing
+    twice, and recomputes nothing.
+
+    A ViT block keeps both norms' inputs and outputs, Q, K, V, the attention's result, and the MLP's hidden layer before
+    and after GELU. An LLM layer keeps the same, with Q and K before and after their norms, and four widths of the
+    SwiGLU: gate, its SiLU, up, and the product. Statistics of norms and softmax, masks and logits' gradients are left
+    out."""
     vit, llm, w2 = config.vit, config.llm, config.w**2
     D, heads, kv_heads = vit.width, llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
     patches = work.frames * vit.num_patches
@@ -189,14 +191,14 @@ def saved_floats(config: VLMConfig, work: Work) -> int:
 
 
 def limit(config: VLMConfig, videos: int, frames: int, k: float, questions: int = 1, stamp: int = 1) -> float:
-    """How many times faster than unpruned a training step on such a batch could be, at best; kept cells spread
-    evenly, questions of 16 tokens.
+    """How many times faster than unpruned a training step could be at best. Kept cells are spread evenly, and a
+    question has 16 tokens.
 
-    Molmo2-4B, two videos of 64 frames and one of 256 (a stamp like "12.5" is about four tokens there):
+    For Molmo2-4B, two videos of 64 frames and one of 256, where a stamp like "12.5" is about four tokens:
     >>> [round(limit(PAPER, B, T, 0.5, stamp=4), 2) for B, T in ((2, 64), (1, 256))]
     [1.95, 2.33]
 
-    The more text stands beside a video, the lower, for text is not pruned. With 150 questions, 2,400 tokens:
+    More text lowers the limit, because text is not pruned. With 150 questions, 2,400 tokens:
     >>> [round(limit(PAPER, B, T, 0.5, questions=150, stamp=4), 2) for B, T in ((2, 64), (1, 256))]
     [1.71, 2.22]
     """

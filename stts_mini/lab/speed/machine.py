@@ -1,4 +1,4 @@
-"""What something takes on this machine: seconds in turns, bytes in a process of its own, and which machine it is.
+"""Measure on this machine: seconds in turns, bytes in a process of its own, and which machine it is.
 
 What this file does not do: know what is measured (`bench.py`, `backbones.py`, `lab/long.py`).
 """
@@ -29,8 +29,8 @@ def commit() -> str:
 
 
 def machine(device: torch.device) -> dict:
-    """What the figures are of, for `MACHINE`. The load is how many processes wanted to run in the last minute: if more
-    than ours did, the figures are those of a busy machine."""
+    """The machine, for `MACHINE`. The load is how many processes wanted to run in the last minute. If others did, the
+    figures are those of a busy machine."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{device} ({platform.machine()})"
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     return dict(
@@ -41,8 +41,8 @@ def machine(device: torch.device) -> dict:
 def in_turns(
     run: Callable, sides: Sequence, rounds: int, now: Callable[[], float], warm: Sequence
 ) -> dict[object, list[float]]:
-    """Seconds of run(side), for every side, in every round; every other round in reverse. Before it, run(side) for each
-    side in `warm`, untimed."""
+    """Seconds of run(side), for every side, in every round. Every other round runs in reverse. Before that, run(side)
+    is called for each side in `warm`, untimed."""
     seconds: dict[object, list[float]] = {side: [] for side in sides}
     for side in warm:
         run(side)
@@ -55,8 +55,8 @@ def in_turns(
 
 
 def process_memory(field: str = "VmHWM") -> int:
-    """Bytes that this process holds, VmRSS, or the most that it has held, VmHWM, where /proc says so. (What `getrusage`
-    says may be the parent's: it outlives exec.)"""
+    """Bytes that this process holds (VmRSS), or the most that it has held (VmHWM). They come from /proc where it
+    exists, because `getrusage` may give the parent's peak, which outlives exec."""
     status = Path("/proc/self/status")
     if not status.exists():
         return round(peak_memory() * 1e9)
@@ -64,12 +64,12 @@ def process_memory(field: str = "VmHWM") -> int:
 
 
 def in_own_process(work: Callable, *given: object):
-    """work(*given) in a fresh process, for its memory to be measured, with as many threads as here.
+    """work(*given) in a fresh process, so that its memory can be measured. It has as many threads as this process.
 
-    There, glibc gives back what is freed, so what is measured is what tensors hold, as on CUDA. Left to itself, glibc
-    keeps some of it. (A MALLOC_MMAP_THRESHOLD_ of your own is left as it is.)
+    We make glibc give back what is freed, which it would partly keep. So we measure what tensors hold, as on CUDA. A
+    MALLOC_MMAP_THRESHOLD_ that you have set is kept.
     """
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "131072")  # bytes; read when a process starts, so not by this one
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "131072")  # bytes, read when a process starts, so not by this one
     threads = dict(initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
     with ProcessPoolExecutor(1, get_context("spawn"), **threads) as pool:
         return pool.submit(work, *given).result()

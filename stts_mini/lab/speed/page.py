@@ -2,7 +2,7 @@
 
     page(report) → text        draw(report, path) → a PNG (needs matplotlib)
 
-A report is what `bench.measure` returns, and what its JSON file holds. This file measures nothing.
+A report is what `bench.measure` returns and its JSON file holds. This file measures nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OVERHEAD = ("score", "select", "pack", "unpack")  # what an unpruned model would
 
 
 def page(report: dict) -> str:
-    """All of a report as Markdown."""
+    """A report as Markdown."""
     head = "{shape} on " + MACHINE + ", --varlen" * report["varlen"] + ", --compile" * report.get("compile", False)
     head += ", scored by {config[scored_by]}" * (report["config"]["scored_by"] != "stts")
     parts = [head.format(**report), speed_table(report["speed"]), break_even(report["speed"])]
@@ -27,7 +27,7 @@ def page(report: dict) -> str:
 
 
 def speed_table(rows: list[dict]) -> str:
-    """Speed-up, the limit, and the share of it that was reached, one line for each k."""
+    """Speed-up, its limit, and the share of the limit that was reached, one line for each k."""
     head = ("", "videos × frames", "k", "seconds", "speed-up", "rounds", "limit", "reached", "rows (least)")
     lines = []
     for row in rows:
@@ -43,7 +43,7 @@ def speed_table(rows: list[dict]) -> str:
 
 
 def break_even(rows: list[dict]) -> str:
-    """From where on pruning pays, for each k of the shortest video that was alone in its batch."""
+    """The number of frames from which pruning pays, for each k that was measured on the shortest single video."""
     alone = [row for row in rows if row["videos"] == 1]
     fewest = min((row["frames"] for row in alone), default=0)
     lines = ["Pruning pays, one video, from:"]
@@ -54,7 +54,7 @@ def break_even(rows: list[dict]) -> str:
 
 
 def pays_from(rows: list[dict], what: str, k: float) -> int | None:
-    """The number of frames of one video from which on pruning is faster, wherever it was measured.
+    """The number of frames of one video from which on pruning was faster, or None.
 
     >>> row = lambda frames, speedup: dict(what="training", videos=1, k=0.5, frames=frames, speedup=speedup)
     >>> pays_from([row(8, 0.9), row(16, 1.1), row(32, 1.4)], "training", 0.5)
@@ -66,7 +66,7 @@ def pays_from(rows: list[dict], what: str, k: float) -> int | None:
 
 
 def stage_table(plain: dict, pruned: dict) -> str:
-    """Milliseconds of each stage, and by how much they fell, beside how much there was less to count."""
+    """Milliseconds of each stage, their ratio, and the ratio of the counted multiply-adds."""
     lines = []
     for stage in STAGES:
         times = [1e3 * row["seconds"].get(stage, 0) for row in (plain, pruned)]
@@ -85,7 +85,7 @@ def stage_table(plain: dict, pruned: dict) -> str:
 
 
 def whole(row: dict) -> float:
-    """Seconds of a pass, all stages together. Decoding is by the token, and no part of it."""
+    """Seconds of a pass, all stages together. Decoding is not a part, because it is measured per token."""
     return sum(seconds for stage, seconds in row["seconds"].items() if stage != "decode")
 
 
@@ -101,7 +101,7 @@ def memory_table(rows: list[dict]) -> str:
 
 
 def draw(report: dict, path: Path) -> None:
-    """Speed-up against k and against frames, each with its limit dotted; and the stages."""
+    """Draw speed-up against k and against frames, with dotted limits, and the stages."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")
@@ -129,18 +129,18 @@ def draw(report: dict, path: Path) -> None:
 
 
 def curve(axes, x: str, rows: list[dict], label: str, **style) -> None:
-    """What was measured, and the limit."""
+    """Draw what was measured, and the limit."""
     at = [row[x] for row in rows]
     axes.plot(at, [row["speedup"] for row in rows], "-", label=label, **style)
     axes.plot(at, [row["limit"] for row in rows], ":", alpha=0.5, markerfacecolor="none", **style)
 
 
 def stacks(axes, rows: list[dict]) -> None:
-    """A bar for each pass, a piece for each stage; both passes share their unpruned time as 100%."""
+    """Draw a bar for each pass, with a piece for each stage. 100% is the time of the unpruned pass."""
     names = [row["what"] + ("\nk = {k:g}".format(**row) if row["k"] else "\nunpruned") for row in rows]
     unpruned = [whole(row) for row in rows[::2] for _ in range(2)]
     bottom = [0.0] * len(rows)
-    for stage in STAGES[:-1]:  # decoding is by the token
+    for stage in STAGES[:-1]:  # without decoding, which is measured per token
         height = [100 * row["seconds"].get(stage, 0) / of for row, of in zip(rows, unpruned, strict=True)]
         axes.bar(names, height, bottom=bottom, label=stage, width=0.7)
         bottom = [a + b for a, b in zip(bottom, height, strict=True)]

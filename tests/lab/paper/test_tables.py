@@ -306,7 +306,7 @@ def test_shorter_and_longer_rows_stand_beside_their_time(tmp_path):
     ]
     assert "500 steps" not in page  # they are no rows of the other tables
     write(tmp_path, "stts@300", 0.8, 1)
-    with pytest.raises(SystemExit, match="named after 300 steps and had 250"):
+    with pytest.raises(SystemExit, match="named after 300 steps but had 250"):
         main(["--results", str(tmp_path)])
 
 
