@@ -352,7 +352,7 @@ def ship(run: Path, path: Path) -> None:
     """A finished run's weights alone, in half precision: small enough for a repository. Raises ValueError for a run
     that has not ended."""
     model, state = checkpoint.load_model(run)
-    rest = {name: state[name] for name in ("step", "train_config", "world")}
+    rest = {name: state[name] for name in ("step", "train_config", "world", "scorer_file") if name in state}
     if rest["step"] < (steps := rest["train_config"]["steps"]):
         raise ValueError(f"{run} is at step {rest['step']} of {steps}: let it end first")
     short = {name: "/".join(Path(rest["train_config"][name]).parts[-2:]) for name in ("data", "out", "init")}
