@@ -131,7 +131,8 @@ def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
     cfg, scorer, T = model.config, model.scorer.eval(), 4
     weights = any(p.requires_grad for p in scorer.parameters())
     if config.saliency_steps and not (own and weights):
-        raise ValueError(f"scorer {config.scorer} has no weights that saliency could train: give --saliency-steps 0")
+        why = f"scorer {config.scorer} has no weights" if own else "annotate or encoder chooses, and has no weights"
+        raise ValueError(f"{why} that saliency could train: give --saliency-steps 0")
     if not own or not config.k or config.blind:
         return
     injects = getattr(scorer, "injects_bias", False)
@@ -139,7 +140,7 @@ def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
         x = torch.randn(1, T, cfg.vit.num_patches, cfg.vit.width).to(model.vit.position_embedding)
         scores = scorer(x, torch.tensor([T]))
     check_scores(scores.detach(), (1, T, cfg.cells), injected=injects)
-    signals = (config.sim_weight or cfg.bias != "none") if injects else config.saliency_steps
+    signals = config.saliency_steps or (injects and (config.sim_weight or cfg.bias != "none"))
     if weights and not (signals and scores.requires_grad):
         cure = "compute its scores from them, with a gradient" if signals else "give --sim-weight or --bias log"
         cure = cure if signals or injects else "set injects_bias = True in its class, and give scores in (0, 1)"

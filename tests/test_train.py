@@ -790,6 +790,7 @@ class Linear(torch.nn.Linear):
         (dict(), dict(bias="none"), ""),
         (dict(), dict(sim_weight=0.0), ""),
         (dict(), dict(bias="none", sim_weight=0.0), "give --sim-weight or --bias log"),
+        (dict(), dict(bias="none", sim_weight=0.0, saliency_steps=1, llm_depth=2), ""),  # which trains them
         (dict(injects_bias=False), {}, "set injects_bias = True"),
         (dict(injects_bias=False), dict(k=0.0), ""),
         (dict(squash=staticmethod(lambda s: s.detach().sigmoid())), {}, "with a gradient"),
@@ -797,13 +798,16 @@ class Linear(torch.nn.Linear):
 )
 def test_weights_that_nothing_teaches_are_warned_of(folder, monkeypatch, capsys, scorer, flags, said):
     monkeypatch.setitem(SCORERS, "cosine", type("Mine", (Linear,), scorer))
-    config = tiny(folder, scorer="cosine", **flags)
+    config = tiny(folder, PaperConfig, scorer="cosine", **flags)
     model, before = build_model(config, CPU), torch.get_rng_state()
     training.try_scorer(model, config, own=True)
     warning = f"warning: nothing trains the weights of scorer cosine: {said}"
     out = capsys.readouterr().out
     assert out == "" if not said else out.startswith(warning.removesuffix(said)) and said in out
     assert torch.equal(torch.get_rng_state(), before)
+    if config.saliency_steps:
+        with pytest.raises(ValueError, match="annotate or encoder chooses, and has no weights that saliency"):
+            training.try_scorer(model, config, own=False)
 
 
 def test_scores_without_bounds_are_refused_before_the_run_begins(folder, tmp_path, monkeypatch):

@@ -125,8 +125,8 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
         )
         if here != there:
             raise CheckpointError(
-                f"{path} has another shape: {name} is {there} there and {here} in this model."
-                " Give the flags it was trained with, or another --out or --init"
+                f"{path} has another shape: {name} is {there} there and {here} in this model, whose scorer is"
+                f" {model.config.scored_by}. Give the flags it was trained with, or another --out or --init"
             )
     model.load_state_dict(state["model"])  # this keeps the model's own types
 
@@ -150,7 +150,7 @@ def load_model(
     file may have moved. If the file has changed since, a line says so. Raises CheckpointError."""
     state, put = load(path, *needs), load_weights
     parts = state["model_config"]
-    own = parts.get("scored_by", "stts")
+    own = str(parts.get("scored_by", "stts"))
     named = (scorer, *[own] * (own in SCORERS), *SCORERS)
     if here := next((name for name in named if name and class_of(name) == class_of(own)), None):
         parts["scored_by"] = here
@@ -175,12 +175,15 @@ def class_of(scorer: str) -> str:
     >>> class_of("a/mine.py:MyScorer"), class_of("stts")
     (':MyScorer', 'stts')
     """
-    return "".join(scorer.rpartition(":")[1:])
+    return "".join(str(scorer).rpartition(":")[1:])
 
 
 def contents(scorer: str) -> str:
-    """12 hex digits that identify the contents of a scorer's file."""
-    return hashlib.sha256(Path(scorer.rpartition(":")[0]).read_bytes()).hexdigest()[:12]
+    """12 hex digits that identify the contents of a scorer's file. Raises CheckpointError if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(scorer.rpartition(":")[0]).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise CheckpointError(f"the file of scorer {scorer} cannot be read ({error})") from error
 
 
 def load_trained(

@@ -331,6 +331,13 @@ def test_another_model_tokenizer_or_scorer_file_is_another_run(folder, tmp_path,
     model, optimizers, began = a_run()
     save_run(path, 2, model, optimizers, config, began, [torch.get_rng_state()])
     assert began["weights"] and began["scorer_file"]
+    with pytest.raises(CheckpointError, match=r"shape: .* in this model, whose scorer is .*mine.py:Mine;"):
+        checkpoint.load_weights(model, {"model": {}}, path)
+    for scorer, message in ((None, "was trained with None, and imports no"), ("stts", "of scorer stts cannot be read")):
+        state = checkpoint.load(path)
+        torch.save({**state, "model_config": {**state["model_config"], "scored_by": scorer}}, tmp_path / "b.pt")
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.load_model(tmp_path / "b.pt")
     assert restore(path, *a_run()[:2], config, a_run()[2]) == 2
     for change, message in (
         (dict(seed=1), "the first weights of ViT and LLM were"),
@@ -344,6 +351,9 @@ def test_another_model_tokenizer_or_scorer_file_is_another_run(folder, tmp_path,
     model, optimizers, began = a_run()
     with pytest.raises(CheckpointError, match=r"file were \w{12}, are \w{12}"):
         restore(path, model, optimizers, config, began)
+    mine.unlink()
+    with pytest.raises(CheckpointError, match=r"the file of scorer .*mine.py:Mine cannot be read"):
+        origin(config, "clips", TOKENIZER, None)
     assert origin(tiny(folder), "clips", TOKENIZER, None) == dict(clips="clips")  # a model from the seed needs no more
 
 

@@ -27,7 +27,6 @@ import hashlib
 import itertools
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +38,7 @@ import numpy as np
 import torch
 
 from stts_mini.data.batches import TOKENIZER, Reader, collate
-from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
+from stts_mini.data.clips import WORLD_ID, Clip, fingerprint, held_out, load_clips, prepare
 from stts_mini.data.files import writable, write_json
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
@@ -353,7 +352,7 @@ def ship(run: Path, path: Path) -> None:
     """A finished run's weights alone, in half precision: small enough for a repository. Raises ValueError for a run
     that has not ended."""
     model, state = checkpoint.load_model(run)
-    rest = {name: state[name] for name in ("step", "train_config", "world")}
+    rest = {name: state[name] for name in ("step", "train_config", "world", "scorer_file") if name in state}
     if rest["step"] < (steps := rest["train_config"]["steps"]):
         raise ValueError(f"{run} is at step {rest['step']} of {steps}: let it end first")
     short = {name: "/".join(Path(rest["train_config"][name]).parts[-2:]) for name in ("data", "out", "init")}
@@ -378,15 +377,16 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
 
 def trained_model(row: Row, lab: Lab, config: PaperConfig) -> tuple[VLM, dict]:
     """The row's model, and how long it was trained. A row that only asks takes the unpruned row's as it is in `runs`,
-    if it is finished."""
+    if it is finished, and of this base, world, clips and settings. Any other run there is moved aside by `train`."""
     path = Path(config.out) / "checkpoint.pt"
     if row.asked and path.exists():
         model, state = checkpoint.load_model(path, lab.device)
         had, now = (settings_of(of) for of in (state["train_config"], dataclasses.asdict(config)))
-        if state["step"] == config.steps and all(now.get(name) == x for name, x in had.items()):
+        init, end = Path(state["train_config"]["init"]), (config.steps, WORLD_ID, fingerprint(lab.train))
+        same = end == tuple(map(state.get, ("step", "world", "clips"))) and all(now.get(n) == x for n, x in had.items())
+        if same and init.is_file() and sha256(init) == sha256(Path(config.init)):
             return model, {}
     reader = lab.reader(config.max_frames, config.image_size)
-    shutil.rmtree(config.out, ignore_errors=True)  # of a row that was broken off: it takes minutes, so begin again
     if undecoded := [clip for clip in lab.train if clip.source not in reader.cache and reader.room > 0]:
         reader.preload(undecoded)  # first: what is timed is training
     began, cpu = time.monotonic(), time.process_time()

@@ -136,6 +136,12 @@ def test_without_the_unpruned_rows_model_it_is_trained_first(lab, monkeypatch):
     assert seen[0][0] == Row("unpruned", 0.0, 2).config("data", seen[0][0].init) and not seen[0][1]
     run_row(Row("fastv", 0.0, 2), *lab)
     assert len(seen) == 1
+    path = Path(seen[0][0].out) / "checkpoint.pt"
+    base1 = {"train_config": {**checkpoint.load(path)["train_config"], "init": str(lab[1] / "base1.pt")}}
+    for n, other in enumerate((dict(clips="others"), dict(world="another"), base1), 1):  # not this row's model
+        torch.save({**checkpoint.load(path), **other}, path)
+        run_row(Row("evs", 0.0, 2), *lab)
+        assert len(seen) == 1 + n and path.parent.with_name(f"{path.parent.name}.{n}").exists()  # nothing is lost
 
 
 def test_every_row_is_on_the_page(lab):

@@ -314,9 +314,22 @@ def test_fastv_is_a_loop_over_questions():
     assert kept[0] != kept[1] == kept[2]  # each question keeps its own cells, whatever the answer
 
 
-def test_fastv_needs_a_layer_to_prune_before():
+@torch.no_grad()
+def test_fastv_prunes_no_pictures():
+    """Video 0 is several pictures: its answers are the unpruned model's, and the other's are as ever."""
+    model, batch = build(), batch_of(build(), (5, 3))
+    pictures = replace(batch, still=torch.tensor([True, False]))
+    (ours, pruned), whole = (RIVALS["fastv"](model)(b, 0.5) for b in (pictures, batch)), model(batch, 0.0)
+    for first, expected in ((True, whole), (False, pruned)):
+        mine = (ours.branch < 2) == first
+        torch.testing.assert_close(ours.logits[mine], expected.logits[mine])
+
+
+def test_a_model_that_a_rival_cannot_prune_is_refused():
     with pytest.raises(ValueError, match="FastV prunes after layer 2, and this LLM has 2"):
         RIVALS["fastv"](VLM(replace(CONFIG, llm=replace(CONFIG.llm, depth=2))))
+    with pytest.raises(ValueError, match=r"DivPrune cannot prune a model with spread = 0\.3"):  # of scores in (0, 1)
+        RIVALS["divprune"](VLM(replace(CONFIG, spread=0.3)))
 
 
 # ------------------------------------------------------------------------------------ what it saves

@@ -75,8 +75,9 @@ class FastV(VLM):
         seen, counts = layout.mask[row, 0, ends].squeeze(1), frame_counts(batch.num_frames, *batch.frames.shape[:2])
         score = self.received(before[row, ends], layout.positions[row, ends], seen, cache)
         order = score.masked_fill(layout.ids != CELL, torch.inf).argsort(dim=1, stable=True)
-        budget = torch.tensor([[num_removed(k, self.config.cells, counts[b])] for b, _ in asked], device=x.device)
-        gone = order.argsort(dim=1) < budget  # (R, L)
+        still = [False] * len(counts) if batch.still is None else batch.still.tolist()
+        lost = [[num_removed(0.0 if still[b] else k, self.config.cells, counts[b])] for b, _ in asked]
+        gone = order.argsort(dim=1) < torch.tensor(lost, device=x.device)  # (R, L)
         rest = gone | (layout.segment < 0)  # padding goes, too
         columns = rest.int().argsort(dim=1, stable=True)[:, : (~rest).sum(1).max()]  # (R, L'): what stays, in order
         mask = (layout.mask & ~gone[:, None, None])[row[..., None], 0, columns[..., None], columns[:, None]][:, None]

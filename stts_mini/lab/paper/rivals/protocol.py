@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stts_mini.data.files import require
 from stts_mini.model import VLM, Encoded
 
 
@@ -38,7 +39,13 @@ class Rival:
 
 
 class Scoring(Rival):
-    """A rival that scores cells. All else is STTS's: `select`, packing, and where in the ViT cells go."""
+    """A rival that scores cells. All else is STTS's: `select`, packing, and where in the ViT cells go. Raises
+    ValueError for a model with `spread`, which takes scores in (0, 1): a rival's may have any size."""
+
+    def __init__(self, model: VLM):
+        super().__init__(model)
+        spread = model.config.spread
+        require(not spread, f"{type(self).__name__} cannot prune a model with spread = {spread}: give one without")
 
     def score(self, frames: Tensor, x: Tensor, num_frames: Tensor) -> Tensor:
         """frames (B, T, 3, H, W), x (B, T, N, D) after block l, cell-major, num_frames (B,) on the CPU → (B, T, C)."""
