@@ -331,9 +331,9 @@ def test_another_model_tokenizer_or_scorer_file_is_another_run(folder, tmp_path,
     model, optimizers, began = a_run()
     save_run(path, 2, model, optimizers, config, began, [torch.get_rng_state()])
     assert began["weights"] and began["scorer_file"]
-    with pytest.raises(CheckpointError, match=r"shape: .* in this model, whose scorer is .*mine.py:Mine;"):
+    with pytest.raises(CheckpointError, match=r"shape: .* in this model, whose scorer is .*mine.py:Mine\."):
         checkpoint.load_weights(model, {"model": {}}, path)
-    for scorer, message in ((None, "was trained with None, and imports no"), ("stts", "of scorer stts cannot be read")):
+    for scorer, message in ((None, "was trained with None, and that file"), ("stts", "of scorer stts cannot be read")):
         state = checkpoint.load(path)
         torch.save({**state, "model_config": {**state["model_config"], "scored_by": scorer}}, tmp_path / "b.pt")
         with pytest.raises(CheckpointError, match=message):

@@ -367,7 +367,7 @@ def sections(results: Results, without: Results | None = None, bench: Mapping | 
         "Learning in the same time, from a base after its first run": learning(results),
         "One model for every k (ours)": elastic(results),
         "Rivals: other published ways to prune": rivals(results),
-        "Single images, which lose nothing (Table 4)": images(results),
+        "Single images, which lose no cell (Table 4)": images(results),
         "Why answers were wrong": wrong(results),
         "The tasks, unpruned": tasks(results),
     }

@@ -369,7 +369,7 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     rows = lines["One model for every k"]
     one = next(line for line in rows if line.startswith("| STTS trained") and "| 90 |" in line)
     assert "| 0.0 (0.0–0.0) | −100.0" in one and one.endswith("| 1 |")
-    image = next(line for line in lines["Single images, which lose nothing"] if line.startswith("| STTS trained"))
+    image = next(line for line in lines["Single images, which lose no cell"] if line.startswith("| STTS trained"))
     half = "50.0 (0.0–100.0) | −50.0 (−100.0 to +0.0)"
     assert image == f"| STTS trained with saliency, spread (ours) | 50 | {half} | {half} | 0, 1 |"
 
