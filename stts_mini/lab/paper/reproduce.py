@@ -39,7 +39,7 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, Reader, collate
 from stts_mini.data.clips import WORLD_ID, Clip, fingerprint, held_out, load_clips, prepare
-from stts_mini.data.files import writable, write_json
+from stts_mini.data.files import require, writable, write_json
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
 from stts_mini.lab.paper.rivals.clock import timed
@@ -102,10 +102,12 @@ class Row:
         return self.k == 0 and (self.method in ASKED or self.method in RIVALS)
 
     def config(self, data: str, init: Path) -> PaperConfig:
-        """All settings of the run."""
+        """All settings of the run. Raises ValueError for a method that cannot be trained."""
         if self.asked:
             return dataclasses.replace(self, method="unpruned").config(data, init)
         method, steps = parted(self.method)
+        inside = getattr(RIVALS.get(method), "gone_from", "packed") == "llm"
+        require(not inside, f"{method} prunes inside the LLM: it is asked, at k = 0, and not trained")
         k, settings = self.k, {**METHODS.get(method, {**STTS, "scorer": method}), **({"steps": steps} if steps else {})}
         if method in ("frames", "young-frames"):  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
@@ -311,8 +313,10 @@ def asked_with(method: str, model: VLM) -> Iterator[tuple[VLM, Encoder | None]]:
         return
     if method in ("cosine", "random"):
         model.scorer = find_scorer(method)(model.config.scorer).to(next(model.parameters()).device)
-    yield model, model.encode_blind if method == "blind" else None
-    model.scorer = own
+    try:
+        yield model, model.encode_blind if method == "blind" else None
+    finally:
+        model.scorer = own
 
 
 def base_checkpoint(folder: Path, seed: int, young: bool = False) -> Path:
@@ -413,23 +417,20 @@ def settings_of(config: Mapping) -> dict:
 
 def scores_of(result: Result, way: Asking) -> dict:
     """A result as plain values: the accuracies, and each answer of each task as 0 or 1, in the order of the clips;
-    vision tokens kept, of all videos together; the share of evidence kept, where cells are kept or not (nothing
-    merged) and all frames are there: of all, and of each question of a video as one digit, 3 for 30% to below 40%
-    (9: to 100%), or - where it has no evidence; and the health of a learned scorer on these
+    vision tokens kept, of all videos together (None: pruned inside the LLM); the share of evidence kept, where cells
+    are kept or not (nothing merged) and all frames are there: of all, and of each question of a video as one digit, 3
+    for 30% to below 40% (9: to 100%), or - where it has no evidence; and the health of a learned scorer on these
     clips, as in log.csv."""
     tasks = list(result.correct["choice"])
-    health = Health.of(result.health)
-    judged = (
-        parted(way.method)[0] not in ("tome", "dycoke")
-        and (way.max_frames, way.size) == (FRAMES, 48)
-        and result.evidence
-    )
+    health, method = Health.of(result.health), parted(way.method)[0]
+    merges = getattr(RIVALS.get(method), "merges", False)
+    judged = not merges and (way.max_frames, way.size) == (FRAMES, 48) and result.evidence
     return dict(
         **dataclasses.asdict(way),
         accuracy={t: round(result.accuracy(t), 4) for t in tasks},
         answers={t: "".join(str(right) for _, right in result.answers(t)) for t in tasks},
         chance={t: round(float(np.mean(result.chance[t])), 4) for t in tasks},
-        tokens=result.kept,
+        tokens=result.kept if result.kept or method == "blind" else None,
         evidence_kept=round(result.evidence_kept(), 4) if judged else None,
         kept_deciles={
             t: "".join("-" if (x := shares[n]) is None else str(min(int(10 * x), 9)) for n, _ in result.answers(t))
@@ -469,7 +470,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
     parser.add_argument("--ship", metavar="ROW", help="keep a finished row's weights beside the bases")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only rows of these seeds")
-    parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
+    parser.add_argument(
+        "--k", type=parse_k, default=None, help="with --scorer: the share of cells to remove, 0.5 if not given"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of bases and rows")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
     parser.add_argument("--panels", type=int, choices=range(MOST_PANELS + 1), default=MOST_PANELS, help="the dial")
@@ -478,6 +481,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.base is None and not (args.table or args.all or args.scorer or args.rival or args.ship):
         parser.error("give --base, --table, --all, --scorer, --rival or --ship")
+    if args.k is not None and not args.scorer:
+        parser.error("--k goes with --scorer alone: rivals are asked at k = 0.5 and 0.8, tables have their own")
     device = pick_device("auto")
     try:
         if args.scorer:
@@ -492,7 +497,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.base is not None:
             return print(f"{base} is there")
         if args.scorer or args.rival:
-            rows = [Row(args.scorer or args.rival, 0.0 if args.rival else args.k, s, args.panels) for s in args.seeds]
+            rows = [
+                Row(args.scorer or args.rival, 0.0 if args.rival else 0.5 if args.k is None else args.k, s, args.panels)
+                for s in args.seeds
+            ]
         else:
             tables = [args.table] if args.table else TABLES
             rows = dict.fromkeys(row for table in tables for row in rows_of(table) if row.seed in args.seeds)

@@ -43,6 +43,8 @@ def run_means(x: Tensor, keep: Tensor, real: Tensor) -> Tensor:
 class DyCoke(Rival):
     """Merge over time after block l+1."""
 
+    merges = True
+
     def __call__(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
         model, cfg, first = self.model, self.model.config, self.model.config.score_after + 2
         counts, real, prunable = ragged(frames, num_frames, k, cfg.cells, None)

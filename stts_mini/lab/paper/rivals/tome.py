@@ -66,6 +66,8 @@ def shares(k: float, cells: int, frames: int) -> list[int]:
 class ToMe(Rival):
     """Merging, at the depth at which STTS prunes. Every frame keeps a cell, so a video loses (C−1)·(T−1) at most."""
 
+    exact, merges = False, True
+
     def __call__(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
         model, cfg, first = self.model, self.model.config, self.model.config.score_after + 2
         B, T = frames.shape[:2]
