@@ -62,16 +62,18 @@ def alone(batch, b):
 # ------------------------------------------------------------------------- what every pruner must do
 
 
-@pytest.mark.parametrize("k", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("k", [0.3, 0.5, 0.8, 0.9])
 def test_the_budget_and_frame_0_are_as_stated(name, k):
     model, encode = applied(name, build())
-    if encode is None:  # inside the LLM: its layers are counted below
-        return
+    if encode is None:
+        pytest.skip("inside the LLM: its layers are counted below")
     batch = batch_of(model, FRAMES)
     encoded = model.encode(batch, k, encode)
     kept = encoded.kept.sum(1).tolist()
+    lost, budget = [C * n - of for n, of in zip(FRAMES, kept, strict=True)], [num_removed(k, C, n) for n in FRAMES]
     if getattr(encode, "exact", True):
-        assert kept == [C * n - num_removed(k, C, n) for n in FRAMES]
+        assert lost == budget
+    assert all(0.75 * most <= n <= most for n, most in zip(lost, budget, strict=True))
     assert kept[1] == C and kept[0] < 8 * C and kept[2] < 5 * C  # an image loses nothing, a video does
     if getattr(encode, "frame_0", True):
         assert (encoded.kept[:, 0] == C).all()
@@ -114,7 +116,7 @@ def test_tokens_are_gone_from_the_stated_stage_on(name):
         assert whole_lengths[-1] - lengths[-1] == gone and cells in (whole_cells, whole_cells - gone)
 
 
-@pytest.mark.parametrize("k", [0.5, 0.7])
+@pytest.mark.parametrize("k", [0.5, 0.8])
 def test_a_video_alone_is_as_in_a_batch(name, k):
     batch = batch_of(build(), FRAMES)
     together = logits(name, batch, k)
@@ -372,6 +374,13 @@ class KeepsEverything(Rival):
         return self.model.encode_video(frames, num_frames, 0.0)
 
 
+class KeepsTooMuch(Rival):
+    exact = False
+
+    def __call__(self, frames, num_frames=None, k=0.5):
+        return self.model.encode_video(frames, num_frames, k / 2)
+
+
 class SeesItsNeighbours(Scoring):
     def score(self, frames, x, num_frames):
         score = x.unflatten(2, (C, -1)).std(dim=3).mean(-1)
@@ -379,10 +388,12 @@ class SeesItsNeighbours(Scoring):
 
 
 def test_wrong_rivals_are_caught(monkeypatch):
-    for wrong in (KeepsEverything, SeesItsNeighbours):
+    for wrong in (KeepsEverything, KeepsTooMuch, SeesItsNeighbours):
         monkeypatch.setitem(RIVALS, wrong.__name__, wrong)
     with pytest.raises(AssertionError):
         test_the_budget_and_frame_0_are_as_stated("KeepsEverything", 0.5)
+    with pytest.raises(AssertionError):
+        test_the_budget_and_frame_0_are_as_stated("KeepsTooMuch", 0.5)
     with pytest.raises(AssertionError):
         test_tokens_are_gone_from_the_stated_stage_on("KeepsEverything")
     test_the_budget_and_frame_0_are_as_stated("SeesItsNeighbours", 0.5)
