@@ -294,7 +294,8 @@ def rivals(results: Results) -> str:
     text = table(f"{head}|unpruned wrong, too|evidence pruned|kept, not used|times as fast|limit", rows)
     how = "Asked with the unpruned row's model (*inference only*), and trained. Evidence and kinds of wrong answers are"
     how += " those of inference only, if it was asked. *Times as fast*: an inference pass on four long clips, in turns"
-    return f"{how} with the same model's unpruned. *Limit*: by count, without what it costs to choose.\n\n{text}"
+    how += " with the same model's unpruned, by processor time."
+    return f"{how} *Limit*: by count, without what it costs to choose.\n\n{text}"
 
 
 def why_wrong(row: dict, reference: dict) -> dict[str, dict[str, float]]:
@@ -442,7 +443,7 @@ def draw(dials: Mapping[str, Results], path: Path) -> None:
                 line = 100 * value(results.scores(*UNPRUNED, seeds=seeds), "average")
                 axes.axhline(line, color="black", linewidth=0.8)
         axes.set(title=f"{title}: circles k = 50, squares 80; line: unpruned, these seeds")
-        axes.set(xlabel="time of an inference pass, % of unpruned", ylabel="average accuracy, %")
+        axes.set(xlabel="processor time of an inference pass, % of unpruned", ylabel="average accuracy, %")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=130, format="png")
 

@@ -7,7 +7,7 @@ STTS's, floor(k·C·T) of a video, spread over its frames but the first as evenl
 
 Where we differ from ToMe: pairs are found one by one among all cells, not by its faster bipartite matching (a
 frame has few cells here); cells are merged, not patches, and once, not in every block, so that budget and depth
-are the same as everybody's.
+are the same as everybody's. Cells are compared by their features, not by the attention's keys.
 """
 
 from __future__ import annotations
