@@ -17,7 +17,7 @@ from stts_mini.lab.paper.rivals.protocol import Rival, Scoring
 from stts_mini.lab.speed.flops import evenly_kept, multiply_adds, needed
 from stts_mini.llm import LLMConfig, rotary, rotate
 from stts_mini.model import VLM, VLMConfig
-from stts_mini.packing import num_removed
+from stts_mini.packing import num_removed, select
 from stts_mini.scorer import cell_major
 from stts_mini.sequence import CELL, Layout, prefix_ids
 from stts_mini.vit import ViTConfig
@@ -102,14 +102,14 @@ def test_tokens_are_gone_from_the_stated_stage_on(name):
     """No silent no-op: rows fall in the ViT, cells in the connector, tokens in the LLM."""
     model, encode = applied(name, build())
     stated = encode or model
-    at, stages = getattr(stated, "gone_from", "packed"), ["stem", "packed", "llm"]
+    at, stages = getattr(stated, "gone_from", "packed"), ["stem", "packed", "connected", "llm"]
     (rows, cells, lengths), (whole_rows, whole_cells, whole_lengths) = counted(name, 0.5), counted(None, 0.0)
     gone = num_removed(0.5, C, 8)
-    first = {"stem": 0, "packed": 2, "llm": 4}[at]
+    first = {"stem": 0, "packed": 2, "connected": 4, "llm": 4}[at]
     assert rows[:first] == whole_rows[:first] and all(n < 8 for n in rows[first:])
-    assert stages.index(at) < 2 or cells == whole_cells
+    assert cells < whole_cells if stages.index(at) < 2 else cells == whole_cells
     if at != "llm":
-        assert cells < whole_cells and lengths[0] == lengths[-1] < whole_lengths[0]
+        assert lengths[0] == lengths[-1] < whole_lengths[0]
     else:
         assert lengths[0] == whole_lengths[0]
     if getattr(stated, "exact", True):
@@ -349,12 +349,14 @@ def test_the_counted_cost_of_a_pass():
     """With every cell kept it is the unpruned model's; the sooner cells go, the more is saved."""
     text, full, half = [[(14, 0)]], [[C] * 8], [[C, *[4] * 7]]
     whole = cost(CONFIG, full, text)
-    stem, packed, llm = (cost(CONFIG, half, text, at) for at in ("stem", "packed", "llm"))
-    assert {cost(CONFIG, full, text, at) for at in ("stem", "packed", "llm")} == {whole}
-    assert stem < packed < llm < whole
+    stages = ("stem", "packed", "connected", "llm")
+    stem, packed, connected, llm = (cost(CONFIG, half, text, at) for at in stages)
+    assert {cost(CONFIG, full, text, at) for at in stages} == {whole}
+    assert stem < packed < connected < llm < whole
     plain = replace(CONFIG, scored_by="random")
     a, b = (multiply_adds(plain, needed(plain, kept, 0.0, text)) for kept in (full, half))
     assert packed == sum(b.values()) and whole - llm == (a["llm"] - b["llm"]) // 2  # two layers of four
+    assert whole - connected == a["llm"] - b["llm"]
     embedded = 8 * 36 * 12 * 8  # patches of 12 numbers, width 8
     assert stem == sum(b.values()) - a["stem"] + embedded + b["packed"]  # two blocks of four, once more
 
@@ -393,6 +395,22 @@ class SeesItsNeighbours(Scoring):
     def score(self, frames, x, num_frames):
         score = x.unflatten(2, (C, -1)).std(dim=3).mean(-1)
         return (score - score.mean(0)).abs()  # over the videos of the batch
+
+
+class AfterTheConnector(Rival):
+    gone_from = "connected"
+
+    def __call__(self, frames, num_frames=None, k=0.5):
+        whole = self.model.encode_video(frames, num_frames, 0.0)
+        keep = select(torch.arange(whole.keep.numel()).view(whole.keep.shape).float(), k, num_frames)
+        left = keep[whole.place.unbind(1)]
+        return replace(whole, tokens=whole.tokens[left], kept=keep.sum(2), place=whole.place[left], keep=keep)
+
+
+def test_a_rival_may_prune_between_the_vit_and_the_llm(monkeypatch):
+    monkeypatch.setitem(RIVALS, "AfterTheConnector", AfterTheConnector)
+    test_the_budget_and_frame_0_are_as_stated("AfterTheConnector", 0.5)
+    test_tokens_are_gone_from_the_stated_stage_on("AfterTheConnector")
 
 
 def test_wrong_rivals_are_caught(monkeypatch):

@@ -23,9 +23,9 @@ def cost(config: VLMConfig, kept: Sequence[Sequence[int]], text: Text, gone_from
     config = dataclasses.replace(config, scored_by="random")
     full = [[config.cells] * len(video) for video in kept]
     whole, pruned = (multiply_adds(config, needed(config, cells, 0.0, text)) for cells in (full, kept))
-    if gone_from == "llm":
-        depth = config.llm.depth
-        return sum(whole.values()) - (whole["llm"] - pruned["llm"]) * (depth - fastv.K) // depth
+    if gone_from in ("connected", "llm"):
+        depth, untouched = config.llm.depth, fastv.K if gone_from == "llm" else 0
+        return sum(whole.values()) - (whole["llm"] - pruned["llm"]) * (depth - untouched) // depth
     if gone_from == "stem":
         vit, patches = config.vit, sum(map(len, kept)) * config.vit.num_patches  # all are embedded
         pruned["stem"] = pruned["packed"] * (config.score_after + 2) // config.num_packed
