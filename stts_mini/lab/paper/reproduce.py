@@ -470,9 +470,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
     parser.add_argument("--ship", metavar="ROW", help="keep a finished row's weights beside the bases")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only rows of these seeds")
-    parser.add_argument(
-        "--k", type=parse_k, default=None, help="with --scorer: the share of cells to remove, 0.5 if not given"
-    )
+    parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of bases and rows")
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
     parser.add_argument("--panels", type=int, choices=range(MOST_PANELS + 1), default=MOST_PANELS, help="the dial")
@@ -481,7 +479,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.base is None and not (args.table or args.all or args.scorer or args.rival or args.ship):
         parser.error("give --base, --table, --all, --scorer, --rival or --ship")
-    if args.k is not None and not args.scorer:
+    if args.k != 0.5 and not args.scorer:
         parser.error("--k goes with --scorer alone: rivals are asked at k = 0.5 and 0.8, tables have their own")
     device = pick_device("auto")
     try:
@@ -490,17 +488,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.rival:
             find_rival(args.rival)
         if args.ship:
-            ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
-            return
+            return ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
         for seed in sorted({seed % BASES for seed in args.seeds}) if args.base is None else [args.base]:
             base = train_base(args.results, args.data, seed, device)
         if args.base is not None:
             return print(f"{base} is there")
         if args.scorer or args.rival:
-            rows = [
-                Row(args.scorer or args.rival, 0.0 if args.rival else 0.5 if args.k is None else args.k, s, args.panels)
-                for s in args.seeds
-            ]
+            rows = [Row(args.scorer or args.rival, 0.0 if args.rival else args.k, s, args.panels) for s in args.seeds]
         else:
             tables = [args.table] if args.table else TABLES
             rows = dict.fromkeys(row for table in tables for row in rows_of(table) if row.seed in args.seeds)
