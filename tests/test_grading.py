@@ -205,6 +205,12 @@ def test_a_class_is_named_and_graded_by_its_own_tests(elsewhere):
         conftest.pytest_configure(given)
 
 
+def test_a_flag_without_effect_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--rival", "mine.py:Mine", "--encoder"])
+    assert "--encoder has no effect beside --rival" in capsys.readouterr().err
+
+
 def test_an_installation_without_the_tests_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "ROOT", tmp_path)
     with pytest.raises(SystemExit):

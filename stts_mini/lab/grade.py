@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     part.add_argument("--rival", metavar="FILE:CLASS", help="a file that defines a way to prune: a class of a model")
     parser.add_argument("--encoder", action="store_true", help="test the whole video encoder with your part inside")
     args, for_pytest = parser.parse_known_args(argv)
+    if args.rival and args.encoder:
+        parser.error("--encoder has no effect beside --rival, which is an encoder already: leave it out")
     if not (ROOT / "tests" / "grading.py").is_file():
         parser.error(
             f"there are no tests in {ROOT}: clone the repository, and run pip install -e '.[test]' in the clone"

@@ -192,8 +192,8 @@ class TrainConfig:
 
     @property
     def late(self) -> tuple[str, ...]:
-        """Tasks whose questions are all asked (see `Sampler`). A model trained from nothing learned direction last, or
-        never (tutorials/results/TRIED.md)."""
+        """Tasks whose questions are all asked; then brief clips also show direction's two options (see `Sampler`). A
+        model trained from nothing learned direction last, or never (tutorials/results/TRIED.md)."""
         return () if self.init else ("direction", "start")
 
     @property

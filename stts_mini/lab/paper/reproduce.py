@@ -39,7 +39,7 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, Reader, collate
 from stts_mini.data.clips import WORLD_ID, Clip, fingerprint, held_out, load_clips, prepare
-from stts_mini.data.files import writable, write_json
+from stts_mini.data.files import require, writable, write_json
 from stts_mini.data.video import Video
 from stts_mini.eval import evaluate, evidence_per_cell, look_up, parse_k
 from stts_mini.lab.paper.rivals.clock import timed
@@ -102,10 +102,12 @@ class Row:
         return self.k == 0 and (self.method in ASKED or self.method in RIVALS)
 
     def config(self, data: str, init: Path) -> PaperConfig:
-        """All settings of the run."""
+        """All settings of the run. Raises ValueError for a method that cannot be trained."""
         if self.asked:
             return dataclasses.replace(self, method="unpruned").config(data, init)
         method, steps = parted(self.method)
+        inside = getattr(RIVALS.get(method), "gone_from", "packed") == "llm"
+        require(not inside, f"{method} prunes inside the LLM: it is asked, at k = 0, and not trained")
         k, settings = self.k, {**METHODS.get(method, {**STTS, "scorer": method}), **({"steps": steps} if steps else {})}
         if method in ("frames", "young-frames"):  # the budget as fewer frames
             k, settings["max_frames"] = 0.0, math.ceil(round(FRAMES * (1 - self.k), 6))
@@ -311,8 +313,10 @@ def asked_with(method: str, model: VLM) -> Iterator[tuple[VLM, Encoder | None]]:
         return
     if method in ("cosine", "random"):
         model.scorer = find_scorer(method)(model.config.scorer).to(next(model.parameters()).device)
-    yield model, model.encode_blind if method == "blind" else None
-    model.scorer = own
+    try:
+        yield model, model.encode_blind if method == "blind" else None
+    finally:
+        model.scorer = own
 
 
 def base_checkpoint(folder: Path, seed: int, young: bool = False) -> Path:
@@ -413,23 +417,20 @@ def settings_of(config: Mapping) -> dict:
 
 def scores_of(result: Result, way: Asking) -> dict:
     """A result as plain values: the accuracies, and each answer of each task as 0 or 1, in the order of the clips;
-    vision tokens kept, of all videos together; the share of evidence kept, where cells are kept or not (nothing
-    merged) and all frames are there: of all, and of each question of a video as one digit, 3 for 30% to below 40%
-    (9: to 100%), or - where it has no evidence; and the health of a learned scorer on these
+    vision tokens kept, of all videos together (None: pruned inside the LLM); the share of evidence kept, where cells
+    are kept or not (nothing merged) and all frames are there: of all, and of each question of a video as one digit, 3
+    for 30% to below 40% (9: to 100%), or - where it has no evidence; and the health of a learned scorer on these
     clips, as in log.csv."""
     tasks = list(result.correct["choice"])
-    health = Health.of(result.health)
-    judged = (
-        parted(way.method)[0] not in ("tome", "dycoke")
-        and (way.max_frames, way.size) == (FRAMES, 48)
-        and result.evidence
-    )
+    health, method = Health.of(result.health), parted(way.method)[0]
+    merges = getattr(RIVALS.get(method), "merges", False)
+    judged = not merges and (way.max_frames, way.size) == (FRAMES, 48) and result.evidence
     return dict(
         **dataclasses.asdict(way),
         accuracy={t: round(result.accuracy(t), 4) for t in tasks},
         answers={t: "".join(str(right) for _, right in result.answers(t)) for t in tasks},
         chance={t: round(float(np.mean(result.chance[t])), 4) for t in tasks},
-        tokens=result.kept,
+        tokens=result.kept if result.kept or method == "blind" else None,
         evidence_kept=round(result.evidence_kept(), 4) if judged else None,
         kept_deciles={
             t: "".join("-" if (x := shares[n]) is None else str(min(int(10 * x), 9)) for n, _ in result.answers(t))
@@ -478,6 +479,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.base is None and not (args.table or args.all or args.scorer or args.rival or args.ship):
         parser.error("give --base, --table, --all, --scorer, --rival or --ship")
+    if args.k != 0.5 and not args.scorer:
+        parser.error("--k goes with --scorer alone: rivals are asked at k = 0.5 and 0.8, tables have their own")
     device = pick_device("auto")
     try:
         if args.scorer:
@@ -485,8 +488,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.rival:
             find_rival(args.rival)
         if args.ship:
-            ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
-            return
+            return ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
         for seed in sorted({seed % BASES for seed in args.seeds}) if args.base is None else [args.base]:
             base = train_base(args.results, args.data, seed, device)
         if args.base is not None:

@@ -94,13 +94,14 @@ def facts(
     if not seeds:
         return None
     scores, whole = results.scores(*row, seeds=seeds), results.scores(*UNPRUNED)
+    tokens = scores.means["tokens"]  # None: what is pruned inside the LLM
     videos = {kind_of(t): x.shape[1] for t, x in scores.answers.items() if kind_of(t) != "image"}
     records = [results.records[method, k, s] for s in results.seeds(*row)]
     seconds = [r["cpu_seconds"] for r in records if r.get("threads") == 1 and "cpu_seconds" in r]
     cells = {
         "": name or named(method),
         "k": 100 if method == "blind" else round(100 * (scores.means["k"] if way else k)),
-        "effective k": percent(1 - scores.means["tokens"] / whole.means["tokens"] if whole else None),
+        "effective k": percent(1 - tokens / whole.means["tokens"] if whole and tokens is not None else None),
         **{group: with_interval(scores, group) for group in AVERAGES},
         **{column: against(results, row, other, seeds=seeds) for column, other in (others or {}).items()},
         "against unpruned": against(results, row, UNPRUNED, seeds=seeds),
@@ -108,7 +109,7 @@ def facts(
         "steps": records[0]["config"]["steps"],
         "minutes of one core": f"{np.mean(seconds) / 60:.1f}" if seconds else "–",
         "frames": round(scores.means["max_frames"]),
-        "tokens": round(scores.means["tokens"] / sum(videos.values())),
+        "tokens": "–" if tokens is None else round(tokens / sum(videos.values())),
         "seeds": ", ".join(map(str, seeds)),
     }
     if way == ["1 frames"]:
@@ -272,10 +273,10 @@ def images(results: Results) -> str:
 
 def rivals(results: Results) -> str:
     """Published ways to prune, asked with the unpruned row's model, and trained; nothing before any was asked."""
-    if not any(k == 0 and method in ASKED for method, k, _ in results.records):
+    if not any(way.startswith("inference only") for record in results.records.values() for way in record["asked"]):
         return ""
     rows = []
-    for k, method in itertools.product((0.5, 0.8), (*ASKED, "stts", "saliency")):
+    for k, method in itertools.product((0.5, 0.8), (*ASKED, *results.own, "stts", "saliency")):
         asked, trained = (facts(results, row) for row in ((method, 0.0, f"inference only, k = {k}"), (method, k)))
         if not asked and not trained:
             continue
@@ -286,13 +287,15 @@ def rivals(results: Results) -> str:
         if asked:
             record = results.records[method, 0.0, results.seeds(method, 0.0, way[1])[0]]["asked"][way[1]]
             times = [f"{record['speedup']:.2f}", f"{record['limit']:.2f}"]
-        scores = [of[c] if of else "–" for of in (asked, trained) for c in ("average", "against unpruned")]
-        rows.append([named(method), round(100 * k), *scores, (asked or trained)["evidence kept"], *kinds, *times])
-    head = "|k|inference only|against unpruned|trained|against unpruned|evidence kept"
+        scores = [of[c] if of else "–" for of in (asked, trained) for c in ("seeds", "average", "against unpruned")]
+        name = named(method).removesuffix(", trained")
+        rows.append([name, round(100 * k), *scores, (asked or trained)["evidence kept"], *kinds, *times])
+    head = "|k|seeds|inference only|against unpruned|seeds|trained|against unpruned|evidence kept"
     text = table(f"{head}|unpruned wrong, too|evidence pruned|kept, not used|times as fast|limit", rows)
     how = "Asked with the unpruned row's model (*inference only*), and trained. Evidence and kinds of wrong answers are"
     how += " those of inference only, if it was asked. *Times as fast*: an inference pass on four long clips, in turns"
-    return f"{how} with the same model's unpruned. *Limit*: by count, without what it costs to choose.\n\n{text}"
+    how += " with the same model's unpruned, by processor time."
+    return f"{how} *Limit*: by count, without what it costs to choose.\n\n{text}"
 
 
 def why_wrong(row: dict, reference: dict) -> dict[str, dict[str, float]]:
@@ -422,21 +425,25 @@ def page(results: Results, without: Results | None = None, bench: Mapping | None
 
 def draw(dials: Mapping[str, Results], path: Path) -> None:
     """Accuracy against measured time, a point a method (needs matplotlib)."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axes, (title, results) in zip(figure.subplots(1, 2), dials.items(), strict=True):
         for k, marker in ((0.5, "o"), (0.8, "s")):
             way = f"inference only, k = {k}"
-            for i, method in enumerate(m for m in ASKED if results.seeds(m, 0.0, way)):
-                asked = results.records[method, 0.0, results.seeds(method, 0.0, way)[0]]["asked"][way]
+            there = {m: seeds for m in (*ASKED, *results.own) if (seeds := results.seeds(m, 0.0, way))}
+            for i, (method, seeds) in enumerate(there.items()):
+                asked = results.records[method, 0.0, seeds[0]]["asked"][way]
                 at = 100 / asked["speedup"], 100 * value(results.scores(method, 0.0, way), "average")
-                axes.plot(*at, marker, color=f"C{i % 10}")
-                axes.annotate(method, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
-        if results.seeds(*UNPRUNED):
-            axes.axhline(100 * value(results.scores(*UNPRUNED), "average"), color="black", linewidth=0.8)
-        axes.set(title=f"{title}: circles k = 50, squares 80; line: unpruned")
-        axes.set(xlabel="time of an inference pass, % of unpruned", ylabel="average accuracy, %")
+                axes.plot(*at, marker, color=colormaps["tab20"](i % 20))
+                name = method.rpartition(":")[2]
+                axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+            if seeds := sorted({*itertools.chain(*there.values())} & {*results.seeds(*UNPRUNED)}):
+                line = 100 * value(results.scores(*UNPRUNED, seeds=seeds), "average")
+                axes.axhline(line, color="black", linewidth=0.8)
+        axes.set(title=f"{title}: circles k = 50, squares 80; line: unpruned, these seeds")
+        axes.set(xlabel="processor time of an inference pass, % of unpruned", ylabel="average accuracy, %")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=130, format="png")
 

@@ -126,7 +126,7 @@ def test_a_rival_is_asked_with_the_unpruned_rows_model(method, lab, monkeypatch)
         if method in ("cosine", "random", "tome"):
             assert asked["answers"] == unpruned["asked"][f"{method}, {way}"]["answers"]
     tokens = [asked["tokens"] for asked in record["asked"].values()]
-    assert tokens == [0, 0] if method == "fastv" else tokens[0] == 3 * 3 * 4 * 9 / 2 > tokens[1]
+    assert tokens == [None, None] if method == "fastv" else tokens[0] == 3 * 3 * 4 * 9 / 2 > tokens[1]
 
 
 def test_without_the_unpruned_rows_model_it_is_trained_first(lab, monkeypatch):
@@ -202,6 +202,9 @@ def test_the_random_scorer_is_seeded_by_the_row(lab):
     way = reproduce.Asking(0.5, "random", 4)
     a, b, c = (lab[0].ask(model, way, seed).evidence for seed in (0, 0, 1))
     assert a == b != c
+    with pytest.raises(ZeroDivisionError), reproduce.asked_with("random", model):
+        _ = 1 / 0
+    assert type(model.scorer).__name__ == "Scorer"  # its own again, whatever went wrong
 
 
 def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, monkeypatch, capsys):
@@ -299,6 +302,9 @@ OWN_RIVAL = """
 def Mine(model):
     return lambda frames, num_frames=None, k=0.5: model.encode_video(
         frames, num_frames, k, lambda x, n: x.unflatten(2, (-1, 4)).mean((3, 4)))
+
+
+Mine.merges = True
 """
 OWN_SCORER = """
 import torch
@@ -316,13 +322,20 @@ class Middle(nn.Module):
 """
 
 
-def test_a_rival_of_ones_own_is_asked(lab, tmp_path):
+def test_a_rival_of_ones_own_is_asked(lab, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(OWN_RIVAL)
     reproduce.main(
         ["--rival", f"{tmp_path / 'mine.py'}:Mine", "--seeds", "1", "--results", str(lab[1]), "--clips", "3"]
     )
     record = json.loads((lab[1] / "rows" / "Mine-k0-seed1.json").read_text())
     assert record["asked"]["inference only, k = 0.8"]["tokens"] > 0
+    assert record["asked"]["inference only, k = 0.8"]["evidence_kept"] is None  # it says that it merges
+    assert "| Mine | 80 | 1 |" in page(Results(lab[1] / "rows"))
+    with pytest.raises(SystemExit):
+        reproduce.main(["--rival", "evs", "--k", "0.9"])
+    assert "--k goes with --scorer alone" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="fastv prunes inside the LLM: it is asked, at k = 0, and not trained"):
+        Row("fastv", 0.5, 0).config("data", Path())
     with pytest.raises(SystemExit, match="know evs, "):
         reproduce.main(["--rival", "nobody", "--results", str(lab[1])])
 
@@ -336,6 +349,8 @@ def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkey
     assert rows.seeds(name, 0.5) == [0, 1, 2] and (lab[1] / "rows" / "Middle-k50-seed2.json").exists()
     text = page(rows)
     assert "| Middle | 50 |" in text
+    reproduce.main(["--ship", "Middle-k50-seed2", "--results", str(lab[1])])
+    assert checkpoint.load(lab[1] / "Middle-k50-seed2.pt")["scorer_file"] == checkpoint.contents(name)
     (tmp_path / "other.py").write_text(OWN_SCORER)
     with pytest.raises(SystemExit, match=r"is the row of .*mine.py:Middle: move it, or rename your class"):
         reproduce.main(["--scorer", f"{tmp_path / 'other.py'}:Middle", "--results", str(lab[1]), "--clips", "3"])

@@ -157,13 +157,21 @@ def test_rivals_stand_beside_their_time(tmp_path):
     path.write_text(json.dumps(record))
     write(tmp_path, "evs", 0.5, 0, p=1.0)
     write(tmp_path, "stts", 0.5, 0, p=0.0)
+    write(tmp_path, "stts", 0.5, 1, p=0.0)
+    record["row"]["method"], record["asked"][way]["tokens"] = "somewhere/mine.py:Mine", None
+    path.with_name("mine.json").write_text(json.dumps(record))
+    write(tmp_path, "cosine", 0.5, 0, p=0.0)
     main(["--results", str(tmp_path)])
     text = (tmp_path / "README.md").read_text().split("## Rivals")[1].split("##")[0].strip().splitlines()
     half, all_right = "50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)", "100.0 (100.0–100.0) | +0.0 (+0.0 to +0.0)"
     kinds = "0.0 | 25.0 | 25.0 | 1.26 | 1.50"
-    assert text[6] == f"| EVS: pixels that change | 50 | {half} | {all_right} | 50.0 | {kinds} |"
-    nothing = "– | – | 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 50.0 | – | – | – | – | – |"
-    assert text[7:] == [f"| STTS | 50 | {nothing}"]
+    assert text[6] == f"| EVS: pixels that change | 50 | 0 | {half} | 0 | {all_right} | 50.0 | {kinds} |"
+    nothing = "0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 50.0 | – | – | – | – | – |"
+    assert text[7:] == [
+        f"| cosine heuristic | 50 | – | – | – | 0 | {nothing}",
+        f"| Mine | 50 | 0 | {half} | – | – | – | 50.0 | {kinds} |",
+        f"| STTS | 50 | – | – | – | 0, 1 | {nothing}",
+    ]
     pytest.importorskip("matplotlib")
     main(["--results", str(tmp_path), "--plot", str(tmp_path / "rivals.png")])
     assert (tmp_path / "rivals.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,19 +1,24 @@
 """What binds and what is saved: counts against a whole pass, times under a clock of our own."""
 
+import itertools
+
 import pytest
-import torch
 
 from stts_mini.lab.speed import bench, pays
-from stts_mini.lab.speed.flops import decoded, multiply_adds
+from stts_mini.lab.speed.flops import decoded, evenly_kept, multiply_adds, needed
+from stts_mini.lab.speed.page import STAGES
 from tests.lab.speed.test_bench import TINY
 
 
 def test_the_parts_are_all_of_the_count():
-    """9 tokens of an answer: the prefill gives one, eight more passes and the end's follow."""
+    """The prefill gives an answer's first token; each other one costs a pass, and so does the end."""
     config, ask = TINY.config, dict(question=3, answer=1)
     one, two = (sum(pays.counted(TINY, 4, 0.5, 3, answer).values()) for answer in (1, 2))
     prefix = 4 * 4 - 8 + 3 * 4 + 3  # half of 4 cells in 4 frames, a stamp and two marks each, the question
     assert two - one == sum(multiply_adds(config, decoded(config, [prefix + 1])).values())
+    work = needed(config, [evenly_kept(0.5, config.cells, 4)], 0.5, [[(3, 0)]], TINY.stamp)
+    first = (*multiply_adds(config, work).values(), *multiply_adds(config, decoded(config, [prefix])).values())
+    assert one == sum(first) and sorted(itertools.chain(*pays.PARTS.values())) == sorted(STAGES)
     whole, pruned = (pays.counted(TINY, 4, k, **ask) for k in (0.0, 0.5))
     assert set(whole) == set(pays.PARTS) and all(pruned[part] < whole[part] for part in whole)
 
@@ -50,6 +55,8 @@ def test_the_command_says_what_binds(monkeypatch, capsys):
         pays.main(["--pays", "--k", "0"])
 
 
-def test_a_file_is_read():
-    torch.manual_seed(0)
-    assert pays.file_seconds(3, 16, rounds=1) > 0
+def test_a_file_is_read(monkeypatch):
+    seen, real = [], pays.read_video
+    monkeypatch.setattr(pays, "read_video", lambda *args: seen.append(real(*args)))
+    assert pays.file_seconds(3, 16, rounds=1) > 0 and pays.file_seconds(200, 16, rounds=1) > 0
+    assert [len(set(video.times)) for video in seen] == [3, 200]  # none of them twice

@@ -1,4 +1,5 @@
-"""What a rival saves: an inference pass beside the unpruned model's, in turns, and the counted limit."""
+"""What a rival saves: an inference pass beside the unpruned model's, in turns, and the counted limit. On a CPU time is
+processor time, summed over threads."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ def cost(config: VLMConfig, kept: Sequence[Sequence[int]], text: Text, gone_from
     config = dataclasses.replace(config, scored_by="random")
     full = [[config.cells] * len(video) for video in kept]
     whole, pruned = (multiply_adds(config, needed(config, cells, 0.0, text)) for cells in (full, kept))
-    if gone_from == "llm":
-        depth = config.llm.depth
-        return sum(whole.values()) - (whole["llm"] - pruned["llm"]) * (depth - fastv.K) // depth
+    if gone_from in ("connected", "llm"):
+        depth, untouched = config.llm.depth, fastv.K if gone_from == "llm" else 0
+        return sum(whole.values()) - (whole["llm"] - pruned["llm"]) * (depth - untouched) // depth
     if gone_from == "stem":
         vit, patches = config.vit, sum(map(len, kept)) * config.vit.num_patches  # all are embedded
         pruned["stem"] = pruned["packed"] * (config.score_after + 2) // config.num_packed
@@ -35,7 +36,8 @@ def cost(config: VLMConfig, kept: Sequence[Sequence[int]], text: Text, gone_from
 @torch.no_grad()
 def timed(model: VLM, asked: VLM, encode: Encoder | None, k: float, batches: Sequence[Batch], rounds: int = 7) -> dict:
     """How many times faster `asked` with this encoder at k answers these questions than the model does unpruned, from
-    frames to the first token: the median over rounds; seconds of both; and the limit. Batches of one question each."""
+    frames to the first token: the median over rounds; seconds of both, on a CPU of processor time; and the limit.
+    Batches of one question each."""
     run = lambda side: [side[0].generate(batch, side[1], 1, side[2]) for batch in batches]
     sides = ((model, 0.0, None), (asked, k, encode))
     on_cpu = next(model.parameters()).is_cpu  # there, processor time: others may be at work beside this

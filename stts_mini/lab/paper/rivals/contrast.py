@@ -2,7 +2,8 @@
 
     s[t,i] = mean over channels of the standard deviation over the cell's w² patches, after block l
 
-It keeps what has edges and drops what is plain, in every frame alike. It is the example of tutorials/fork_me.md.
+It keeps what has edges and drops what is plain, with one threshold for a whole video. It is the example of
+tutorials/fork_me.md.
 """
 
 from __future__ import annotations

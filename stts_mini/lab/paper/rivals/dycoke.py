@@ -1,14 +1,14 @@
-"""Merging over time, as in DyCoke (arXiv 2411.15024) and FastVID (arXiv 2503.11187): a cell that looks as it did in the
-frame before is joined to it.
+"""Merging over time, after DyCoke (arXiv 2411.15024): a cell that looks as it did in the frame before is joined to it.
 
     c[t,i] = cos(x[t,i], x[t−1,i])        the cells with the largest c are joined to the one before, k of all
     a chain of joined cells becomes one, where the first of them was: their mean
 
 Like the cosine heuristic it keeps what changes. But what it drops is not all lost: a slow change stays as a mean.
 
-Simplified: joined in chains of any length. (DyCoke cuts a video into windows of four frames, which could not lose 80%;
-FastVID, into scenes.) Within a frame nothing is merged, and nothing is pruned while the LLM decodes. Cells are merged
-after block l+1, where STTS prunes, instead of before the LLM.
+Simplified: the means are ours. DyCoke's public code drops what is alike, at a fixed ratio, between pairs of frames in
+windows of four, which could not lose 80%. Here cells are joined in chains of any length. Within a frame nothing is
+merged, and nothing is pruned while the LLM decodes. Cells are merged after block l+1, where STTS prunes, instead of
+before the LLM.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def run_means(x: Tensor, keep: Tensor, real: Tensor) -> Tensor:
 
 class DyCoke(Rival):
     """Merge over time after block l+1."""
+
+    merges = True
 
     def __call__(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
         model, cfg, first = self.model, self.model.config, self.model.config.score_after + 2

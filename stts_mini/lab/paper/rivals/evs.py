@@ -6,7 +6,7 @@ It looks at nothing but RGB, so it can score before the ViT has run. A flickerin
 whoever enters and stands still is seen for one frame.
 
 Simplified: the paper drops tokens after the ViT, before the LLM; here cells go where STTS's go. It marks positions in
-the LLM; here the time stamps of all frames stay.
+the LLM; here the time stamps of all frames stay. The paper trains at rates drawn at random; a row here has one k.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ The ViT and two layers see everything, so less is saved than elsewhere. But Fast
 question keeps other cells. So questions do not share a video's tokens any more. Each, with all its options, is a row of
 its own, and what is kept of a video is not one mask (`keep` is None).
 
+That is the public code's rule; the paper's text takes the attention received from all tokens, on average.
+
 Simplified: a picture loses nothing, as with everybody; the paper prunes pictures. In a video frame 0 has no privilege.
 What is pruned is not in the KV cache of the later layers; the first two keep theirs.
 """
@@ -55,6 +57,7 @@ class FastV(VLM):
         q = layer.self_attn.q_norm(q).transpose(1, 2)  # (R, heads, 1, d)
         q = rotate(q, *rotary(positions, llm.head_dim, llm.rope_theta, x.dtype)).unflatten(1, (llm.kv_heads, -1))
         logits = q.squeeze(3) @ key.mT / llm.head_dim**0.5  # (R, kv_heads, heads of each, L)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 has too many ties
         return logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).mean((1, 2))
 
     def both_parts(self, batch: Batch, branches: Branches, k: float, encode: Encoder | None, cache: KVCache) -> tuple:

@@ -21,14 +21,17 @@ from stts_mini.model import VLM, Encoded
 class Rival:
     """Base class. Attributes, for those that differ:
 
-    gone_from  where pruned tokens are first gone: "stem" (ViT block 0), "packed" (block l+2), "llm" (in its layers)
+    gone_from  where pruned tokens are first gone: "stem" (ViT block 0), "packed" (block l+2), "connected" (after the
+               connector, before the LLM), "llm" (in its layers)
     frame_0    whether frame 0 is kept whole
-    exact      whether a video loses `num_removed` cells; False: another number
+    exact      whether a video loses `num_removed` cells; False: fewer, but three quarters of them at least
+    merges     whether tokens hold what was in other cells, so that nobody can say which evidence is kept
     """
 
     gone_from = "packed"
     frame_0 = True
     exact = True
+    merges = False
 
     def __init__(self, model: VLM):
         self.model = model

@@ -3,12 +3,13 @@
     a run: a cell in frames t0 < t1 < … whose pixels change less than τ from each frame to the next
     of every run only the first cell is kept, and only kept cells enter block 0
 
-It asks what EVS asks, but sooner, so the ViT's first blocks are saved, too. The price: in all blocks a kept cell sees
-only the kept cells of its frame, without the still background around it.
+It asks what EVS asks, but sooner, so the ViT's first blocks are saved, too.
 
-Simplified: τ is chosen for each video such that the budget is met (the paper has one τ, and saves what it may). No
-learned embedding says how long a run is: the weights at hand have none. Runs are of cells, not of patches, since a cell
-becomes one token. All patches are embedded before they are dropped: one matrix, and no attention.
+Simplified: the paper's transformer attends over time. Ours goes frame by frame, so in all blocks a kept cell sees only
+the kept cells of its frame, without the still background around it. τ is chosen for each video such that the budget is
+met (the paper has one τ, and saves what it may). No learned embedding says how long a run is: the weights at hand have
+none. Runs are of cells, not of patches, since a cell becomes one token. All patches are embedded before they are
+dropped: one matrix, and no attention.
 """
 
 from __future__ import annotations

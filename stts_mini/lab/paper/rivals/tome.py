@@ -7,7 +7,7 @@ STTS's, floor(k·C·T) of a video, spread over its frames but the first as evenl
 
 Where we differ from ToMe: pairs are found one by one among all cells, not by its faster bipartite matching (a
 frame has few cells here); cells are merged, not patches, and once, not in every block, so that budget and depth
-are the same as everybody's.
+are the same as everybody's. Cells are compared by their features, not by the attention's keys.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def shares(k: float, cells: int, frames: int) -> list[int]:
 
 class ToMe(Rival):
     """Merging, at the depth at which STTS prunes. Every frame keeps a cell, so a video loses (C−1)·(T−1) at most."""
+
+    exact, merges = False, True
 
     def __call__(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
         model, cfg, first = self.model, self.model.config, self.model.config.score_after + 2

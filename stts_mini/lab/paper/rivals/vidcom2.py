@@ -1,5 +1,6 @@
 """VidCom² (arXiv 2505.14454): unusual frames keep more, and of each frame the unusual cells.
 
+    x[t,i] = mean over the cell's patches of the ViT's tokens after block l
     u[t,i] = 1 − cos(x[t,i], mean of the video)      v[t,i] = 1 − cos(x[t,i], mean of the frame)
     a[t]   = 1 + softmax over t of (mean over i of u[t,i] / τ) − 1/T               τ = 0.01
     frame t keeps (1 − k)·a[t] of its cells: those with the largest u + v
@@ -7,7 +8,8 @@
 As one score: the cell of rank r in its frame (0 is the most unusual) is kept where r < (1 − k)·a[t]·C, so the order of
 all cells of a video is by s = −(r + ½)/a[t], and `select` meets the budget exactly.
 
-Simplified: cosines. (The public code adds up Gaussian kernels of several widths over half of the channels.)
+Simplified: cosines. (The public code normalises tokens before the means, and adds up Gaussian kernels of several widths
+over the half of the channels that vary least.) Frame 0, which everybody keeps, takes part in the softmax.
 """
 
 from __future__ import annotations

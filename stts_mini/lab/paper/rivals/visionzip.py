@@ -2,10 +2,11 @@
 
     s[t,i] = Σ over the cell's patches j of  mean over heads and queries q of  softmax(QKᵀ/√d)[q, j]
 
-The sum over all cells of a frame is 1, so a frame's cells compete with each other. Time plays no part: what attracts
-attention is kept in every frame, moving or not.
+The sum over all cells of a frame is 1, so a frame's cells compete with each other. Time plays no part in a score: what
+attracts attention counts as much if it stands still.
 
-Simplified: attention of block l+1, where STTS prunes, instead of the last block but one. (SigLIP has no CLS token, so
+Simplified: one threshold for a whole video, so frames keep different numbers of cells; the paper takes the same from
+each frame. Attention of block l+1, where STTS prunes, instead of the last block but one. (SigLIP has no CLS token, so
 the mean over queries is the paper's own rule.) The other tokens are dropped, not merged into contextual ones: 9 cells a
 frame are too few to cluster.
 """
