@@ -331,7 +331,7 @@ def test_every_scorers_checkpoint_loads_and_is_evaluated_as_trained(folder, tmp_
     capsys.readouterr()
     evaluation.main([path, "--data", config.data, "--clips", "2", "--scorer", "cosine", "--k", "0.8"])
     said = capsys.readouterr().out
-    assert f"scorer cosine (trained: {scorer}), k = 0.8" in said and "take 32 or more" in said
+    assert f"scorer cosine (trained: {scorer}), k = 0.8" in said and "give 32 frames or more" in said
     state = checkpoint.load(path)
     torch.save({**state, "train_config": {**state["train_config"], "k": 0.0}}, path)
     evaluation.main([path, "--data", config.data, "--clips", "2"])
