@@ -14,7 +14,7 @@ from tests.grading import GRADED, put_in_place
 collect_ignore = ["wrong"]  # modules that are wrong on purpose: see test_grading.py
 
 common = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-settings.register_profile("default", max_examples=25, **common)  # as many as killed the mutants of tests/README.md
+settings.register_profile("default", max_examples=40, **common)
 settings.register_profile("thorough", max_examples=400, **common)
 fast = dict(derandomize=True, phases=[Phase.explicit, Phase.generate])  # a mutant needs no small counter-example
 settings.register_profile("mutants", max_examples=25, **common, **fast)
