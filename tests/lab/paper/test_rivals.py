@@ -411,6 +411,9 @@ def test_a_rival_may_prune_between_the_vit_and_the_llm(monkeypatch):
     monkeypatch.setitem(RIVALS, "AfterTheConnector", AfterTheConnector)
     test_the_budget_and_frame_0_are_as_stated("AfterTheConnector", 0.5)
     test_tokens_are_gone_from_the_stated_stage_on("AfterTheConnector")
+    monkeypatch.setattr(AfterTheConnector, "gone_from", "packed")  # a claim that is not true
+    with pytest.raises(AssertionError):
+        test_tokens_are_gone_from_the_stated_stage_on("AfterTheConnector")
 
 
 def test_wrong_rivals_are_caught(monkeypatch):

@@ -23,6 +23,7 @@ class DivPrune(Scoring):
     """Score by the place in the greedy order."""
 
     def score(self, frames: Tensor, x: Tensor, num_frames: Tensor) -> Tensor:
+        """Minus the place in the greedy order, (B, T, C); 0 for frame 0, and for padding."""
         cells = x.unflatten(2, (-1, self.model.config.w**2)).flatten(3)  # (B, T, C, w²·D)
         B, T, C, _ = cells.shape
         look = F.normalize(cells.flatten(1, 2), dim=-1)

@@ -28,6 +28,7 @@ class VidCom2(Scoring):
     """Score by the frame's share and the cell's rank in its frame."""
 
     def score(self, frames: Tensor, x: Tensor, num_frames: Tensor) -> Tensor:
+        """How unusual a frame is among its video's, and a cell among its frame's: (B, T, C)."""
         cells = x.unflatten(2, (-1, self.model.config.w**2)).mean(3)  # (B, T, C, D)
         real = real_frames(cells[..., 0], num_frames)  # (B, T, 1)
         n = real.sum(1, keepdim=True)  # (B, 1, 1)
