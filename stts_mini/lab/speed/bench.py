@@ -128,7 +128,7 @@ class Job:
     device: torch.device
 
     def train(self, k: float) -> None:
-        """Gradients of one batch, anew."""
+        """Fresh gradients of one batch."""
         with autocast(self.device):
             output = self.model(self.batch, k, self.encode)
             loss = output.task_loss + output.sim_loss

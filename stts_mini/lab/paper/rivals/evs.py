@@ -3,7 +3,7 @@
     s[t,i] = mean over the cell's pixels p of |p[t] − p[t−1]|          frame 0 stays; one threshold for a whole video
 
 It looks at nothing but RGB, so it can score before the ViT has run. A flickering panel is worth more than all else, and
-whoever enters and stands still is seen for one frame.
+an object that enters and then stands still counts for one frame.
 
 Simplified: the paper drops tokens after the ViT, before the LLM; here cells go where STTS's go. It marks positions in
 the LLM; here the time stamps of all frames stay. The paper trains at rates drawn at random; a row here has one k.

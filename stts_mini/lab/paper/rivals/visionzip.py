@@ -22,7 +22,7 @@ class VisionZip(Scoring):
     """Score by attention received in block l+1."""
 
     def score(self, frames: Tensor, x: Tensor, num_frames: Tensor) -> Tensor:
-        """Attention received in block l+1, the mean over heads and queries, the sum over the cell's patches: (B, T, C)."""
+        """Attention received in block l+1, summed over the cell's patches: (B, T, C)."""
         block = self.model.vit.blocks[self.model.config.score_after + 1]
         projections = (block.attention.q_proj, block.attention.k_proj)
         x = block.layer_norm1(x)
