@@ -5,8 +5,8 @@
 This is the greedy answer to the max–min diversity problem. It goes on until all cells are in order, and the order is
 the score: any k cuts it off where the greedy choice would have stopped.
 
-Simplified: it begins with frame 0, which everybody keeps; the paper begins with the cell that is farthest from its
-nearest neighbour. A cell's patches are compared laid end to end, after block l; the paper compares LLM tokens.
+Simplified: it begins with frame 0, which everybody keeps. The paper begins with the cell that is farthest from its
+nearest neighbour. A cell's patches are compared laid end to end, after block l. The paper compares LLM tokens.
 """
 
 from __future__ import annotations

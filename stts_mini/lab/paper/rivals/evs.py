@@ -5,8 +5,8 @@
 It looks at nothing but RGB, so it can score before the ViT has run. A flickering panel is worth more than all else, and
 an object that enters and then stands still counts for one frame.
 
-Simplified: the paper drops tokens after the ViT, before the LLM; here cells go where STTS's go. It marks positions in
-the LLM; here the time stamps of all frames stay. The paper trains at rates drawn at random; a row here has one k.
+Simplified: the paper drops tokens after the ViT, before the LLM. Here cells go where STTS's go. It marks positions in
+the LLM. Here the time stamps of all frames stay. The paper trains at random rates. A row here has one k.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ The ViT and two layers see everything, so less is saved than elsewhere. But Fast
 question keeps other cells. So questions do not share a video's tokens any more. Each, with all its options, is a row of
 its own, and what is kept of a video is not one mask (`keep` is None).
 
-That is the public code's rule; the paper's text takes the attention received from all tokens, on average.
+That is the public code's rule. The paper's text takes the attention received from all tokens, on average.
 
-Simplified: a picture loses nothing, as with everybody; the paper prunes pictures. In a video frame 0 has no privilege.
-What is pruned is not in the KV cache of the later layers; the first two keep theirs.
+Simplified: a picture loses nothing, as always here. The paper prunes pictures. In a video frame 0 may lose cells.
+What is pruned is not in the KV cache of the later layers. The first two keep theirs.
 """
 
 from __future__ import annotations
