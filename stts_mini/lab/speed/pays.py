@@ -24,7 +24,8 @@ import torch
 
 from stts_mini.data.files import require
 from stts_mini.data.video import read_video, write_video
-from stts_mini.lab.speed import bench
+from stts_mini.lab.speed import passes
+from stts_mini.lab.speed.bench import stopwatch
 from stts_mini.lab.speed.flops import decoded, evenly_kept, multiply_adds, needed
 from stts_mini.lab.speed.machine import MACHINE, in_turns, machine
 from stts_mini.packing import check_k
@@ -32,14 +33,14 @@ from stts_mini.report.markdown import markdown
 from stts_mini.toy import drawing, world
 from stts_mini.training.logging import one_line_errors
 
-PARTS = {  # what `multiply_adds` and `bench.stopwatch` call them
+PARTS = {  # what `multiply_adds` and `stopwatch` call them
     "ViT, scorer, packing": ("stem", "score", "select", "pack", "packed", "unpack", "connector"),
     "prefill": ("layout", "llm"),
     "decoding tokens": ("decode", "logits"),
 }
 
 
-def counted(shape: bench.Shape, frames: int, k: float, question: int, answer: int) -> dict[str, float]:
+def counted(shape: passes.Shape, frames: int, k: float, question: int, answer: int) -> dict[str, float]:
     """Multiply-adds of each part: the answer's first token comes out of the prefill, each other one costs a pass, and
     so does the end."""
     config = shape.config
@@ -49,15 +50,15 @@ def counted(shape: bench.Shape, frames: int, k: float, question: int, answer: in
     return {part: sum(count.get(name, 0) for name in names) for part, names in PARTS.items()}
 
 
-def measured(shape: bench.Shape, frames: int, k: float, question: int, answer: int, rounds: int = 5) -> list[dict]:
+def measured(shape: passes.Shape, frames: int, k: float, question: int, answer: int, rounds: int = 5) -> list[dict]:
     """Seconds of each part, unpruned and at k, in turns on the CPU: medians over rounds."""
     device, taken = torch.device("cpu"), {0.0: [], k: []}
-    task = bench.job(bench.build(shape, device), shape, 1, frames, device)
+    task = passes.job(passes.build(shape, device), shape, 1, frames, device)
     (prompt, _) = task.batch.branches[0][0]
     task.batch = replace(task.batch, branches=[[([prompt[0]] * question, [])]])
 
     def run(k: float) -> None:
-        with bench.stopwatch(task.model, task.now) as seconds:
+        with stopwatch(task.model, task.now) as seconds:
             task.infer(k, answer + 1)
         taken[k].append(seconds)
 
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_k(args.k)
         require(args.k > 0, "--k 0 removes nothing, and saves nothing: give more")
         require(args.frames > 1 and args.question > 0 and args.answer > 0, "give 2 frames or more, and 1 token or more")
-        text, toy, real = (args.question, args.answer), bench.SHAPES["toy"], bench.SHAPES["so400m"]
+        text, toy, real = (args.question, args.answer), passes.SHAPES["toy"], passes.SHAPES["so400m"]
         numbers = sorted({n for n in (2, 4, 8, 16, 32, 64, 128, 256) if n < args.frames} | {args.frames})
         seconds = {n: measured(toy, n, args.k, *text) for n in numbers}
         file = {"decoding the file": file_seconds(args.frames, toy.config.vit.image_size)}
