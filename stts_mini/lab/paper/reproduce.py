@@ -5,9 +5,9 @@
     python -m stts_mini.lab.paper --all             everything that is still missing, in order
     python -m stts_mini.lab.paper --all --panels 0  the same in the world without distractors
     python -m stts_mini.lab.paper --table k --split val     on validation clips, into runs/val: to choose settings
-    python -m stts_mini.lab.paper --scorer my_file.py:MyScorer --k 0.5      a scorer of yours, beside the others
+    python -m stts_mini.lab.paper --scorer my_file.py:MyScorer --k 0.5      your own scorer, beside the others
     python -m stts_mini.lab.paper --table rivals            other published ways to prune, inference only (rivals/)
-    python -m stts_mini.lab.paper --rival my_file.py:Mine   one of yours beside them
+    python -m stts_mini.lab.paper --rival my_file.py:Mine   your own beside them
 
 Every row fine-tunes the same unpruned base, with the same clips and questions in the same order. It trains for the same
 number of steps, unless its method's name ends in another one, as in `unpruned@100`. All rows are asked the same
@@ -129,7 +129,7 @@ def asked_with(method: str, model: VLM) -> Iterator[tuple[VLM, Encoder | None]]:
 
 
 def base_checkpoint(folder: Path, seed: int, young: bool = False) -> Path:
-    """Where the unpruned model with this seed is, or will be. `young`: as it is after the first of its runs."""
+    """Where the unpruned model with this seed is, or will be. `young`: after the first of its runs."""
     path = folder / (f"base{seed}-{next(iter(BASE_RUNS))}.pt" if young else f"base{seed}.pt")
     shipped = SHIPPED / path.name  # with the package, for the main command starts from it, too
     return shipped if folder == RESULTS and shipped.exists() else path
@@ -287,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--base", type=int, metavar="SEED", help="train the unpruned model with this seed")
     what.add_argument("--table", choices=TABLES, help="train what is missing of one table")
     what.add_argument("--all", action="store_true", help="train whatever is missing")
-    what.add_argument("--rival", metavar="NAME", help="ask with one of rivals/, or with FILE.py:CLASS of yours")
-    what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train a scorer of yours, with three seeds")
+    what.add_argument("--rival", metavar="NAME", help="ask with one of rivals/, or with your own FILE.py:CLASS")
+    what.add_argument("--scorer", metavar="FILE.py:CLASS", help="train your own scorer, with three seeds")
     what.add_argument("--ship", metavar="ROW", help="keep a finished row's weights beside the bases")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="only rows of these seeds")
     parser.add_argument("--k", type=parse_k, default=0.5, help="with --scorer: the share of cells to remove")
@@ -296,14 +296,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="data", help="folder of the prepared clips")
     parser.add_argument("--panels", type=int, choices=range(MOST_PANELS + 1), default=MOST_PANELS, help="distractors")
     parser.add_argument("--clips", type=int, default=200, help="held-out clips of each kind")
-    parser.add_argument(
-        "--split", choices=("test", "val"), default="test", help="which of them. val writes to runs/val"
-    )
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="val writes to runs/val")
     args = parser.parse_args(argv)
     if args.k != 0.5 and not args.scorer:
         parser.error("--k goes with --scorer alone: rivals are asked at k = 0.5 and 0.8, tables have their own")
     device = pick_device("auto")
     try:
+        if args.base is not None:
+            return print(f"{train_base(args.results, args.data, args.base, device)} is there")
         if args.ship:
             return ship(Path("runs") / "rows" / args.ship / "checkpoint.pt", args.results / f"{args.ship}.pt")
         rows = [row for table in ([args.table] if args.table else TABLES) for row in TABLES[table]]
@@ -314,10 +314,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             find_rival(args.rival)
             rows = [Row(args.rival, 0.0, seed) for seed in args.seeds]
         rows = [dataclasses.replace(r, panels=args.panels) for r in dict.fromkeys(rows) if r.seed in args.seeds]
-        for seed in sorted({seed % BASES for seed in args.seeds}) if args.base is None else [args.base]:
-            base = train_base(args.results, args.data, seed, device)
-        if args.base is not None:
-            return print(f"{base} is there")
         lab = Lab(args.data, args.clips, device, args.panels, args.split)
         folder = args.results / "rows" if args.split == "test" else Path("runs/val")
         for row in rows:

@@ -82,7 +82,7 @@ def parted(method: str) -> tuple[str, int | None]:
 
 
 def named(method: str) -> str:
-    """What a method is called in the tables. A scorer of yours is called by its class.
+    """What a method is called in the tables. Your own scorer is called by its class.
 
     >>> named("unpruned@100"), named("my_file.py:MyScorer")
     ('unpruned, 100 steps', 'MyScorer')
@@ -108,13 +108,13 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The result's file name, without its end. A scorer of yours is known by its class."""
+        """The result's file name, without its end. Your own scorer is known by its class."""
         fewer = f"-panels{self.panels}" * (self.panels < MOST_PANELS)
         return f"{self.method.rpartition(':')[2]}-k{round(100 * self.k)}-seed{self.seed}{fewer}"
 
     @property
     def young(self) -> bool:
-        """Whether it starts from a base as it is after its first run."""
+        """Whether it starts from a base after its first run."""
         return self.method.startswith("young-")
 
     @property

@@ -142,8 +142,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if not args.check and not args.seeds:
             check_outputs([*(args.results / name for name in PAGES), *[args.readme] * bool(args.readme)])
-        readme = args.readme and args.readme.read_text(encoding="utf-8")
-        inserted(readme, "") if readme else None  # whether there is a place: better known now than after the work
         results, without = (Results(args.results / "rows", args.seeds, panels) for panels in (MOST_PANELS, 0))
         require(results.records, f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
         if args.plot:
@@ -155,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             return print(*made.values(), sep="\n")
         made = {args.results / name: text for name, text in made.items()}
         if args.readme:
-            made[args.readme] = inserted(readme, beside(without, results, bench, HEADLINES))
+            made[args.readme] = inserted(
+                args.readme.read_text(encoding="utf-8"), beside(without, results, bench, HEADLINES)
+            )
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     for path, text in made.items():

@@ -93,7 +93,7 @@ def pays_from(gains: Callable[[int], bool], numbers: Sequence[int]) -> str:
     return f"from {paying[0]} frames on" if paying else f"at none of {', '.join(map(str, numbers))} frames"
 
 
-def told(name: str, unit: str, whole: dict[str, float], pruned: dict[str, float], k: float, scale: float) -> str:
+def parts_table(name: str, unit: str, whole: dict[str, float], pruned: dict[str, float], k: float, scale: float) -> str:
     """A table of the parts, what binds, and what is saved."""
     total = sum(whole.values()), sum(pruned.values())
     rows = [[p, f"{scale * whole[p]:.2f}", f"{scale * pruned[p]:.2f}", f"{whole[p] / total[0]:.0%}"] for p in whole]
@@ -121,13 +121,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = {n: measured(toy, n, args.k, *text) for n in numbers}
         file = {"decoding the file": file_seconds(args.frames, toy.config.vit.image_size)}
         print(f"{args.frames} frames on " + MACHINE.format(**machine(torch.device("cpu"))), end="\n\n")
-        print(told("toy, measured", "ms", *({**file, **of} for of in seconds[args.frames]), args.k, 1e3))
+        print(parts_table("toy, measured", "ms", *({**file, **of} for of in seconds[args.frames]), args.k, 1e3))
         faster = lambda n: sum(seconds[n][1].values()) < sum(seconds[n][0].values())
         print(f"Measured, without the file, it pays {pays_from(faster, numbers)}.\n")
         for name, shape in (("toy, counted", toy), ("So400m + Qwen3-0.6B, by count alone", real)):
             count = lambda n, k, shape=shape: counted(shape, n, k, *text)
             scale = 1e-6 if shape is toy else 1e-12
             unit = "million multiply-adds" if shape is toy else "10¹² multiply-adds"
-            print(told(name, unit, count(args.frames, 0.0), count(args.frames, args.k), args.k, scale))
+            print(parts_table(name, unit, count(args.frames, 0.0), count(args.frames, args.k), args.k, scale))
             less = lambda n, count=count: sum(count(n, args.k).values()) < sum(count(n, 0.0).values())
             print(f"Counted, it pays {pays_from(less, numbers)}.\n")
