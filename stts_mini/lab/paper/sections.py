@@ -39,9 +39,14 @@ TIMED = "|k|steps|minutes of one core|short|long|average"
 def facts(
     results: Results, row: tuple, name: str = "", only: Collection[int] | None = None, others: Mapping | None = None
 ) -> dict[str, object] | None:
-    """What the tables say of a row, by the names of their columns, over all of its seeds or `only` these. None if there
-    are none. `others` are rows to compare it with, by the columns' names. Effective k is by the vision tokens that are
-    left. Time does not depend on the seed: the minutes are the mean over all that know theirs."""
+    """What the tables say of a row, by the names of their columns. None if there are no seeds.
+
+    name    what the row is called, if not as its method
+    only    the seeds to use. If not given, all
+    others  rows to compare it with, by the columns' names
+    Effective k is by the vision tokens that are left. The minutes are the mean over all seeds' runs that measured them,
+    because time does not depend on the seed.
+    """
     method, k, *way = row
     seeds = [s for s in results.seeds(*row) if only is None or s in only]
     if not seeds:
@@ -127,8 +132,8 @@ def tasks(results: Results) -> str:
 
 
 def clock(results: Results) -> str:
-    """Accuracy against the time that training takes: rows of other numbers of steps, and the recipe's own beside them,
-    over the seeds that both have."""
+    """Accuracy against the time that training takes: rows with other numbers of steps, and the recipe's own beside
+    them, over the seeds that both have."""
     there = {(k, parted(m)[0], r["config"]["steps"], m) for (m, k, _), r in results.records.items()}
     rows = []
     for (k, kind), alike in itertools.groupby(sorted(there), key=lambda row: row[:2]):
@@ -150,8 +155,8 @@ def learning(results: Results) -> str:
 
 
 def scaling(results: Results) -> str:
-    """Table 3: more frames at test time, the same model, beside an unpruned model with about as many vision tokens (at
-    k ≥ 0.8, with several times as many)."""
+    """Table 3: more frames at test time, with the same model. Beside it stands an unpruned model with about as many
+    vision tokens, or at k ≥ 0.8 with several times as many."""
     rows = []
     for method, k, other in (
         *((m, k, UNPRUNED) for m in ("stts", "saliency") for k in (0.3, 0.4, 0.5)),
@@ -159,11 +164,10 @@ def scaling(results: Results) -> str:
         ("saliency-many", 0.9, UNPRUNED),
         ("saliency-few", 0.5, ("frames", 0.5)),
     ):
-        trained = (method, k)
-        last = trained if method == "saliency-many" else (method, k, "scaled")
+        last = (method, k) if method == "saliency-many" else (method, k, "scaled")
         both = results.shared(last, other)
-        for row in dict.fromkeys((trained, last)) if both else ():
-            before, own, its = (facts(results, r, only=both) for r in (trained, row, other))
+        for row in dict.fromkeys(((method, k), last)) if both else ():
+            before, own, its = (facts(results, r, only=both) for r in ((method, k), row, other))
             minus = against(results, row, other, "long", both) if row == last else "–"
             cells = [f"{before['frames']}, {own['frames']}", own["tokens"], own["long"], minus]
             rows.append([own[""], own["k"], *cells, its["frames"], its["tokens"], its["seeds"]])
@@ -171,8 +175,9 @@ def scaling(results: Results) -> str:
 
 
 def in_range(results: Results) -> str:
-    """Table 3 once more, for models that were trained on half of the frames to twice the frames: more of them, pruned,
-    beside fewer, unpruned, in about as many vision tokens (of a long video, which has as many frames as are asked)."""
+    """Table 3 once more, for models that were trained on half of the frames to twice the frames. More of them, pruned,
+    stand beside fewer, unpruned, with about as many vision tokens. Tokens are those of a long video, which has as many
+    frames as are asked."""
     rows = []
     for fewer, more, fixed in (
         ("half the frames", "other rows' frames", ("frames", 0.5)),

@@ -204,8 +204,9 @@ def test_the_random_scorer_is_seeded_by_the_row(lab):
 
 
 def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, monkeypatch, capsys):
-    run = []
+    run, bases, real = [], [], reproduce.train_base
     monkeypatch.setattr(reproduce, "run_row", lambda row, *_: run.append(row.name) or {})
+    monkeypatch.setattr(reproduce, "train_base", lambda *given: bases.append(given[2]) or real(*given))
     monkeypatch.setitem(TABLES, "k", [Row("stts", k, 2) for k in (0.1, 0.2, 0.3)])
     there = lab[1] / "rows" / "stts-k10-seed2.json"
     there.write_text("{}")
@@ -215,6 +216,7 @@ def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, mo
     assert run == ["stts-k30-seed2"] and (lab[1] / "rows" / "stts-k30-seed2.json").exists()
     reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
     assert run == ["stts-k30-seed2", "stts-k20-seed2"] and "3 rows: all there" in capsys.readouterr().out
+    assert bases == [0, 0]  # a base for each row that was run, and for no other
     reproduce.main(["--base", "0", "--results", str(lab[1])])
     assert capsys.readouterr().out.endswith("base0.pt is there\n")
     for path in (lab[1] / "rows").glob("stts-k[123]0-seed2.json"):
