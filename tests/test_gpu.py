@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stts_mini.lab.paper.train import PaperConfig
-from stts_mini.lab.speed.bench import Uneven
+from stts_mini.lab.speed.passes import Uneven
 from stts_mini.packing import Segments, check_varlen, pack
 from stts_mini.train import build_model, build_optimizers, one_step, train
 from stts_mini.vit import attend

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from stts_mini.data.batches import Reader, Sampler
 from stts_mini.data.clips import load_clips, prepare
-from stts_mini.lab.paper.reproduce import Row
+from stts_mini.lab.paper.rows import Row
 from stts_mini.scorer import similarity_loss, temporal_target
 from stts_mini.train import CLIP_NORM, build_model
 from stts_mini.training import checkpoint

@@ -27,7 +27,7 @@ import torch
 from stts_mini.data.batches import Reader, Sampler
 from stts_mini.data.clips import Clip, load_clips, prepare
 from stts_mini.eval import evidence_per_cell
-from stts_mini.lab.paper.reproduce import Row
+from stts_mini.lab.paper.rows import Row
 from stts_mini.toy import world
 from stts_mini.train import build_model
 from stts_mini.training import checkpoint

@@ -33,8 +33,8 @@ from torch import Tensor
 from stts_mini.data.files import require, writable, write_json
 from stts_mini.data.video import read_chunks
 from stts_mini.eval import parse_k
-from stts_mini.lab.speed.bench import SHAPES, build
 from stts_mini.lab.speed.machine import MACHINE, in_own_process, machine, process_memory
+from stts_mini.lab.speed.passes import SHAPES, build
 from stts_mini.model import VLM, Encoded, check_scores
 from stts_mini.packing import check_k, num_removed, select
 from stts_mini.report.markdown import markdown

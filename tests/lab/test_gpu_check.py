@@ -8,7 +8,8 @@ import torch
 
 from stts_mini.lab import gpu_check
 from stts_mini.lab.gpu_check import main, parts_of
-from stts_mini.lab.speed.bench import SHAPES, parser_of_flags
+from stts_mini.lab.speed.bench import parser_of_flags
+from stts_mini.lab.speed.passes import SHAPES
 from stts_mini.training.config import parse_flags
 
 

@@ -21,16 +21,18 @@ from pathlib import Path
 
 import numpy as np
 
-from stts_mini.lab.paper.reproduce import METHODS, parted
+from stts_mini.lab.paper.rows import METHODS, parted
 from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.report.markdown import markdown
-from stts_mini.report.result import grouped
+from stts_mini.report.result import grouped, wrong_kinds
 from stts_mini.toy import world
 from stts_mini.toy.world import MOST_PANELS
 from stts_mini.training.config import upgraded
 
 DRAWS = 2000
 AVERAGES = ("short", "long", "average")
+MEANS = ("k", "max_frames", "tokens", "evidence_kept", "speedup", "limit")  # of a row's other numbers
+KINDS = ("unpruned", "pruned", "unused")  # of wrong answers: see `wrong_kinds`
 UNPRUNED = ("unpruned", 0.0)  # a row: method, k, and the way of asking if that is not "as trained"
 
 
@@ -106,7 +108,7 @@ def difference(a: Scores, b: Scores, group: str) -> tuple[float, float, float]:
 
 ONE_METHODS_OWN = {  # settings that may differ between rows (the steps are in the method's name)
     *("k", "seed", "steps", "max_frames", "image_size"),
-    *itertools.chain(*METHODS.values()),
+    *itertools.chain(*(settings for _, settings in METHODS.values())),
 }
 
 
@@ -164,16 +166,23 @@ class Results:
         if not asked:
             return None
         answers = {t: np.array([[int(c) for c in a["answers"][t]] for a in asked]) for t in asked[0]["answers"]}
-        means = {name: [a[name] for a in asked] for name in ("k", "max_frames", "tokens", "evidence_kept")}
+        means = {name: [a.get(name) for a in asked] for name in MEANS}
         means = {name: None if None in x else float(np.mean(x)) for name, x in means.items()}
         return Scores(answers, tuple(seeds), means)
 
-    def field(
-        self, method: str, k: float, name: str, way: str = "as trained", seeds: Sequence[int] | None = None
-    ) -> float | None:
-        """One of the other numbers: "k", "max_frames", "tokens" or "evidence_kept"."""
-        scores = self.scores(method, k, way, seeds)
-        return scores and scores.means[name]
+    def causes(self, method: str, k: float, way: str = "as trained") -> dict[int, dict[str, float]]:
+        """Why answers were wrong: {seed: {kind: share of the questions, on average}}. The kinds are those of
+        `wrong_kinds`. Seeds are those whose files say what was kept, each beside the unpruned row of the same seed."""
+        found, row = {}, (method, k, way)
+        for seed in self.shared(row, UNPRUNED):
+            asked = self.records[method, k, seed]["asked"][way]
+            if asked["k"] and (deciles := asked.get("kept_deciles")):
+                ours, theirs = (self.scores(*of, seeds=[seed]).answers for of in (row, UNPRUNED))
+                kept = {t: [None if d == "-" else int(d) / 10 for d in digits] for t, digits in deciles.items()}
+                counts = {t: wrong_kinds(ours[t][0], theirs[t][0], shares) for t, shares in kept.items()}
+                shares = {kind: {t: n[kind] / len(kept[t]) for t, n in counts.items()} for kind in KINDS}
+                found[seed] = {kind: float(averaged(of.get, of, "average")) for kind, of in shares.items()}
+        return found
 
 
 def percent(x: float | None) -> str:

@@ -1,23 +1,20 @@
 """Is it really faster? Pruned against unpruned, beside the counted limit, and where the time goes.
 
-    python -m stts_mini.lab.speed                           sized for a few minutes on two cores; prints tables
+    python -m stts_mini.lab.speed                           sized for a few minutes on two cores. Prints tables
     python -m stts_mini.lab.speed -o bench.json --plot bench.png
     python -m stts_mini.lab.speed --scorer my_file.py:MyScorer      with a scorer of your own, its cost included
     python -m stts_mini.lab.speed --shape toy               the model of `python -m stts_mini.train`
     python -m stts_mini.lab.speed --shape so400m            real geometry in bfloat16, where CUDA is
     python -m stts_mini.lab.speed --pays --frames 64        what binds, and from how many frames on it pays (pays.py)
 
-In one process, every k takes its turn in every round, forwards and backwards; the speed-up is the median over
-rounds of time(unpruned) / time(k) within a round, after a warm-up (on a CPU of the unpruned pass alone). A training
-step is forward and backward, without the optimiser; inference is encoding and prefill (`VLM.generate` up to the
-first new token). The limit is the ratio of the multiply-adds that had to be done (`flops.py`), for the very cells
-that were kept; *reached* is speed-up / limit. The stages are those of the first load. Memory is that of the last,
-measured in a process of its own for every k.
+In one process, every k takes its turn in every round. Every other round runs in reverse. The speed-up is the median
+over rounds of time(unpruned) / time(k) within a round, after a warm-up. A training step is forward and backward,
+without the optimiser. Inference is encoding and prefill: `VLM.generate` up to the first new token. `passes.py` has
+both.
 
-Weights and frames are random, which changes no time. Scores are drawn at random, such that frames differ from one
-another as much as cells within a frame do: untrained scores would spread the kept cells evenly, and that is easy
-to pack. The model's own scorer runs and gets its gradient all the same. The limit counts the products of STTS's
-scorer, and nothing for any other.
+The limit is the ratio of the multiply-adds that had to be done (`flops.py`), for the very cells that were kept.
+*Reached* is speed-up / limit. The limit counts the products of STTS's scorer, and nothing for any other. The stages are
+those of the first load. Memory is that of the last, measured in its own process for every k.
 
 What this file does not do: judge answers (`eval.py`).
 """
@@ -28,185 +25,35 @@ import argparse
 import dataclasses
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stts_mini.data.batches import TOKENIZER
 from stts_mini.data.files import check_outputs, replacing, require, write_json
-from stts_mini.data.tokenizer import END
 from stts_mini.lab.speed import flops
-from stts_mini.lab.speed.machine import in_own_process, in_turns, machine, process_memory
+from stts_mini.lab.speed.machine import in_own_process, machine, process_memory
 from stts_mini.lab.speed.page import STAGES, draw, page
-from stts_mini.llm import LLMConfig
-from stts_mini.model import VLM, Encoded, VLMConfig, check_scores
+from stts_mini.lab.speed.passes import ANSWER, PROMPT, SHAPES, Job, Shape, build, job
+from stts_mini.model import VLM
 from stts_mini.packing import check_k, check_varlen
 from stts_mini.scorer import find_scorer
-from stts_mini.sequence import Batch
 from stts_mini.train import pick_device
-from stts_mini.training.config import TrainConfig
 from stts_mini.training.logging import one_line_errors
-from stts_mini.training.step import autocast, compile_blocks, recompute
-from stts_mini.vit import ViTConfig
 
 PASSES = ("training", "inference")
 KS = (0.0, 0.3, 0.4, 0.5, 0.8)
-PROMPT, ANSWER, NEW_TOKENS = 14, 2, 8  # tokens of the one question that is asked of a video, and of its answer
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model to time, tokens of a time stamp; whether it runs on CUDA alone, and recomputes its blocks in the backward
-    pass, for what they would keep does not fit; and the flags --varlen and --compile."""
-
-    config: VLMConfig
-    stamp: int = 1
-    cuda_only: bool = False
-    recompute: bool = False
-    varlen: bool = False
-    compile: bool = False
-
-
-SHAPES = {
-    # 25 blocks, 9×9 patches, w = 3, l = 3. ViT, LLM and the LLM's quadratic part have Molmo2-4B's shares of the cost of
-    # 2 × 64 frames; attention has 18% of a ViT block's cost, there it has 10%
-    "scaled": Shape(
-        VLMConfig(
-            ViTConfig(36, 4, 64, 25, 1, 240), LLMConfig(len(TOKENIZER), 256, 12, 4, 2, 64, 768),
-            w=3, score_after=3, scorer_heads=1, scorer_mlp=240, connector_mlp=768, taps=(-7, -1),
-        )
-    ),
-    # the same for a third of the time, but attention has 31% of a block's cost, and small operations take their toll
-    "narrow": Shape(
-        VLMConfig(
-            ViTConfig(36, 4, 32, 25, 1, 120), LLMConfig(len(TOKENIZER), 160, 13, 2, 1, 32, 400),
-            w=3, score_after=3, scorer_heads=1, scorer_mlp=120, connector_mlp=400, taps=(-7, -1),
-        )
-    ),
-    "toy": Shape(TrainConfig().model),
-    "so400m": Shape(
-        dataclasses.replace(flops.PAPER, llm=LLMConfig(151936, 1024, 28, 16, 8, 128, 3072), connector_mlp=3072),
-        stamp=4, cuda_only=True, recompute=True,  # 2 × 64 frames, unpruned, would keep 142 GB, 1 × 256 304 GB
-    ),
-}  # fmt: skip
 LOADS = ((2, 64), (1, 8), (1, 32), (1, 256))  # (videos, frames): the paper's two shapes, and shorter videos between
-
-
-# ------------------------------------------------------------------------------------- what is run
-
-
-class Uneven(nn.Module):
-    """The model's own scorer, with its cost and its gradient, but with drawn scores instead of its own."""
-
-    def __init__(self, scorer: nn.Module, videos: int, frames: int, cells: int):
-        super().__init__()
-        draw = torch.Generator().manual_seed(0)
-        level = torch.randn(videos, frames, 1, generator=draw) + torch.randn(videos, frames, cells, generator=draw)
-        self.scorer, self.drawn = scorer, level.sigmoid()
-        self.injects_bias = getattr(scorer, "injects_bias", False)
-
-    def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
-        own = check_scores(self.scorer(x, num_frames), tuple(self.drawn.shape))
-        return self.drawn.to(own) + (own - own.detach())
-
-
-@dataclass
-class Job:
-    """A model, a batch, and an encoder with uneven scores: what is timed."""
-
-    model: VLM
-    shape: Shape
-    batch: Batch
-    encode: Callable[..., Encoded]
-    device: torch.device
-
-    def train(self, k: float) -> None:
-        """Fresh gradients of one batch."""
-        with autocast(self.device):
-            output = self.model(self.batch, k, self.encode)
-            loss = output.task_loss + output.sim_loss
-        loss.backward()
-        self.model.zero_grad()
-
-    def infer(self, k: float, new_tokens: int = 1) -> None:
-        """From frames to the first new token, or beyond."""
-        with autocast(self.device):
-            self.model.generate(self.batch, k, new_tokens, self.encode)
-
-    def encoded(self, k: float) -> Encoded:
-        """What the encoder keeps."""
-        with autocast(self.device), torch.no_grad():
-            return self.encode(self.batch.frames, self.batch.num_frames, k)
-
-    def work(self, encoded: Encoded, k: float, what: str) -> flops.Work:
-        """What had to be done."""
-        pairs = zip(encoded.kept, encoded.shown, strict=True)
-        kept = [cells[real].tolist() for cells, real in pairs]
-        text = [[(PROMPT, ANSWER if what == "training" else 0)]] * len(kept)
-        return flops.needed(self.shape.config, kept, k, text, self.shape.stamp)
-
-    def counted(self, work: flops.Work, what: str) -> dict[str, int]:
-        """Multiply-adds of each stage."""
-        training = what == "training"
-        return flops.multiply_adds(self.shape.config, work, training, training and self.shape.recompute)
-
-    def turns(self, run: Callable[[float], None], ks: Sequence[float], rounds: int) -> dict | None:
-        """Seconds of run(k) in every round, for each k; None if it does not fit. On CUDA every k is warmed up, for each
-        may need kernels of its own; on a CPU what takes the most memory, so that all the others find it there."""
-        try:
-            return in_turns(run, ks, rounds, self.now, ks if self.device.type == "cuda" else ks[:1])
-        except torch.OutOfMemoryError:
-            self.model.zero_grad()
-            return None
-
-    def now(self) -> float:
-        """Seconds; on CUDA, of work that is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
-def build(shape: Shape, device: torch.device) -> VLM:
-    """A model that never says END, so that every answer is as long as it may be."""
-    find_scorer(shape.config.scored_by)  # one in a file of the user's own is not known yet in a fresh process
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = VLM(shape.config)
-    model.llm.embed_tokens.weight.data[END] = 0
-    model.varlen = shape.varlen
-    if shape.compile:
-        compile_blocks(model)
-    if shape.recompute:
-        recompute(model)
-    return model
-
-
-def job(model: VLM, shape: Shape, videos: int, frames: int, device: torch.device) -> Job:
-    """Random frames, one question a video."""
-    config, draw = shape.config, torch.Generator().manual_seed(1)
-    size = config.vit.image_size
-    pixels = torch.randint(256, (videos, frames, 3, size, size), dtype=torch.uint8, generator=draw)
-    word = min(len(TOKENIZER), config.llm.vocab_size) - 1
-    stamps = [[[word] * shape.stamp] * frames] * videos
-    branches = [[([word] * PROMPT, [word] * ANSWER)]] * videos
-    batch = Batch(pixels.to(device), torch.tensor([frames] * videos), stamps, branches)
-    scorer = Uneven(model.scorer, videos, frames, config.cells)
-    return Job(model, shape, batch, partial(model.encode_video, scorer=scorer), device)
-
-
-# ------------------------------------------------------------------------------------ how it is timed
+NEW_TOKENS = 8  # decoded, where stages are timed
 
 
 def rounds_of(rounds: int, frames: int) -> int:
-    """Of 64 to 128 frames, `rounds`; of more fewer, at least two, of less more, at most 15: so each takes its share of
-    the time.
+    """Rounds for so many frames, so that each load takes its share of the time: `rounds` for 64 to 128 of them, fewer
+    for more (at least 2), more for fewer (at most 15).
 
     >>> [rounds_of(3, frames) for frames in (8, 32, 64, 128, 256, 512)], rounds_of(20, 128), rounds_of(1, 128)
     ([15, 6, 3, 3, 2, 2], 20, 1)
@@ -242,8 +89,8 @@ def speedups(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict
 def stopwatch(model: VLM, now: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Seconds of each stage, forward and backward together, by hooks: the model knows nothing of it.
 
-    `border` is called where a stage begins, with the tensor that the stage before it made. In the backward pass,
-    that tensor's gradient is there when the stage before begins its own.
+    `border` is called where a stage begins, with the tensor that the stage before it made. In the backward pass that
+    tensor's gradient is there when the stage before begins its own.
     """
     seconds, stage, since = defaultdict(float), "stem", now()
     l, blocks = model.config.score_after, model.vit.blocks
@@ -282,8 +129,8 @@ def stopwatch(model: VLM, now: Callable[[], float]) -> Iterator[dict[str, float]
 
 
 def stages(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict]:
-    """A row for every k: median seconds of each stage, and its multiply-adds; none if it does not fit. Decoding is by
-    the token."""
+    """A row for every k: median seconds of each stage, and its multiply-adds. No rows if it does not fit. Decoding is
+    per token."""
     taken = {k: [] for k in ks}
 
     def run(k: float) -> None:
@@ -309,9 +156,9 @@ def stages(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict]:
 
 
 def step_memory(shape: Shape, videos: int, frames: int, k: float, device: torch.device) -> int | None:
-    """Bytes that one training step takes beyond the weights, None if they are not there. In a process of its own:
-    another step's memory may still be held. (On a CPU the most that was held so far counts, setting up included: of
-    steps that take less than that, some 40 MB, too much is said.)"""
+    """Bytes that one training step takes beyond the weights. None if they are not there. Call it in its own process,
+    because another step's memory may still be held. On a CPU the peak includes setting up, some 40 MB, so it is too
+    high for steps that take less."""
     model = build(shape, device)
     job(model, shape, 1, 2, device).train(k)  # whatever is set up once
     task = job(model, shape, videos, frames, device)
@@ -344,22 +191,19 @@ def memory(shape: Shape, videos: int, frames: int, ks: Sequence[float], device: 
     return rows
 
 
-# ------------------------------------------------------------------------------------- all of it
-
-
 def measure(args: argparse.Namespace, shape: Shape, device: torch.device) -> dict:
     """Everything, as plain values."""
-    tell = partial(print, file=sys.stderr, flush=True)
+    say = partial(print, file=sys.stderr, flush=True)
     report = dict(shape=args.shape, config=dataclasses.asdict(shape.config), **machine(device))
     report |= dict(varlen=shape.varlen, compile=shape.compile, speed=[], stages=[])
     two = (0.0, 0.5 if 0.5 in args.k else args.k[-1])
-    tell("memory")  # first: other processes measure it, and need what this one would hold
+    say("memory")  # first: other processes measure it, and need what this one would hold
     report["memory"] = memory(shape, *args.load[-1], two, device)
     model = build(shape, device)
     for videos, frames in args.load:
         task, rounds = job(model, shape, videos, frames, device), rounds_of(args.rounds, videos * frames)
         for what in PASSES[:1] if shape.compile else PASSES:
-            tell(f"{what}, {videos} × {frames} frames")
+            say(f"{what}, {videos} × {frames} frames")
             report["speed"] += speedups(task, what, args.k, rounds)
             if (videos, frames) == args.load[0]:
                 report["stages"] += stages(task, what, two, rounds)
@@ -376,14 +220,14 @@ def parser_of_flags() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add("--shape", choices=tuple(SHAPES), default="scaled", help="the model's sizes")
-    add("--scorer", default="stts", help="or my_file.py:MyScorer; its time counts, not its choice of cells")
+    add("--scorer", default="stts", help="or my_file.py:MyScorer. Its time counts, not its choice of cells")
     add("--load", type=load, nargs="+", default=LOADS, metavar="BxT", help="videos × frames")
     add("--k", type=numbers, default=KS, metavar="K,K", help="shares of cells to remove, 0 first")
-    add("--rounds", type=int, default=3, help="times that every k is run on 64 to 128 frames; more often on fewer")
+    add("--rounds", type=int, default=3, help="times that every k is run on 64 to 128 frames. More on fewer")
     add("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--varlen", action="store_true", help="packed rows by CUDA's kernel, not by masks")
-    add("--compile", action="store_true", help="torch.compile the blocks; training alone, as `stts_mini.train` does")
+    add("--compile", action="store_true", help="torch.compile the blocks. Times training alone")
     add("-o", "--out", type=Path, help="write everything measured to this JSON file")
     add("--plot", type=Path, help="draw it to this PNG (needs matplotlib)")
     return parser
@@ -402,8 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shape, device = SHAPES[args.shape], pick_device(args.device)
         torch.set_num_threads(args.threads)
         if shape.cuda_only and device.type != "cuda":
-            print(f"{args.shape} needs CUDA, for it would take hours here ({device}): skipped")
-            return
+            return print(f"{args.shape} needs CUDA, for it would take hours here ({device}): skipped")
         find_scorer(args.scorer)  # before a config names it
         config = dataclasses.replace(shape.config, scored_by=args.scorer)
         shape = dataclasses.replace(shape, config=config, varlen=args.varlen, compile=args.compile)
@@ -414,8 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_varlen(device, shape.config.vit.head_dim)
         for k in args.k:
             check_k(k)
-        if args.k[0] != 0:
-            raise ValueError(f"--k {args.k}: give 0 first, it is what the others are compared with")
+        require(args.k[0] == 0, f"--k {args.k}: give 0 first, it is what the others are compared with")
         report = measure(args, shape, device)
         print(page(report))
         if args.out:

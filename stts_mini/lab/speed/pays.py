@@ -24,7 +24,8 @@ import torch
 
 from stts_mini.data.files import require
 from stts_mini.data.video import read_video, write_video
-from stts_mini.lab.speed import bench
+from stts_mini.lab.speed import passes
+from stts_mini.lab.speed.bench import stopwatch
 from stts_mini.lab.speed.flops import decoded, evenly_kept, multiply_adds, needed
 from stts_mini.lab.speed.machine import MACHINE, in_turns, machine
 from stts_mini.packing import check_k
@@ -32,14 +33,14 @@ from stts_mini.report.markdown import markdown
 from stts_mini.toy import drawing, world
 from stts_mini.training.logging import one_line_errors
 
-PARTS = {  # what `multiply_adds` and `bench.stopwatch` call them
+PARTS = {  # what `multiply_adds` and `stopwatch` call them
     "ViT, scorer, packing": ("stem", "score", "select", "pack", "packed", "unpack", "connector"),
     "prefill": ("layout", "llm"),
     "decoding tokens": ("decode", "logits"),
 }
 
 
-def counted(shape: bench.Shape, frames: int, k: float, question: int, answer: int) -> dict[str, float]:
+def counted(shape: passes.Shape, frames: int, k: float, question: int, answer: int) -> dict[str, float]:
     """Multiply-adds of each part: the answer's first token comes out of the prefill, each other one costs a pass, and
     so does the end."""
     config = shape.config
@@ -49,15 +50,15 @@ def counted(shape: bench.Shape, frames: int, k: float, question: int, answer: in
     return {part: sum(count.get(name, 0) for name in names) for part, names in PARTS.items()}
 
 
-def measured(shape: bench.Shape, frames: int, k: float, question: int, answer: int, rounds: int = 5) -> list[dict]:
+def measured(shape: passes.Shape, frames: int, k: float, question: int, answer: int, rounds: int = 5) -> list[dict]:
     """Seconds of each part, unpruned and at k, in turns on the CPU: medians over rounds."""
     device, taken = torch.device("cpu"), {0.0: [], k: []}
-    task = bench.job(bench.build(shape, device), shape, 1, frames, device)
+    task = passes.job(passes.build(shape, device), shape, 1, frames, device)
     (prompt, _) = task.batch.branches[0][0]
     task.batch = replace(task.batch, branches=[[([prompt[0]] * question, [])]])
 
     def run(k: float) -> None:
-        with bench.stopwatch(task.model, task.now) as seconds:
+        with stopwatch(task.model, task.now) as seconds:
             task.infer(k, answer + 1)
         taken[k].append(seconds)
 
@@ -92,7 +93,7 @@ def pays_from(gains: Callable[[int], bool], numbers: Sequence[int]) -> str:
     return f"from {paying[0]} frames on" if paying else f"at none of {', '.join(map(str, numbers))} frames"
 
 
-def told(name: str, unit: str, whole: dict[str, float], pruned: dict[str, float], k: float, scale: float) -> str:
+def parts_table(name: str, unit: str, whole: dict[str, float], pruned: dict[str, float], k: float, scale: float) -> str:
     """A table of the parts, what binds, and what is saved."""
     total = sum(whole.values()), sum(pruned.values())
     rows = [[p, f"{scale * whole[p]:.2f}", f"{scale * pruned[p]:.2f}", f"{whole[p] / total[0]:.0%}"] for p in whole]
@@ -115,18 +116,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_k(args.k)
         require(args.k > 0, "--k 0 removes nothing, and saves nothing: give more")
         require(args.frames > 1 and args.question > 0 and args.answer > 0, "give 2 frames or more, and 1 token or more")
-        text, toy, real = (args.question, args.answer), bench.SHAPES["toy"], bench.SHAPES["so400m"]
+        text, toy, real = (args.question, args.answer), passes.SHAPES["toy"], passes.SHAPES["so400m"]
         numbers = sorted({n for n in (2, 4, 8, 16, 32, 64, 128, 256) if n < args.frames} | {args.frames})
         seconds = {n: measured(toy, n, args.k, *text) for n in numbers}
         file = {"decoding the file": file_seconds(args.frames, toy.config.vit.image_size)}
         print(f"{args.frames} frames on " + MACHINE.format(**machine(torch.device("cpu"))), end="\n\n")
-        print(told("toy, measured", "ms", *({**file, **of} for of in seconds[args.frames]), args.k, 1e3))
+        print(parts_table("toy, measured", "ms", *({**file, **of} for of in seconds[args.frames]), args.k, 1e3))
         faster = lambda n: sum(seconds[n][1].values()) < sum(seconds[n][0].values())
         print(f"Measured, without the file, it pays {pays_from(faster, numbers)}.\n")
         for name, shape in (("toy, counted", toy), ("So400m + Qwen3-0.6B, by count alone", real)):
             count = lambda n, k, shape=shape: counted(shape, n, k, *text)
             scale = 1e-6 if shape is toy else 1e-12
             unit = "million multiply-adds" if shape is toy else "10¹² multiply-adds"
-            print(told(name, unit, count(args.frames, 0.0), count(args.frames, args.k), args.k, scale))
+            print(parts_table(name, unit, count(args.frames, 0.0), count(args.frames, args.k), args.k, scale))
             less = lambda n, count=count: sum(count(n, args.k).values()) < sum(count(n, 0.0).values())
             print(f"Counted, it pays {pays_from(less, numbers)}.\n")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from stts_mini.lab.paper.beside import FINDINGS, HEADLINES, Finding, beside, loses_little, verdict
-from stts_mini.lab.paper.reproduce import METHODS, Row, askings
+from stts_mini.lab.paper.rows import METHODS, Row, askings
 from stts_mini.lab.paper.scores import Results
-from stts_mini.lab.paper.tables import page
+from stts_mini.lab.paper.tables import pages
 from tests.lab.paper.test_tables import write
 
 
@@ -38,7 +38,7 @@ def test_a_verdict_says_on_which_side_of_its_bar_the_interval_lies(low, high, ba
     assert verdict(low, high, Finding("", (), (), 0.0, bar, below)) == said
 
 
-def test_each_dial_is_told_by_its_own_rows(tmp_path):
+def test_each_dial_is_judged_by_its_own_rows(tmp_path):
     for panels, p in ((0, 0.9), (2, 0.5)):
         at(tmp_path, "unpruned", 0.0, panels, 0.9)
         at(tmp_path, "stts", 0.5, panels, p)
@@ -51,9 +51,9 @@ def test_each_dial_is_told_by_its_own_rows(tmp_path):
     cells = lines["STTS against random, k = 50"]
     assert cells[3] == "holds" and cells[5] == "does not |"
     assert "STTS against random, k = 80" not in lines  # nothing to say
-    text = page(dials[1], dials[0])
+    text = pages(dials[1], dials[0])["README.md"]
     assert "## The paper beside ours" in text and "## Without panels: accuracy against k" in text
-    assert "Test set dial2, without panels dial0;" in text and "## The paper" not in page(dials[1])
+    assert "Test set dial2, without panels dial0;" in text and "## The paper" not in pages(dials[1])["README.md"]
 
 
 def test_every_finding_names_rows_that_there_are():

@@ -10,20 +10,22 @@ import torch
 
 from stts_mini.data.batches import Reader
 from stts_mini.eval import evidence_per_cell
-from stts_mini.lab.paper import reproduce, scores
-from stts_mini.lab.paper.reproduce import Lab, Row, claimed, oracle, rows_of, run_row
+from stts_mini.lab.paper import reproduce, rows, scores
+from stts_mini.lab.paper.reproduce import Lab, claimed, oracle, run_row
 from stts_mini.lab.paper.rivals.known import RIVALS
+from stts_mini.lab.paper.rows import ASKED, METHODS, TABLES, Asking, Row, named, parted
 from stts_mini.lab.paper.scores import Results
-from stts_mini.lab.paper.tables import NAMES, page
-from stts_mini.lab.paper.train import PaperConfig
+from stts_mini.lab.paper.tables import pages
+from stts_mini.lab.paper.train import BASE, PaperConfig
 from stts_mini.toy import world
 from stts_mini.training import checkpoint
 from tests.tiny import TINY
 
 TINY_ROW = dict(stages={}, steps=2, max_frames=4)
+TINIER = dict(saliency_steps=lambda _: 1, max_frames=lambda n: n // 8)
 TINY_METHODS = {
-    name: {**settings, "saliency_steps": 1} if "saliency_steps" in settings else settings
-    for name, settings in reproduce.METHODS.items()
+    name: (text, {key: TINIER.get(key, lambda x: x)(x) for key, x in settings.items()})
+    for name, (text, settings) in METHODS.items()
 }
 
 
@@ -34,15 +36,11 @@ def lab(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
     clips = {**TINY["train_clips"], "parade": 2}
-    patch.setattr(
-        reproduce,
-        "BASE",
-        {**TINY, "video_size": 48, "k": 0.0, "train_clips": clips, "llm_depth": 3, "vit_depth": 5},
-    )
-    patch.setattr(reproduce, "RECIPE", TINY_ROW)
-    patch.setattr(reproduce, "METHODS", TINY_METHODS)
+    base = {**TINY, "video_size": 48, "k": 0.0, "train_clips": clips, "llm_depth": 3, "vit_depth": 5}
+    patch.setattr(reproduce, "BASE", base)
     patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(stages={}, steps=1, warmup=1)})
-    patch.setattr(reproduce, "FRAMES", 4)
+    for name, value in dict(BASE=base, RECIPE=TINY_ROW, METHODS=TINY_METHODS, FRAMES=4).items():
+        patch.setattr(rows, name, value)
     device = torch.device("cpu")
     (folder / "results" / "rows").mkdir(parents=True)
     for seed in (0, 1):
@@ -72,9 +70,7 @@ def made(method, lab):
     return json.loads(path.read_text())
 
 
-TRAINED = [
-    m for m in reproduce.METHODS if m not in RIVALS or m in ("tome", "rlt")
-]  # one of a kind: all are asked below
+TRAINED = [m for m in METHODS if m not in RIVALS or m in ("tome", "rlt")]  # one of a kind: all are asked below
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -110,7 +106,7 @@ def test_every_method_makes_a_row(method, lab):
     assert not {"data", "init", "out"} & set(record["config"])  # nothing of the machine
 
 
-@pytest.mark.parametrize("method", reproduce.ASKED)
+@pytest.mark.parametrize("method", ASKED)
 def test_a_rival_is_asked_with_the_unpruned_rows_model(method, lab, monkeypatch):
     """Which is trained once; and it is timed beside itself, unpruned."""
     unpruned = made("unpruned", lab)
@@ -147,10 +143,10 @@ def test_without_the_unpruned_rows_model_it_is_trained_first(lab, monkeypatch):
 def test_every_row_is_on_the_page(lab):
     for method in TRAINED:
         made(method, lab)
-    text = page(Results(lab[1] / "rows"))
+    text = "\n".join(pages(Results(lab[1] / "rows")).values())
     assert "| 2 | 18 | " in text and "| 4 | 36 | " in text  # the two of frames in a range share a table
     for method in {*TRAINED} - {"unpruned-range", "saliency-range"}:
-        name = {"elastic": "elastic, asked at k = 0.5", "saliency-few": "unpruned"}.get(method, NAMES[method])
+        name = {"elastic": "elastic, asked at k = 0.5", "saliency-few": "unpruned"}.get(method, named(method))
         title = "## Learning in the same time" if method.startswith("young-") else "# Results"
         assert f"| {name} |" in text.split(title)[1], method
 
@@ -181,7 +177,7 @@ def test_methods_are_what_they_are_called(lab, monkeypatch):
         assert (encode is None) == (method in ("oracle", "random"))
     assert kept["oracle"] > kept["random"] + 0.1
     seen.clear()
-    lab[0].ask(checkpoint.load_model(lab[1] / "base0.pt")[0].float(), reproduce.Asking(0.5, "cosine", 4), 0)
+    lab[0].ask(checkpoint.load_model(lab[1] / "base0.pt")[0].float(), Asking(0.5, "cosine", 4), 0)
     assert seen[0][0] == "CosineScorer"
     config = lambda method: Row(method, 0.5, 0).config("data", Path("b"))
     assert config("no-aux").sim_weight == 0 and config("no-bias").bias == "none" and config("blind").blind
@@ -199,7 +195,7 @@ def test_the_oracle_ranks_cells_with_evidence_first(lab):
 
 def test_the_random_scorer_is_seeded_by_the_row(lab):
     model = checkpoint.load_model(lab[1] / "base0.pt")[0].float()
-    way = reproduce.Asking(0.5, "random", 4)
+    way = Asking(0.5, "random", 4)
     a, b, c = (lab[0].ask(model, way, seed).evidence for seed in (0, 0, 1))
     assert a == b != c
     with pytest.raises(ZeroDivisionError), reproduce.asked_with("random", model):
@@ -208,9 +204,10 @@ def test_the_random_scorer_is_seeded_by_the_row(lab):
 
 
 def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, monkeypatch, capsys):
-    run = []
+    run, bases, real = [], [], reproduce.train_base
     monkeypatch.setattr(reproduce, "run_row", lambda row, *_: run.append(row.name) or {})
-    monkeypatch.setattr(reproduce, "rows_of", lambda _: [Row("stts", k, 2) for k in (0.1, 0.2, 0.3)])
+    monkeypatch.setattr(reproduce, "train_base", lambda *given: bases.append(given[2]) or real(*given))
+    monkeypatch.setitem(TABLES, "k", [Row("stts", k, 2) for k in (0.1, 0.2, 0.3)])
     there = lab[1] / "rows" / "stts-k10-seed2.json"
     there.write_text("{}")
     with claimed(Path("runs/rows/stts-k20-seed2.lock")) as mine:
@@ -219,6 +216,7 @@ def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, mo
     assert run == ["stts-k30-seed2"] and (lab[1] / "rows" / "stts-k30-seed2.json").exists()
     reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
     assert run == ["stts-k30-seed2", "stts-k20-seed2"] and "3 rows: all there" in capsys.readouterr().out
+    assert bases == [0, 0]  # a base for each row that was run, and for no other
     reproduce.main(["--base", "0", "--results", str(lab[1])])
     assert capsys.readouterr().out.endswith("base0.pt is there\n")
     for path in (lab[1] / "rows").glob("stts-k[123]0-seed2.json"):
@@ -235,7 +233,7 @@ def test_a_row_may_have_its_own_number_of_steps(lab, monkeypatch):
         return real(config, resume, device, reader, **options)
 
     monkeypatch.setattr(reproduce, "train", spied)
-    lab[0].readers.clear()
+    lab[0].reader.cache_clear()
     record = run_row(row, *lab)
     assert decoded == [len(lab[0].train)]  # before the clock of training began
     assert record["config"]["steps"] == 3 and record["config"]["saliency_steps"] == 1
@@ -248,7 +246,7 @@ def test_a_number_of_steps_changes_nothing_else(method, lab):
     k = 0.0 if method in ("unpruned", "blind") else 0.5
     plain, longer = (asdict(Row(m, k, 0).config("data", Path("b"))) for m in (method, f"{method}@7"))
     assert longer == {**plain, "steps": 7, "out": longer["out"]}
-    assert reproduce.taught_by(f"{method}@7") == reproduce.taught_by(method)
+    assert reproduce.given_to(f"{method}@7") == reproduce.given_to(method)
 
 
 @pytest.mark.parametrize("method", ["blind", "random", "tome"])
@@ -267,7 +265,7 @@ def command(lab):
 def test_a_young_base_is_made_when_a_row_wants_it(lab, monkeypatch):
     base, row = lab[1] / "base0-few.pt", Row("young-cosine", 0.5, 2)
     assert not base.exists()
-    monkeypatch.setattr(reproduce, "rows_of", lambda _: [row])
+    monkeypatch.setitem(TABLES, "k", [row])
     command(lab)
     record = json.loads((lab[1] / "rows" / f"{row.name}.json").read_text())
     assert base.exists() and record["base_sha256"] == reproduce.sha256(base)
@@ -275,22 +273,22 @@ def test_a_young_base_is_made_when_a_row_wants_it(lab, monkeypatch):
 
 
 def test_the_rows_of_the_tables():
-    k, methods = rows_of("k"), rows_of("methods")
-    clock = {(row.method, row.k) for row in rows_of("clock")}
-    recipes = {(reproduce.parted(m)[0], k) for m, k in clock if not m.startswith("young-")}
+    k, methods = TABLES["k"], TABLES["methods"]
+    clock = {(row.method, row.k) for row in TABLES["clock"]}
+    recipes = {(parted(m)[0], k) for m, k in clock if not m.startswith("young-")}
     assert recipes <= clock  # each beside the recipe's own
     assert ("oracle", 0.9) in {(row.method, row.k) for row in methods}
     assert len(set(k)) == len(k) == 3 + 27 + 12 and len(set(methods)) == len(methods)
     assert {(r.method, r.k) for r in k if r.seed == 2} == {
         ("unpruned", 0.0), *((m, x) for m in ("stts", "saliency", "random") for x in (0.5, 0.8, 0.9))
     }  # fmt: skip
-    every = [row for table in reproduce.TABLES for row in rows_of(table)]
+    every = [row for table in TABLES.values() for row in table]
     asked = [row for row in every if row.asked]
-    assert asked == rows_of("rivals") and {r.method for r in rows_of("rivals-trained")} < set(RIVALS)
+    assert asked == TABLES["rivals"] and {r.method for r in TABLES["rivals-trained"]} < set(RIVALS)
     for row in every:
         config = row.config("data", Path("base.pt"))
         assert isinstance(config, PaperConfig) and config.k == (
-            0.0 if reproduce.parted(row.method)[0] in ("frames", "young-frames", "resolution") else row.k
+            0.0 if parted(row.method)[0] in ("frames", "young-frames", "resolution") else row.k
         )
     for row in every:  # but for what makes the method, all is the same
         own = {"k", "out", "init", *scores.ONE_METHODS_OWN}
@@ -330,7 +328,7 @@ def test_a_rival_of_ones_own_is_asked(lab, tmp_path, capsys):
     record = json.loads((lab[1] / "rows" / "Mine-k0-seed1.json").read_text())
     assert record["asked"]["inference only, k = 0.8"]["tokens"] > 0
     assert record["asked"]["inference only, k = 0.8"]["evidence_kept"] is None  # it says that it merges
-    assert "| Mine | 80 | 1 |" in page(Results(lab[1] / "rows"))
+    assert "| Mine | 80 | 1 |" in pages(Results(lab[1] / "rows"))["README.md"]
     with pytest.raises(SystemExit):
         reproduce.main(["--rival", "evs", "--k", "0.9"])
     assert "--k goes with --scorer alone" in capsys.readouterr().err
@@ -345,10 +343,9 @@ def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkey
     (tmp_path / "mine.py").write_text(OWN_SCORER)
     name = f"{tmp_path / 'mine.py'}:Middle"
     reproduce.main(["--scorer", name, "--k", "0.5", "--results", str(lab[1]), "--clips", "3"])
-    rows = Results(lab[1] / "rows")
-    assert rows.seeds(name, 0.5) == [0, 1, 2] and (lab[1] / "rows" / "Middle-k50-seed2.json").exists()
-    text = page(rows)
-    assert "| Middle | 50 |" in text
+    results = Results(lab[1] / "rows")
+    assert results.seeds(name, 0.5) == [0, 1, 2] and (lab[1] / "rows" / "Middle-k50-seed2.json").exists()
+    assert "| Middle | 50 |" in pages(results)["README.md"]
     reproduce.main(["--ship", "Middle-k50-seed2", "--results", str(lab[1])])
     assert checkpoint.load(lab[1] / "Middle-k50-seed2.pt")["scorer_file"] == checkpoint.contents(name)
     (tmp_path / "other.py").write_text(OWN_SCORER)
@@ -360,12 +357,12 @@ def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkey
 
 def test_the_real_settings_of_every_row_and_base_can_be():
     """The tests above run with small ones in their place."""
-    for table in reproduce.TABLES:
-        for row in rows_of(table):
+    for table in TABLES.values():
+        for row in table:
             config = row.config("data", Path("base.pt"))
             assert config.curriculum_steps == 0 and config.thinning == (4 if row.method.endswith("-range") else 1)
     for settings in reproduce.BASE_RUNS.values():
-        PaperConfig(**{**reproduce.BASE, **settings})
+        PaperConfig(**{**BASE, **settings})
 
 
 def test_a_rows_weights_can_be_shipped(lab):

@@ -9,9 +9,12 @@ import pytest
 
 from stts_mini.data import clips as clips_module
 from stts_mini.data.clips import fingerprint
-from stts_mini.lab.paper.reproduce import Row, settings_of, sha256
+from stts_mini.lab.paper import sections
+from stts_mini.lab.paper.reproduce import settings_of, sha256
+from stts_mini.lab.paper.rows import Row
 from stts_mini.lab.paper.scores import Results, Scores, difference, interval, kind_of, value
-from stts_mini.lab.paper.tables import BEGIN, END, main, page, why_wrong
+from stts_mini.lab.paper.sections import PAGES
+from stts_mini.lab.paper.tables import BEGIN, END, main, pages
 from stts_mini.toy import world
 from stts_mini.train import judged_clips
 from stts_mini.training.config import PRESETS, SHIPPED, TrainConfig, upgraded
@@ -92,6 +95,16 @@ def several(folder, method, k, seed, ways):
     path.write_text(json.dumps({**record, "asked": asked}))
 
 
+def both_pages(*dials):
+    """The text of the two pages."""
+    return "\n".join(pages(*dials).values())
+
+
+def written(folder):
+    """The same, as it is in the files."""
+    return "\n".join((folder / name).read_text() for name in PAGES)
+
+
 def short_only(t):
     return 1.0 if t in world.SHORT_TASKS else 0.0
 
@@ -112,7 +125,7 @@ def test_the_page_says_what_the_files_say(tmp_path):
     write(tmp_path, "frames", 0.5, 1, p=1.0, tokens=50 * 3 * 40)
     write(tmp_path, "elastic", 0.9, 0, p=short_only, tokens=20, ways=("as trained", "k = 0.5"))
     main(["--results", str(tmp_path)])
-    text = (tmp_path / "README.md").read_text()
+    text = written(tmp_path)
     halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)"
     assert f"| STTS | 80 | 80.0 | {halved} | 50.0 | 0, 1 |" in text
     nothing = "0.0 (0.0–0.0) | 0.0 (0.0–0.0) | 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0)"
@@ -144,11 +157,29 @@ def test_the_page_says_what_the_files_say(tmp_path):
         main(["--results", str(tmp_path), "--check"])
 
 
+def test_every_table_is_on_one_page_and_each_page_leads_to_the_other(tmp_path):
+    """Links into the shipped pages are followed by tests/test_readme.py."""
+    made = [
+        f
+        for f in vars(sections).values()
+        if getattr(f, "__annotations__", 0) == dict(results="Results", **{"return": "str"})
+    ]
+    there = [(of, panels) for page in PAGES.values() for _, of, panels in page]
+    assert made and sorted(of.__name__ for of, panels in there if panels) == sorted(f.__name__ for f in made)
+    assert len({*there}) == len(there) == len({title for page in PAGES.values() for title, *_ in page})
+    write(tmp_path, "unpruned", 0.0, 0)
+    main(["--results", str(tmp_path)])
+    assert "](MORE.md)" in (tmp_path / "README.md").read_text() and "](README.md)" in (tmp_path / "MORE.md").read_text()
+    (tmp_path / "MORE.md").write_text("another")
+    with pytest.raises(SystemExit, match=r"MORE.md is not what the rows say"):
+        main(["--results", str(tmp_path), "--check"])
+
+
 def test_rivals_stand_beside_their_time(tmp_path):
     """Asked with the unpruned row's model in one file, trained in another; kinds of wrong answers, where cells are."""
     way = "inference only, k = 0.5"
     write(tmp_path, "unpruned", 0.0, 0, p=1.0)
-    assert "## Rivals" not in page(Results(tmp_path / "rows"))
+    assert "## Rivals" not in both_pages(Results(tmp_path / "rows"))
     write(tmp_path, "evs", 0.0, 0, p=short_only, ways=(way,))
     path = tmp_path / "rows" / "evs0.0-0.json"
     record = json.loads(path.read_text())
@@ -162,7 +193,7 @@ def test_rivals_stand_beside_their_time(tmp_path):
     path.with_name("mine.json").write_text(json.dumps(record))
     write(tmp_path, "cosine", 0.5, 0, p=0.0)
     main(["--results", str(tmp_path)])
-    text = (tmp_path / "README.md").read_text().split("## Rivals")[1].split("##")[0].strip().splitlines()
+    text = written(tmp_path).split("## Rivals")[1].split("##")[0].strip().splitlines()
     half, all_right = "50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)", "100.0 (100.0–100.0) | +0.0 (+0.0 to +0.0)"
     kinds = "0.0 | 25.0 | 25.0 | 1.26 | 1.50"
     assert text[6] == f"| EVS: pixels that change | 50 | 0 | {half} | 0 | {all_right} | 50.0 | {kinds} |"
@@ -194,7 +225,7 @@ def test_more_frames_pruned_stand_beside_fewer_unpruned(tmp_path):
             }
             several(tmp_path, "saliency-range", 0.5, seed, ways)
     write(tmp_path, "unpruned", 0.0, 0, p=1.0)
-    text = page(Results(tmp_path / "rows"))
+    text = both_pages(Results(tmp_path / "rows"))
     lines = text.split("after training on any number of frames\n")[1].split("##")[0].strip().splitlines()[2:]
     assert lines == [
         "| 16 | 144 | 0.0 (0.0–0.0) | 32 | 144 | 100.0 (100.0–100.0) | +100.0 (+100.0 to +100.0) | – | 0 |",
@@ -211,7 +242,7 @@ def test_what_is_learned_in_the_same_time(tmp_path):
     write(tmp_path, "young-unpruned", 0.0, 0, p=short_only, cpu_seconds=600, threads=1, **young)
     config = dict(k=0.5, seed=0, steps=500)
     write(tmp_path, "young-saliency@500", 0.5, 0, p=1.0, cpu_seconds=660, threads=1, config=config, **young)
-    text = page(Results(tmp_path / "rows"))
+    text = both_pages(Results(tmp_path / "rows"))
     before, own = text.split("## Learning in the same time")
     assert own.split("##")[0].strip().splitlines()[-2:] == [
         "| unpruned | 0 | 250 | 10.0 | 100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | – | 0 |",
@@ -223,7 +254,7 @@ def test_what_is_learned_in_the_same_time(tmp_path):
     for steps, method in ((450, "young-saliency@450"), (500, "young-cosine@500"), (90, "young-unpruned@90")):
         write(tmp_path, method, 0.0 if "unpruned" in method else 0.5, 0, config={**config, "steps": steps}, **young)
     write(tmp_path, "young-saliency@500", 0.5, 2, p=1.0, config={**config, "seed": 2}, **young)
-    own = page(Results(tmp_path / "rows")).split("## Learning in the same time")[1]
+    own = both_pages(Results(tmp_path / "rows")).split("## Learning in the same time")[1]
     rows = [line.split(" | ")[:3] for line in own.split("##")[0].strip().splitlines()[4:]]
     taught, heuristic = "| trained with saliency, spread (ours)", "| cosine heuristic"
     assert rows == [  # by k, by steps, by name: the same order in every process
@@ -302,7 +333,7 @@ def test_shorter_and_longer_rows_stand_beside_their_time(tmp_path):
     write(tmp_path, "random", 0.8, 0)
     write(tmp_path, "stts", 0.5, 0)
     main(["--results", str(tmp_path)])
-    page = (tmp_path / "README.md").read_text()
+    page = written(tmp_path)
     text = page.split("## Shorter and longer training")[1].split("##")[0]
     halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0)"
     whole = "100.0 (100.0–100.0) | 100.0 (100.0–100.0) | 100.0 (100.0–100.0)"
@@ -368,8 +399,8 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     write(tmp_path, "deeper", 0.5, 0, p=short_only)
     write(tmp_path, "elastic", 0.9, 1, p=short_only)
     main(["--results", str(tmp_path)])
-    sections = dict(part.split("\n", 1) for part in (tmp_path / "README.md").read_text().split("\n## ")[1:])
-    lines = {title.split(" (")[0]: text.split("\n")[3:] for title, text in sections.items()}
+    parts = dict(part.split("\n", 1) for part in written(tmp_path).split("\n## ")[1:])
+    lines = {title.split(" (")[0]: text.split("\n")[3:] for title, text in parts.items()}
     plain, deeper, *_ = lines["Scored deeper, of six blocks"]
     assert (
         plain.startswith("| STTS | 50 | 60.0 | 100.0") and plain.endswith("| 20.0 | 0 |") and deeper.endswith("| 0 |")
@@ -387,7 +418,7 @@ def test_why_answers_were_wrong(tmp_path):
     Files from before know no digits."""
     for method, k, seed in (("unpruned", 0.0, 0), ("unpruned", 0.0, 1), ("stts", 0.8, 0), ("stts", 0.8, 1)):
         write(tmp_path, method, k, seed, p=1.0)
-    assert "Why answers were wrong" not in page(Results(tmp_path / "rows"))
+    assert "Why answers were wrong" not in both_pages(Results(tmp_path / "rows"))
     videos = (*world.SHORT_TASKS, *world.LONG_TASKS)
     for method, wrong, digits in (("unpruned0.0", 2, "9" * 50), ("stts0.8", 10, "0940005-95" + "0" * 40)):
         path = tmp_path / "rows" / f"{method}-0.json"
@@ -397,14 +428,14 @@ def test_why_answers_were_wrong(tmp_path):
         asked["kept_deciles"] = dict.fromkeys(videos, digits)
         path.write_text(json.dumps(record))
     results = Results(tmp_path / "rows")
-    kinds = why_wrong(
-        *(results.records[row]["asked"]["as trained"] for row in (("stts", 0.8, 0), ("unpruned", 0.0, 0)))
+    assert list(results.causes("stts", 0.8)) == [0]
+    of_one = (1 / 6 + 1 / 7) / 2  # a short task and a long one
+    assert results.causes("stts", 0.8)[0] == pytest.approx(
+        dict(unpruned=0.04 * of_one, pruned=0.08 * of_one, unused=0.08 * of_one)
     )
-    assert tuple(kinds) == videos and kinds["speed"] == dict(unpruned=0, pruned=0, unused=0)
-    assert kinds["count"] == kinds["open"] == dict(unpruned=0.04, pruned=0.08, unused=0.08)
-    lines = page(results).split("## Why answers were wrong")[1].split("##")[0].strip().splitlines()
-    assert lines[4:] == ["| STTS | 80 | 3.1 | 0.6 | 1.2 | 1.2 | 0 |"]  # (1/6 + 1/7)/2 of 20%, 4%, 8%, 8%
-    assert value(results.scores("stts", 0.8, seeds=[0]), "average") == pytest.approx(1 - 0.2 * (1 / 6 + 1 / 7) / 2)
+    lines = both_pages(results).split("## Why answers were wrong")[1].split("##")[0].strip().splitlines()
+    assert lines[4:] == ["| STTS | 80 | 3.1 | 0.6 | 1.2 | 1.2 | 0 |"]
+    assert value(results.scores("stts", 0.8, seeds=[0]), "average") == pytest.approx(1 - 0.2 * of_one)
 
 
 def test_what_is_shipped_with_the_package_is_the_unpruned_row(monkeypatch, tmp_path):

@@ -13,9 +13,10 @@ import torch
 
 import stts_mini.model
 from stts_mini.lab.speed import bench, flops, machine
-from stts_mini.lab.speed.bench import Shape, Uneven, build, job, speedups, stages, stopwatch
+from stts_mini.lab.speed.bench import speedups, stages, stopwatch
 from stts_mini.lab.speed.machine import in_own_process
 from stts_mini.lab.speed.page import OVERHEAD, STAGES, draw, page, pays_from
+from stts_mini.lab.speed.passes import Shape, Uneven, build, job
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLMConfig
 from stts_mini.scorer import find_scorer

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from stts_mini.lab.speed import bench, pays
+from stts_mini.lab.speed import passes, pays
 from stts_mini.lab.speed.flops import decoded, evenly_kept, multiply_adds, needed
 from stts_mini.lab.speed.page import STAGES
 from tests.lab.speed.test_bench import TINY
@@ -26,7 +26,7 @@ def test_the_parts_are_all_of_the_count():
 def test_seconds_go_to_their_parts(monkeypatch):
     """Each LLM pass takes ten seconds, each block of the ViT one."""
     clock = [0.0]
-    real = bench.job
+    real = passes.job
 
     def job(model, *rest):
         task = real(model, *rest)
@@ -37,13 +37,13 @@ def test_seconds_go_to_their_parts(monkeypatch):
             layer.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 10))
         return task
 
-    monkeypatch.setattr(bench, "job", job)
+    monkeypatch.setattr(passes, "job", job)
     for seconds in pays.measured(TINY, 3, 0.5, question=4, answer=2, rounds=2):
         assert seconds == {"ViT, scorer, packing": 5, "prefill": 10, "decoding tokens": 20}
 
 
 def test_the_command_says_what_binds(monkeypatch, capsys):
-    monkeypatch.setitem(bench.SHAPES, "toy", TINY)
+    monkeypatch.setitem(passes.SHAPES, "toy", TINY)
     monkeypatch.setattr(pays, "measured", lambda shape, n, k, *_: [dict.fromkeys(pays.PARTS, x) for x in (2, 9 / n)])
     monkeypatch.setattr(pays, "file_seconds", lambda frames, size: 4.0)
     pays.main(["--pays", "--frames", "6", "--k", "0.5"])

@@ -1,5 +1,7 @@
-"""What a rival saves: an inference pass beside the unpruned model's, in turns, and the counted limit. On a CPU time is
-processor time, summed over threads."""
+"""What a rival saves: the time of an inference pass beside the unpruned model's, and the counted limit.
+
+The two models take turns. On a CPU, time is processor time, summed over threads.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,13 @@ def cost(config: VLMConfig, kept: Sequence[Sequence[int]], text: Text, gone_from
 
 @torch.no_grad()
 def timed(model: VLM, asked: VLM, encode: Encoder | None, k: float, batches: Sequence[Batch], rounds: int = 7) -> dict:
-    """How many times faster `asked` with this encoder at k answers these questions than the model does unpruned, from
-    frames to the first token: the median over rounds; seconds of both, on a CPU of processor time; and the limit.
-    Batches of one question each."""
+    """How many times as fast `asked`, with this encoder at k, answers these questions as the model does unpruned.
+
+    batches    of one question each
+    → speedup  the median over rounds, from frames to the first token
+      limit    the ratio of the counted multiply-adds
+      seconds  of a pass, unpruned and pruned
+    """
     run = lambda side: [side[0].generate(batch, side[1], 1, side[2]) for batch in batches]
     sides = ((model, 0.0, None), (asked, k, encode))
     on_cpu = next(model.parameters()).is_cpu  # there, processor time: others may be at work beside this

@@ -1,8 +1,8 @@
 """The rivals by name, and yours.
 
-Left out is what would be ill-defined here: VisionZip's contextual tokens and FastVID's density clusters (9 cells a
-frame are too few to cluster), DyCoke's pruning of the KV cache while it decodes (an answer is one or two tokens), the
-text raters of SparseVLM (several questions share a video).
+Some parts of published methods would be ill-defined here, and are left out. VisionZip's contextual tokens and FastVID's
+density clusters need more cells to cluster than the 9 of a frame. DyCoke prunes the KV cache while it decodes, but an
+answer is one or two tokens. SparseVLM rates tokens by the question, but here several questions share a video.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ RIVALS: dict[str, type] = {
 
 
 def find_rival(name: str) -> type:
-    """The rival of that name, or a class of yours, made from a model, as "my_file.py:Mine". Raises ValueError for
-    neither.
+    """The rival of that name, or your own class as "my_file.py:Mine". Raises ValueError for neither.
 
     >>> find_rival("evs").__name__
     'EVS'
