@@ -44,10 +44,10 @@ def test_every_notebook_has_exercises_with_solutions_and_words_for_its_pictures(
     checks = sum(map(run.is_check, cells))
     page = (TUTORIALS / "solutions" / f"{path.name[:2]}.md").read_text()
     assert len(exercises) == 1 and checks == 3 == page.count("```python\n")
-    for cell in cells:
-        for output in cell.get("outputs", ()):
-            if "image/png" in output.get("data", ()):
-                assert output.metadata["image/png"]["alt"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", ())]
+    alts = [output.metadata["image/png"]["alt"] for output in outputs]
+    run.describe(cells)
+    assert alts == [output.metadata["image/png"]["alt"] for output in outputs]  # the words that stand below it now
 
 
 def test_a_picture_without_words_is_refused():

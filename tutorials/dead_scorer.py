@@ -95,7 +95,7 @@ def draw(curves: dict[tuple[str, float], list[list[float]]], mean_target: float,
     for ax, rate in zip(axes, RATES, strict=True):
         for start, colour in zip(STARTS, ("#d7301f", "#2171b5"), strict=True):
             for seed, means in enumerate(curves[rate, start]):
-                label = f"start {start:g}" if seed == 0 else None
+                label = f"start at {1 / (1 + np.exp(-start)):.2f}" if seed == 0 else None
                 ax.semilogy(np.clip(means, 1e-6, 1), color=colour, lw=1, label=label)
         ax.axhline(mean_target, color="grey", ls=":", lw=1, label="mean target")
         ax.set(title=rate, xlabel="step", ylim=(1e-6, 1))

@@ -68,16 +68,16 @@ def main() -> None:
             ax.imshow(pictures[t], **options)
             ax.set(xticks=[], yticks=[])
             if i == 0:
-                ax.set_title(f"{video.stamps[t]} s", fontsize=8)
+                ax.set_title(f"{video.stamps[t]} s", fontsize=10)
                 ax.spines[:].set(color=draw.frame_colour(t, T), linewidth=3)
             if i == 2:
-                ax.set_xlabel(f"t={t}", fontsize=8)
+                ax.set_xlabel(f"t={t}", fontsize=10)
             if t == 0:
-                ax.set_ylabel(name.replace(", ", ",\n").replace(": ", ":\n"), fontsize=8)
+                ax.set_ylabel(name.replace(", ", ",\n").replace(": ", ":\n"), fontsize=10)
     bins = figure.add_subplot(grid[3, :])
     title = f"packed into {len(encoded.packed.frame)} rows of one frame's length; only these go on, through ViT and LLM"
     draw.bins(encoded.packed.frame.numpy(), T, title, cell=model.config.w**2, ax=bins)
-    figure.suptitle(f"{qa.question}   {said}", fontsize=12)
+    figure.suptitle(f"{qa.question}   The model says: {said}", fontsize=12)
     figure.savefig(args.out, dpi=100)
     print(f"{args.out}: {qa.question} {said} ({'right' if said.strip() == qa.answer else f'wrong: {qa.answer}'})")
 
