@@ -1,6 +1,7 @@
 """Is it really faster? Pruned against unpruned, beside the counted limit, and where the time goes.
 
-    python -m stts_mini.lab.speed                           sized for a few minutes on two cores; prints tables
+    python -m stts_mini.lab.speed                           two minutes on two cores; prints tables
+    python -m stts_mini.lab.speed --thorough                five minutes: more rounds, and memory of the last load
     python -m stts_mini.lab.speed -o bench.json --plot bench.png
     python -m stts_mini.lab.speed --scorer my_file.py:MyScorer      with a scorer of your own, its cost included
     python -m stts_mini.lab.speed --shape toy               the model of `python -m stts_mini.train`
@@ -8,11 +9,11 @@
     python -m stts_mini.lab.speed --pays --frames 64        what binds, and from how many frames on it pays (pays.py)
 
 In one process, every k takes its turn in every round, forwards and backwards; the speed-up is the median over
-rounds of time(unpruned) / time(k) within a round, after a warm-up (on a CPU of the unpruned pass alone). A training
+rounds of time(unpruned) / time(k) within a round, after a warm-up (on a CPU of one unpruned pass). A training
 step is forward and backward, without the optimiser; inference is encoding and prefill (`VLM.generate` up to the
 first new token). The limit is the ratio of the multiply-adds that had to be done (`flops.py`), for the very cells
-that were kept; *reached* is speed-up / limit. The stages are those of the first load. Memory is that of the last,
-measured in a process of its own for every k.
+that were kept; *reached* is speed-up / limit. Stages and memory are those of the first load. Memory is measured in a
+process of its own for every k.
 
 Weights and frames are random, which changes no time. Scores are drawn at random, such that frames differ from one
 another as much as cells within a frame do: untrained scores would spread the kept cells evenly, and that is easy
@@ -32,7 +33,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -119,13 +120,19 @@ class Uneven(nn.Module):
 
 @dataclass
 class Job:
-    """A model, a batch, and an encoder with uneven scores: what is timed."""
+    """A model, a batch, and an encoder with uneven scores: what is timed.
+
+    known   what the encoder keeps at each k, once it was asked for
+    warm    whether a pass has run, so that a CPU's memory is there
+    """
 
     model: VLM
     shape: Shape
     batch: Batch
     encode: Callable[..., Encoded]
     device: torch.device
+    known: dict[float, Encoded] = field(default_factory=dict)
+    warm: bool = False
 
     def train(self, k: float) -> None:
         """Fresh gradients of one batch."""
@@ -141,9 +148,11 @@ class Job:
             self.model.generate(self.batch, k, new_tokens, self.encode)
 
     def encoded(self, k: float) -> Encoded:
-        """What the encoder keeps."""
-        with autocast(self.device), torch.no_grad():
-            return self.encode(self.batch.frames, self.batch.num_frames, k)
+        """What the encoder keeps. It is encoded once, for training and inference together."""
+        if k not in self.known:
+            with autocast(self.device), torch.no_grad():
+                self.known[k] = self.encode(self.batch.frames, self.batch.num_frames, k)
+        return self.known[k]
 
     def work(self, encoded: Encoded, k: float, what: str) -> flops.Work:
         """What had to be done."""
@@ -159,9 +168,11 @@ class Job:
 
     def turns(self, run: Callable[[float], None], ks: Sequence[float], rounds: int) -> dict | None:
         """Seconds of run(k) in every round, for each k; None if it does not fit. On CUDA every k is warmed up, for each
-        may need kernels of its own; on a CPU what takes the most memory, so that all the others find it there."""
+        may need kernels of its own; on a CPU what takes the most memory, once, so that all the others find it there."""
+        warm = ks if self.device.type == "cuda" else () if self.warm else ks[:1]
+        self.warm = True
         try:
-            return in_turns(run, ks, rounds, self.now, ks if self.device.type == "cuda" else ks[:1])
+            return in_turns(run, ks, rounds, self.now, warm)
         except torch.OutOfMemoryError:
             self.model.zero_grad()
             return None
@@ -205,15 +216,15 @@ def job(model: VLM, shape: Shape, videos: int, frames: int, device: torch.device
 
 
 def rounds_of(rounds: int, frames: int) -> int:
-    """Of 64 to 128 frames, `rounds`; of more fewer, at least two, of less more, at most 15: so each takes its share of
-    the time.
+    """Of 32 to 128 frames, `rounds`; of more half as many, of fewer more, at most 15: so each takes its share of the
+    time.
 
-    >>> [rounds_of(3, frames) for frames in (8, 32, 64, 128, 256, 512)], rounds_of(20, 128), rounds_of(1, 128)
-    ([15, 6, 3, 3, 2, 2], 20, 1)
+    >>> [rounds_of(2, frames) for frames in (8, 32, 128, 256)], [rounds_of(6, frames) for frames in (8, 32, 128, 256)]
+    ([8, 2, 2, 1], [15, 6, 6, 3])
     """
     if frames > 128:
-        return min(rounds, 2)
-    return max(min(rounds * 64 // frames, 15), rounds)
+        return max(rounds // 2, 1)
+    return max(min(rounds * 32 // frames, 15), rounds)
 
 
 def speedups(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict]:
@@ -354,10 +365,10 @@ def measure(args: argparse.Namespace, shape: Shape, device: torch.device) -> dic
     report |= dict(varlen=shape.varlen, compile=shape.compile, speed=[], stages=[])
     two = (0.0, 0.5 if 0.5 in args.k else args.k[-1])
     tell("memory")  # first: other processes measure it, and need what this one would hold
-    report["memory"] = memory(shape, *args.load[-1], two, device)
-    model = build(shape, device)
+    report["memory"] = memory(shape, *args.load[-1 if args.thorough else 0], two, device)
+    model, base = build(shape, device), args.rounds * (3 if args.thorough else 1)
     for videos, frames in args.load:
-        task, rounds = job(model, shape, videos, frames, device), rounds_of(args.rounds, videos * frames)
+        task, rounds = job(model, shape, videos, frames, device), rounds_of(base, videos * frames)
         for what in PASSES[:1] if shape.compile else PASSES:
             tell(f"{what}, {videos} × {frames} frames")
             report["speed"] += speedups(task, what, args.k, rounds)
@@ -379,7 +390,8 @@ def parser_of_flags() -> argparse.ArgumentParser:
     add("--scorer", default="stts", help="or my_file.py:MyScorer; its time counts, not its choice of cells")
     add("--load", type=load, nargs="+", default=LOADS, metavar="BxT", help="videos × frames")
     add("--k", type=numbers, default=KS, metavar="K,K", help="shares of cells to remove, 0 first")
-    add("--rounds", type=int, default=3, help="times that every k is run on 64 to 128 frames; more often on fewer")
+    add("--rounds", type=int, default=2, help="times that every k is run on 32 to 128 frames; more often on fewer")
+    add("--thorough", action="store_true", help="three times the rounds, and memory of the last load, not the first")
     add("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--varlen", action="store_true", help="packed rows by CUDA's kernel, not by masks")
