@@ -1,6 +1,7 @@
 """Is it really faster? Pruned against unpruned, beside the counted limit, and where the time goes.
 
-    python -m stts_mini.lab.speed                           sized for a few minutes on two cores. Prints tables
+    python -m stts_mini.lab.speed                           two minutes on two cores. Prints tables
+    python -m stts_mini.lab.speed --thorough                five minutes: more rounds, and memory of the last load
     python -m stts_mini.lab.speed -o bench.json --plot bench.png
     python -m stts_mini.lab.speed --scorer my_file.py:MyScorer      with a scorer of your own, its cost included
     python -m stts_mini.lab.speed --shape toy               the model of `python -m stts_mini.train`
@@ -13,8 +14,8 @@ without the optimiser. Inference is encoding and prefill: `VLM.generate` up to t
 both.
 
 The limit is the ratio of the multiply-adds that had to be done (`flops.py`), for the very cells that were kept.
-*Reached* is speed-up / limit. The limit counts the products of STTS's scorer, and nothing for any other. The stages are
-those of the first load. Memory is that of the last, measured in its own process for every k.
+*Reached* is speed-up / limit. The limit counts the products of STTS's scorer, and nothing for any other. Stages and
+memory are those of the first load. Memory is measured in its own process for every k.
 
 What this file does not do: judge answers (`eval.py`).
 """
@@ -52,15 +53,15 @@ NEW_TOKENS = 8  # decoded, where stages are timed
 
 
 def rounds_of(rounds: int, frames: int) -> int:
-    """Rounds for so many frames, so that each load takes its share of the time: `rounds` for 64 to 128 of them, fewer
-    for more (at least 2), more for fewer (at most 15).
+    """Rounds for so many frames, so that each load takes its share of the time: `rounds` for 32 to 128 of them, half as
+    many for more, more for fewer (at most 15).
 
-    >>> [rounds_of(3, frames) for frames in (8, 32, 64, 128, 256, 512)], rounds_of(20, 128), rounds_of(1, 128)
-    ([15, 6, 3, 3, 2, 2], 20, 1)
+    >>> [rounds_of(2, frames) for frames in (8, 32, 128, 256)], [rounds_of(6, frames) for frames in (8, 32, 128, 256)]
+    ([8, 2, 2, 1], [15, 6, 6, 3])
     """
     if frames > 128:
-        return min(rounds, 2)
-    return max(min(rounds * 64 // frames, 15), rounds)
+        return max(rounds // 2, 1)
+    return max(min(rounds * 32 // frames, 15), rounds)
 
 
 def speedups(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict]:
@@ -198,10 +199,10 @@ def measure(args: argparse.Namespace, shape: Shape, device: torch.device) -> dic
     report |= dict(varlen=shape.varlen, compile=shape.compile, speed=[], stages=[])
     two = (0.0, 0.5 if 0.5 in args.k else args.k[-1])
     say("memory")  # first: other processes measure it, and need what this one would hold
-    report["memory"] = memory(shape, *args.load[-1], two, device)
-    model = build(shape, device)
+    report["memory"] = memory(shape, *args.load[-1 if args.thorough else 0], two, device)
+    model, base = build(shape, device), args.rounds * (3 if args.thorough else 1)
     for videos, frames in args.load:
-        task, rounds = job(model, shape, videos, frames, device), rounds_of(args.rounds, videos * frames)
+        task, rounds = job(model, shape, videos, frames, device), rounds_of(base, videos * frames)
         for what in PASSES[:1] if shape.compile else PASSES:
             say(f"{what}, {videos} × {frames} frames")
             report["speed"] += speedups(task, what, args.k, rounds)
@@ -223,7 +224,8 @@ def parser_of_flags() -> argparse.ArgumentParser:
     add("--scorer", default="stts", help="or my_file.py:MyScorer. Its time counts, not its choice of cells")
     add("--load", type=load, nargs="+", default=LOADS, metavar="BxT", help="videos × frames")
     add("--k", type=numbers, default=KS, metavar="K,K", help="shares of cells to remove, 0 first")
-    add("--rounds", type=int, default=3, help="times that every k is run on 64 to 128 frames. More on fewer")
+    add("--rounds", type=int, default=2, help="times that every k is run on 32 to 128 frames. More on fewer")
+    add("--thorough", action="store_true", help="three times the rounds, and memory of the last load, not the first")
     add("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--varlen", action="store_true", help="packed rows by CUDA's kernel, not by masks")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -90,13 +90,19 @@ class Uneven(nn.Module):
 
 @dataclass
 class Job:
-    """A model, a batch, and an encoder with uneven scores: what is timed."""
+    """A model, a batch, and an encoder with uneven scores: what is timed.
+
+    known   what the encoder keeps at each k, once it was asked for
+    warm    whether a pass has run, so that a CPU's memory is there
+    """
 
     model: VLM
     shape: Shape
     batch: Batch
     encode: Callable[..., Encoded]
     device: torch.device
+    known: dict[float, Encoded] = field(default_factory=dict)
+    warm: bool = False
 
     def train(self, k: float) -> None:
         """Fresh gradients of one batch."""
@@ -112,9 +118,11 @@ class Job:
             self.model.generate(self.batch, k, new_tokens, self.encode)
 
     def encoded(self, k: float) -> Encoded:
-        """What the encoder keeps."""
-        with autocast(self.device), torch.no_grad():
-            return self.encode(self.batch.frames, self.batch.num_frames, k)
+        """What the encoder keeps. It is encoded once, for training and inference together."""
+        if k not in self.known:
+            with autocast(self.device), torch.no_grad():
+                self.known[k] = self.encode(self.batch.frames, self.batch.num_frames, k)
+        return self.known[k]
 
     def work(self, encoded: Encoded, k: float, what: str) -> flops.Work:
         """What had to be done."""
@@ -130,10 +138,12 @@ class Job:
 
     def turns(self, run: Callable[[float], None], ks: Sequence[float], rounds: int) -> dict | None:
         """Seconds of run(k) in every round, for each k. None if it does not fit. On CUDA every k is warmed up, because
-        each may need its own kernels. On a CPU only the first is, which takes the most memory: the others find it
-        there."""
+        each may need its own kernels. On a CPU the first one is, once, because it takes the most memory: all others
+        find it there."""
+        warm = ks if self.device.type == "cuda" else () if self.warm else ks[:1]
+        self.warm = True
         try:
-            return in_turns(run, ks, rounds, self.now, ks if self.device.type == "cuda" else ks[:1])
+            return in_turns(run, ks, rounds, self.now, warm)
         except torch.OutOfMemoryError:
             self.model.zero_grad()
             return None

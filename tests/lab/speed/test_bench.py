@@ -63,6 +63,21 @@ def test_turns_are_taken_in_both_directions_after_warming_up(device, warm):
     seconds = task.turns(run, (0.0, 0.5), 3)
     assert order == [*warm, 0.0, 0.5, 0.5, 0.0, 0.0, 0.5]
     assert seconds == {0.0: [1.0] * 3, 0.5: [1.5] * 3}
+    order.clear()
+    task.turns(run, (0.0, 0.5), 1)
+    assert order == [*(warm if device == "cuda" else []), 0.0, 0.5]  # a CPU is warm now; another pass has other kernels
+
+
+def test_work_is_encoded_once(monkeypatch):
+    """Training, inference and stages count the same work."""
+    (task, clock), ks, real = clocked(TINY, 1, 4), [], stts_mini.model.VLM.encode_video
+    monkeypatch.setattr(task, "encode", lambda *args: ks.append(args[2]) or real(task.model, *args))
+    for what in ("train", "infer"):
+        monkeypatch.setattr(task, what, lambda *_: clock.pass_(1))
+    for what in ("training", "inference"):
+        speedups(task, what, (0.0, 0.5), 1)
+        stages(task, what, (0.0, 0.5), 1)
+    assert ks == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("what", ["training", "inference"])
@@ -271,21 +286,24 @@ def test_the_picture(tmp_path):
     assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("words, base, weighed", [([], 1, (2, 3)), (["--thorough"], 3, (1, 4))])
+def test_the_command(words, base, weighed, tmp_path, monkeypatch, capsys):
+    loads = []
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
-    monkeypatch.setattr(bench, "memory", lambda shape, videos, frames, ks, device: REPORT["memory"])
+    monkeypatch.setattr(bench, "memory", lambda shape, *load: loads.append(load[:2]) or REPORT["memory"])
     monkeypatch.setattr(bench, "rounds_of", lambda rounds, frames: rounds + frames // 2)
     timed, real = [], bench.stages
     monkeypatch.setattr(bench, "stages", lambda *args: timed.append(args[3]) or real(*args))
     bench.main(
         ["--shape", "toy", "--load", "2x3", "1x2", "1x4", "--k", "0,0.5", "--rounds", "1", "-o",
-         str(tmp_path / "b.json")]
+         str(tmp_path / "b.json"), *words]
     )  # fmt: skip
-    assert timed == [4, 4]  # the stages of the first load
+    assert timed == [base + 3] * 2 and loads == [weighed]  # the stages of the first load
     report = json.loads((tmp_path / "b.json").read_text())
     ran = {(r["what"], r["videos"], r["frames"], r["k"]) for r in report["speed"]}
     assert ran == {(w, *l, k) for w in ("training", "inference") for l in ((2, 3), (1, 2), (1, 4)) for k in (0.0, 0.5)}
-    assert {(r["videos"] * r["frames"], r["rounds"]) for r in report["speed"]} == {(6, 4), (2, 2), (4, 3)}
+    rounds = {(r["videos"] * r["frames"], r["rounds"]) for r in report["speed"]}
+    assert rounds == {(frames, base + frames // 2) for frames in (6, 2, 4)}
     assert report["config"]["vit"]["depth"] == 5 and report["threads"] == torch.get_num_threads()
     assert "| training | 2 × 3 | 0.5 |" in capsys.readouterr().out
 
