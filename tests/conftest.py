@@ -1,8 +1,12 @@
 """One Hypothesis profile for all tests: no deadline (shared machines are slow now and then), and more examples with
 HYPOTHESIS_PROFILE=thorough. And the grader's options: see tests/README.md."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +42,40 @@ def pytest_configure(config):
             config.graded.append(f"grading {rival}")
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+WARM = """
+import json, os, sys, tempfile
+import av, pytest, torch, torch._dynamo  # takes seconds: once for all
+
+for line in sys.stdin:
+    folder, code, *words = json.loads(line)
+    with tempfile.TemporaryFile() as said:
+        if not (child := os.fork()):
+            os.chdir(folder)
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            sys.argv[1:] = words
+            exec(code, {"__name__": "__main__"})
+            sys.exit()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        print(json.dumps([status, said.read().decode()]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def in_new_process():
+    """`python -c CODE WORDS` in a folder, as a process that knows nothing of ours, but others' packages already."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", WARM], env=environment, **pipes) as warm:
+
+        def run(folder, code, *words):
+            print(json.dumps([str(folder), code, *map(str, words)]), file=warm.stdin, flush=True)
+            status, said = json.loads(warm.stdout.readline())
+            return SimpleNamespace(returncode=status, stdout=said)
+
+        yield run
 
 
 @pytest.hookimpl(tryfirst=True)

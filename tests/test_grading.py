@@ -3,12 +3,8 @@
 It runs from a folder outside the checkout, which has tests and settings of its own.
 """
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,36 +62,13 @@ def elsewhere(tmp_path):
     return tmp_path
 
 
-WARM = """
-import json, os, runpy, sys, tempfile
-import torch  # takes seconds: once for all
-
-for line in sys.stdin:
-    folder, *sys.argv = json.loads(line)
-    with tempfile.TemporaryFile() as said:
-        if not (child := os.fork()):
-            os.chdir(folder)
-            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
-            runpy.run_module(sys.argv[0], run_name="__main__")
-            sys.exit()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        said.seek(0)
-        print(json.dumps([code, said.read().decode()]), flush=True)
-"""
+GRADE = "import runpy; runpy.run_module('stts_mini.lab.grade', run_name='__main__')"
 
 
-@pytest.fixture(scope="module")
-def grade():
-    """`python -m stts_mini.lab.grade OPTIONS -x` in a folder, as a process that knows nothing of ours but PyTorch."""
-    environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", WARM], stdin=pipe, stdout=pipe, text=True, env=environment) as warm:
-
-        def grade(folder, *options):
-            print(json.dumps([str(folder), "stts_mini.lab.grade", *options, "-x"]), file=warm.stdin, flush=True)
-            code, said = json.loads(warm.stdout.readline())
-            return SimpleNamespace(returncode=code, stdout=said)
-
-        yield grade
+@pytest.fixture
+def grade(in_new_process):
+    """`python -m stts_mini.lab.grade OPTIONS -x` in a folder."""
+    return lambda folder, *options: in_new_process(folder, GRADE, *options, "-x")
 
 
 def test_every_wrong_module_is_listed():

@@ -1,5 +1,7 @@
 """The whole method against a slow, obvious reference; who sees whom; where the gradient comes from."""
 
+import copy
+import functools
 import math
 from dataclasses import replace
 
@@ -21,15 +23,21 @@ from stts_mini.vit import ViTConfig, add_bias_channels
 LLM_SMALL = LLMConfig(vocab_size=40, width=8, depth=2, heads=2, kv_heads=1, head_dim=4, mlp=12)
 
 
+@functools.cache
+def untrained(config):
+    """The model of a config in float64: made once, and copied by `build`, which is quicker than to make it anew."""
+    return VLM(config).double().eval()
+
+
 def build(w=2, side=2, depth=4, score_after=0, taps=(-2, -1), seed=0, width=8, **options):
     """A tiny VLM in float64 whose weights are all random, norms and biases included."""
-    torch.manual_seed(seed)
     vit = ViTConfig(image_size=2 * w * side, patch_size=2, width=width, depth=depth, heads=2, mlp=12)
     config = VLMConfig(vit, LLM_SMALL, w=w, score_after=score_after, scorer_heads=2, scorer_mlp=6, taps=taps, **options)
-    model = VLM(config).double()
+    model = copy.deepcopy(untrained(config))
+    torch.manual_seed(seed)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)
-    return model.eval()
+    return model
 
 
 def clips(model, frames, seed=0):

@@ -59,11 +59,11 @@ def same(a, b):
 def test_resumed_is_uninterrupted_bit_for_bit(folder, tmp_path, scorer, workers, monkeypatch):
     """Killed at the worst moment, right after a checkpoint or between two; the random scorer also draws
     from torch's generator. With workers as without."""
-    whole = tiny(folder, out=str(tmp_path / "whole"), scorer=scorer)
+    whole = tiny(folder, out=str(tmp_path / "whole"), scorer=scorer, save_every=2)
     train(whole, False, CPU)
     expected = state_of(tmp_path / "whole" / "checkpoint.pt")
     for stop in (2, 3):
-        config = tiny(folder, out=str(tmp_path / f"stop{stop}"), scorer=scorer, workers=workers)
+        config = tiny(folder, out=str(tmp_path / f"stop{stop}"), scorer=scorer, workers=workers, save_every=2)
         calls = []
 
         def dies(*args, calls=calls, stop=stop, **kwargs):
@@ -109,7 +109,7 @@ def test_ctrl_c_saves_and_resumes(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_a_nan_stops_with_the_step_the_clips_and_the_last_checkpoint(folder, tmp_path, monkeypatch):
-    config = tiny(folder, out=str(tmp_path))
+    config = tiny(folder, out=str(tmp_path), save_every=2)
     calls = []
 
     def sick(model, *args, **kwargs):
@@ -326,16 +326,22 @@ def test_every_scorers_checkpoint_loads_and_is_evaluated_as_trained(folder, tmp_
         [path, "--data", config.data, "--clips", "2", "--scorer", scorer, "--json", str(tmp_path / "b.json")]
     )
     assert json.loads((tmp_path / "b.json").read_text()) == result  # its own scorer, with the weights it has learned
+
+
+def test_a_checkpoint_is_evaluated_otherwise_than_it_was_trained(folder, tmp_path, capsys):
+    """With another scorer, at another k, and as one that was trained unpruned."""
+    config = tiny(folder)
+    checkpoint.save(tmp_path / "a.pt", build_model(config, CPU), step=0, world=WORLD_ID, train_config=asdict(config))
+    path = str(tmp_path / "a.pt")
     with pytest.raises(SystemExit, match=r"there is no folder .*none"):
         evaluation.main([path, "--data", config.data, "--json", str(tmp_path / "none" / "b.json")])
-    capsys.readouterr()
     evaluation.main([path, "--data", config.data, "--clips", "2", "--scorer", "cosine", "--k", "0.8"])
     said = capsys.readouterr().out
-    assert f"scorer cosine (trained: {scorer}), k = 0.8" in said and "give 32 frames or more" in said
+    assert "scorer cosine (trained: stts), k = 0.8" in said and "give 32 frames or more" in said
     state = checkpoint.load(path)
     torch.save({**state, "train_config": {**state["train_config"], "k": 0.0}}, path)
     evaluation.main([path, "--data", config.data, "--clips", "2"])
-    assert f"scorer {scorer} (trained: unpruned, no scorer), k = 0.0" in capsys.readouterr().out
+    assert "scorer stts (trained: unpruned, no scorer), k = 0.0" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_world_is_refused(folder, tmp_path, monkeypatch):

@@ -25,7 +25,6 @@ from tests.tiny import flags_of, tiny
 CPU = torch.device("cpu")
 SCRIPT = """
 import os, socket, sys
-import torch._dynamo  # takes seconds, as PyTorch itself: now, and not in both
 from pathlib import Path
 from tests.training.test_distributed import write_gradients
 
@@ -87,7 +86,7 @@ def test_a_shard_of_a_batch_is_its_part_of_it(folder):
         assert torch.equal(shard.tasks, whole.tasks[[t % 3 == i for t in of]])
 
 
-def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
+def test_two_processes_have_the_gradients_of_one(folder, tmp_path, in_new_process):
     """Parts of 3 and 3 clips against parts of 2, 1, 2 and 1, with numbers of questions of their own; float64."""
     index = prepare(folder / "data", "train", {"short": 3, "watch": 2, "brief": 0}, 48)
     lines = index.read_text().splitlines()
@@ -99,7 +98,8 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path):
         del row["split"], row["seed"]
     mixed.write_text("\n".join(map(json.dumps, rows)))
     write_gradients(mixed, tmp_path)
-    run(sys.executable, "-c", SCRIPT, str(mixed), str(tmp_path), cwd=tmp_path)
+    done = in_new_process(tmp_path, SCRIPT, mixed, tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("rank0of1", "rank0of2", "rank1of2"))
     for other in two:
         assert other["seen"][2:] == one["seen"][2:] and other["skills"] == one["skills"]

@@ -240,12 +240,13 @@ def test_a_run_warms_up_once_and_resumes_as_if_it_had_not_been_cut(settings, cou
         plain(model, optimizers, batches, *rest)
 
     monkeypatch.setattr(training, "warm_up", counting)
-    config = tiny(folder, out=str(tmp_path / "whole"), stages={"image": 2}, steps=10, **settings)
+    options = dict(stages={"image": 2}, steps=10, save_every=2)
+    config = tiny(folder, out=str(tmp_path / "whole"), **options, **settings)
     assert training.train(config, False, CPU) and warmed == [count] * bool(count)
     if not count:
         return
     monkeypatch.setattr(training, "warm_up", plain)
-    cut, states = tiny(folder, out=str(tmp_path / "cut"), stages={"image": 2}, steps=10), []
+    cut, states = tiny(folder, out=str(tmp_path / "cut"), **options), []
     for stop in (2, 4):  # right before the warm-up, and after it
         monkeypatch.setattr(training, "one_step", stopping_at(stop, training.one_step))
         with pytest.raises(KeyboardInterrupt):

@@ -264,11 +264,16 @@ def saved(folder):
     return folder / "saved" / "checkpoint.pt"
 
 
+@pytest.fixture(scope="module")
+def parts(saved):
+    """What it holds, for tests that leave that as it is."""
+    return checkpoint.load(saved)
+
+
 @pytest.mark.parametrize("part", ["model_config", "model", "train_config", "step", "optimizers", "rng", "clips"])
 @pytest.mark.parametrize("value", [None, "absent", 7])
-def test_a_checkpoint_without_a_part_is_refused(folder, saved, tmp_path, part, value):
-    state = checkpoint.load(saved)
-    state[part] = value
+def test_a_checkpoint_without_a_part_is_refused(folder, saved, parts, tmp_path, part, value):
+    state = {**parts, part: value}
     if value == "absent":
         del state[part]
     shutil.copytree(saved.parent, tmp_path / "run")
@@ -283,11 +288,10 @@ def test_a_checkpoint_without_a_part_is_refused(folder, saved, tmp_path, part, v
             checkpoint.load_trained(tmp_path / "run" / "checkpoint.pt")
 
 
-def test_a_checkpoint_without_a_setting_that_commands_ask_for_is_refused(saved, tmp_path):
-    state = checkpoint.load(saved)
+def test_a_checkpoint_without_a_setting_that_commands_ask_for_is_refused(parts, tmp_path):
     for name in checkpoint.READ:
-        rest = {key: value for key, value in state["train_config"].items() if key != name}
-        torch.save({**state, "train_config": rest}, tmp_path / "a.pt")
+        rest = {key: value for key, value in parts["train_config"].items() if key != name}
+        torch.save({**parts, "train_config": rest}, tmp_path / "a.pt")
         with pytest.raises(CheckpointError, match=f"lacks the setting {name}: "):
             checkpoint.load_trained(tmp_path / "a.pt")
 

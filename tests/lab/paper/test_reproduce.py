@@ -1,5 +1,6 @@
 """Rows of the tables at a size of seconds: each method trains, is asked, and leaves a file; nothing is run twice."""
 
+import functools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,8 @@ def lab(tmp_path_factory):
     patch.setattr(reproduce, "BASE_RUNS", {"few": {}, "many": dict(stages={}, steps=1, warmup=1)})
     for name, value in dict(BASE=base, RECIPE=TINY_ROW, METHODS=TINY_METHODS, FRAMES=4).items():
         patch.setattr(rows, name, value)
+    patch.setattr(reproduce, "commit", functools.cache(reproduce.commit))  # git takes its time
+    patch.setattr(reproduce, "timed", functools.partial(reproduce.timed, rounds=1))
     device = torch.device("cpu")
     (folder / "results" / "rows").mkdir(parents=True)
     for seed in (0, 1):
@@ -128,6 +131,7 @@ def test_a_rival_is_asked_with_the_unpruned_rows_model(method, lab, monkeypatch)
 def test_without_the_unpruned_rows_model_it_is_trained_first(lab, monkeypatch):
     seen, real = [], reproduce.train
     monkeypatch.setattr(reproduce, "train", lambda *a, **o: seen.append((a[0], o)) or real(*a, **o))
+    monkeypatch.setattr(reproduce, "ask_all", lambda *_: {})
     run_row(Row("evs", 0.0, 2), *lab)
     assert seen[0][0] == Row("unpruned", 0.0, 2).config("data", seen[0][0].init) and not seen[0][1]
     run_row(Row("fastv", 0.0, 2), *lab)

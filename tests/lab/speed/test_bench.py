@@ -311,6 +311,7 @@ def test_the_command(words, base, weighed, tmp_path, monkeypatch, capsys):
 def test_compiled_blocks_are_timed_in_training_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
     monkeypatch.setattr(bench, "memory", lambda shape, *_: REPORT["memory"])
+    monkeypatch.setattr(bench, "rounds_of", lambda rounds, frames: 1)
     made = []
     monkeypatch.setattr("torch.compile", lambda forward, dynamic: made.append(dynamic) or forward)
     words = ["--shape", "toy", "--load", "1x2", "--k", "0,0.5", "--rounds", "1", "-o", str(tmp_path / "b.json")]
@@ -374,18 +375,15 @@ def test_memory_is_a_step_of_its_own():
     assert plain["bytes"] > pruned["bytes"] > 0.9 * pruned["floor"] and pruned["bytes"] < 3 * pruned["floor"]
 
 
-def setting(*given):
-    return os.getpid(), os.environ["MALLOC_MMAP_THRESHOLD_"], torch.get_num_threads(), given
+def with_setting(work, *given):
+    """What work(*given) returns, and where it runs."""
+    return work(*given), os.getpid(), os.environ["MALLOC_MMAP_THRESHOLD_"], torch.get_num_threads()
 
 
-def test_a_process_of_its_own_holds_what_tensors_hold(monkeypatch):
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    process, threshold, threads, given = in_own_process(setting, 1, 2)
-    assert process != os.getpid() and threads == torch.get_num_threads()
-    assert (threshold, given) == ("131072", (1, 2))
-    monkeypatch.setattr(machine, "ProcessPoolExecutor", ThreadPoolExecutor)  # a second process takes seconds
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")  # yours goes first
-    assert in_own_process(setting)[1] == "1"
+def test_your_own_threshold_goes_first(monkeypatch):
+    monkeypatch.setattr(machine, "ProcessPoolExecutor", ThreadPoolExecutor)  # a process takes seconds
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
+    assert in_own_process(with_setting, max, 1, 2) == (2, os.getpid(), "1", torch.get_num_threads())
 
 
 def test_each_k_has_a_process(monkeypatch):
@@ -427,15 +425,26 @@ def test_a_scorer_of_ones_own_is_timed(name, target, tmp_path):
 
 
 def test_the_command_takes_a_scorer_of_ones_own(tmp_path, monkeypatch, capsys):
-    """So does the process that measures memory."""
-    real = bench.in_own_process  # which takes seconds to start: for k = 0, it is left out
-    monkeypatch.setattr(bench, "in_own_process", lambda work, *given: real(work, *given) if given[3] else 7)
+    """So does the process that measures memory, which is one of its own and holds what tensors hold."""
+    ran = []
+
+    def once(work, *given):
+        """For k = 0 it is left out, because a process takes seconds to start."""
+        if given[3]:
+            ran.append(in_own_process(with_setting, work, *given))
+        return ran[-1][0] if given[3] else 7
+
+    monkeypatch.setattr(bench, "in_own_process", once)
+    monkeypatch.setattr(bench, "rounds_of", lambda rounds, frames: 1)
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     (tmp_path / "mine.py").write_text(MINE.format(extra=0))
     found = f"{tmp_path / 'mine.py'}:Mine"
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
     bench.main(["--shape", "toy", "--scorer", found, "--load", "1x3", "--k", "0,0.5", "--rounds", "1"])
     text = capsys.readouterr().out
     assert text.splitlines()[0].endswith(f"scored by {found}") and "| 1 × 3 frames | 0.5 |" in text
+    ((_, process, threshold, threads),) = ran
+    assert process != os.getpid() and (threshold, threads) == ("131072", torch.get_num_threads())
 
 
 def test_a_scorer_that_cannot_be_is_refused(tmp_path, monkeypatch):
