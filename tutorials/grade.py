@@ -2,6 +2,7 @@
 
     grade("packing", first_fit_descending, only="first_fit")      your function instead of ours, then the tests
     grade_scorer("my_scorer.py:MyScorer")                         what every scorer must do, asked of yours
+    grade_rival("mine.py:Mine")                                   what every way to prune must do
 
 What you hand in is written to a file of its own, after HEADER. The same as a command: `stts_mini.lab.grade`.
 """
@@ -41,6 +42,11 @@ def grade(module: str, *parts, only: str = "") -> bool:
 def grade_scorer(name: str) -> bool:
     """Run tests/test_any_scorer.py on a class of yours, "my_file.py:MyScorer"."""
     return _run("tests/test_any_scorer.py", "--scorer", name)
+
+
+def grade_rival(name: str) -> bool:
+    """Run tests/lab/paper/test_rivals.py on a class of yours, "mine.py:Mine"."""
+    return _run("tests/lab/paper/test_rivals.py", "--rival", name)
 
 
 def _run(tests: str, *options: str) -> bool:

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stts_mini.data.files import check_outputs, replacing, require, write_text
 from stts_mini.lab.paper.beside import HEADLINES, beside
@@ -23,6 +24,9 @@ from stts_mini.lab.paper.rows import ASKED
 from stts_mini.lab.paper.scores import UNPRUNED, Results, percent, value
 from stts_mini.lab.paper.sections import PAGES
 from stts_mini.toy.world import MOST_PANELS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INTROS = {
     "README.md": """# Results
@@ -88,29 +92,38 @@ def pages(results: Results, without: Results | None = None, bench: Mapping | Non
     return made
 
 
-def draw(dials: Mapping[str, Results], path: Path) -> None:
-    """Accuracy against measured time, a point a method (needs matplotlib)."""
+def draw(dials: Mapping[str, Results], path: Path) -> Figure:
+    """The rivals' accuracy against measured time, a point a method, for each dial by its title (needs matplotlib)."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    for axes, (title, results) in zip(figure.subplots(1, 2), dials.items(), strict=True):
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    for axes, (title, results) in zip(figure.subplots(1, 2, sharex=True, sharey=True), dials.items(), strict=True):
         seeds = set()
         for k, marker in ((0.5, "o"), (0.8, "s")):
             for i, method in enumerate((*ASKED, *results.own)):
-                if scores := results.scores(method, 0.0, f"inference only, k = {k}"):
-                    at = 100 / scores.means["speedup"], 100 * value(scores, "average")
-                    axes.plot(*at, marker, color=colormaps["tab20"](i % 20))
+                row = (method, 0.0, f"inference only, k = {k}")
+                if asked := results.scores(*row):
+                    time, colour = 100 / asked.means["speedup"], colormaps["tab20"](i % 20)
+                    trained = results.scores(method, k, seeds=results.shared(row, (method, k)))
+                    for scores, fill in ((trained, "none"), (asked, colour)):
+                        if scores:
+                            at = time, 100 * value(scores, "average")
+                            axes.plot(*at, marker, color=colour, markerfacecolor=fill)
                     name = method.rpartition(":")[2]
                     axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
-                    seeds |= {*scores.names}
+                    seeds |= {*asked.names}
         if both := sorted(seeds & {*results.seeds(*UNPRUNED)}):
             line = 100 * value(results.scores(*UNPRUNED, seeds=both), "average")
             axes.axhline(line, color="black", linewidth=0.8)
-        axes.set(title=f"{title}: circles k = 50, squares 80; line: unpruned, these seeds")
-        axes.set(xlabel="processor time of an inference pass, % of unpruned", ylabel="average accuracy, %")
+        axes.set(title=title, xlabel="processor time of an inference pass, % of unpruned")
+        axes.margins(x=0.12)
+    figure.axes[0].set_ylabel("average accuracy, %")
+    how = "filled: inference only, hollow: trained, at the same time · line: unpruned"
+    figure.suptitle(f"circles: k = 0.5, squares: 0.8 · {how}", fontsize=11)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=130, format="png")
+    return figure
 
 
 BEGIN, END = "<!-- made by stts_mini.lab.paper.tables: begin -->\n", "<!-- end -->"
@@ -145,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results, without = (Results(args.results / "rows", args.seeds, panels) for panels in (MOST_PANELS, 0))
         require(results.records, f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
         if args.plot:
-            return draw({"two panels": results, "without panels": without}, args.plot)
+            draw({"without panels": without, "two panels": results}, args.plot)
+            return
         bench = args.results / "bench.json"
         bench = json.loads(bench.read_text()) if bench.exists() else {}
         made = pages(results, without, bench)

@@ -14,7 +14,7 @@ from stts_mini.lab.paper.reproduce import settings_of, sha256
 from stts_mini.lab.paper.rows import Row
 from stts_mini.lab.paper.scores import Results, Scores, difference, interval, kind_of, value
 from stts_mini.lab.paper.sections import PAGES
-from stts_mini.lab.paper.tables import BEGIN, END, main, pages
+from stts_mini.lab.paper.tables import BEGIN, END, draw, main, pages
 from stts_mini.toy import world
 from stts_mini.train import judged_clips
 from stts_mini.training.config import PRESETS, SHIPPED, TrainConfig, upgraded
@@ -206,6 +206,12 @@ def test_rivals_stand_beside_their_time(tmp_path):
     pytest.importorskip("matplotlib")
     main(["--results", str(tmp_path), "--plot", str(tmp_path / "rivals.png")])
     assert (tmp_path / "rivals.png").read_bytes()[:4] == b"\x89PNG"
+    dials = {"none": Results(tmp_path / "rows", panels=0), "two": Results(tmp_path / "rows")}
+    empty, full = draw(dials, tmp_path / "rivals.png").axes
+    drawn = [(*map(float, (*x.get_data()[0], *x.get_data()[1])), x.get_markerfacecolor() != "none") for x in full.lines]
+    time = pytest.approx(100 / 1.256)
+    assert drawn[:3] == [(time, 100, False), (time, 50, True), (time, 50, True)]  # EVS trained and asked, Mine asked
+    assert len(drawn) == 4 and not empty.lines  # and the line of the unpruned model
 
 
 def test_more_frames_pruned_stand_beside_fewer_unpruned(tmp_path):
