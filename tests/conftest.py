@@ -33,6 +33,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    torch.set_num_threads(1)  # tensors here are tiny: a second thread costs more than it gains
     files = {Path(arg.split("::")[0]).name for arg in config.args}
     paths = {module: config.getoption(f"--{module}") for module in GRADED}
     try:
