@@ -43,6 +43,7 @@ METHODS = {  # what a method is called in the tables, and its own settings of th
     "resolution": ("smaller frames, unpruned (44% of the cells at k = 50, 11% at 80)", {}),
     "saliency-plain": ("STTS trained with saliency, not spread (ours)", SALIENCY),
     "cosine-spread": ("cosine heuristic, trained, spread", dict(COSINE, spread=0.3)),
+    "stts-spread": ("STTS, spread (ours)", dict(spread=0.3)),
     "saliency-deeper": ("trained with saliency, spread (ours), scored a block later", dict(SPREAD, score_after=1)),
     "deeper": ("STTS, scored a block later", dict(score_after=1)),
     "saliency-deepest": ("trained with saliency, spread (ours), scored two blocks later", dict(SPREAD, score_after=2)),
@@ -155,7 +156,7 @@ TABLES = {  # the rows that a table needs, the most important first
     "k": [*PLAIN, *grid(MAIN, 0.8, 0.5, 0.9, seeds=SEEDS), *grid(MAIN, 0.3, 0.4, 0.6, 0.7)],
     "methods": [
         *PLAIN, *grid(MAIN, 0.8, 0.5, seeds=SEEDS), *grid("cosine", 0.8, 0.5, seeds=SEEDS),
-        *grid("cosine-spread saliency-plain no-aux no-bias oracle tome frames resolution", 0.8, 0.5),
+        *grid("cosine-spread stts-spread saliency-plain no-aux no-bias oracle tome frames resolution", 0.8, 0.5),
         *grid("oracle cosine", 0.9), *grid("blind", 0.0),
     ],
     "frames": [  # more of them at test time

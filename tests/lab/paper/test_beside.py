@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stts_mini.lab.paper.beside import FINDINGS, HEADLINES, Finding, beside, loses_little, verdict
+from stts_mini.lab.paper.beside import FINDINGS, HEADLINES, beside, loses_little, verdict
 from stts_mini.lab.paper.rows import METHODS, Row, askings
 from stts_mini.lab.paper.scores import Results
 from stts_mini.lab.paper.tables import pages
@@ -35,7 +35,7 @@ def at(folder, method, k, panels, p, seed=0, ways=("as trained",)):
     ],
 )
 def test_a_verdict_says_on_which_side_of_its_bar_the_interval_lies(low, high, bar, below, said):
-    assert verdict(low, high, Finding("", (), (), 0.0, bar, below)) == said
+    assert verdict(low, high, bar, below) == said
 
 
 def test_each_dial_is_judged_by_its_own_rows(tmp_path):
@@ -73,11 +73,15 @@ def test_the_headlines_are_lines_of_the_table():
 
 
 def test_speed_is_judged_by_the_share_of_its_limit():
-    line = lambda what, **own: dict(what=what, videos=1, frames=256, k=0.5, speedup=2.0) | own
-    runs = [line("training", reached=0.951), line("inference", reached=0.949), line("training", frames=64, reached=1.0)]
+    line = lambda what, low, high, frames=256: dict(
+        what=what, videos=1, frames=frames, k=0.5, speedup=2.0, lowest=low, highest=high, limit=2.0
+    )
+    runs = [line("training", 1.901, 2.1), line("inference", 1.8, 1.899), line("training", 1, 1, frames=64)]
+    runs += [line("inference", 1.8, 1.901)]
     nothing = Results(Path("no rows"), None, 0)
     cells = [row.strip("| ").split(" | ") for row in beside(nothing, nothing, dict(speed=runs)).splitlines()[2:]]
     assert [c[1:] for c in cells] == [
-        ["2.25 (1.05 of its limit)", *["2.00 (0.95 of its limit)", "holds"] * 2],
-        ["2.22 (1.03 of its limit)", *["2.00 (0.95 of its limit)", "does not"] * 2],
+        ["2.25 (limit 2.14)", *["2.00 (1.90 to 2.10; limit 2.00)", "holds"] * 2],
+        ["2.22 (limit 2.16)", *["2.00 (1.80 to 1.90; limit 2.00)", "does not"] * 2],
+        ["2.22 (limit 2.16)", *["2.00 (1.80 to 1.90; limit 2.00)", "unclear"] * 2],
     ]
