@@ -73,7 +73,11 @@ def made(method, lab):
     return json.loads(path.read_text())
 
 
-TRAINED = [m for m in METHODS if m not in RIVALS or m in ("tome", "rlt")]  # one of a kind: all are asked below
+TWINS = {  # trained as another method is, but for one number: their records are copies of the other's
+    "cosine-spread": "cosine", "stts-spread": "stts", "saliency-plain": "saliency", "saliency-deeper": "saliency",
+    "saliency-deepest": "saliency", "deeper": "stts", "young-saliency": "young-cosine", "young-random": "young-cosine",
+}  # fmt: skip
+TRAINED = [m for m in METHODS if (m not in RIVALS or m in ("tome", "rlt")) and m not in TWINS]  # all are asked below
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -147,9 +151,13 @@ def test_without_the_unpruned_rows_model_it_is_trained_first(lab, monkeypatch):
 def test_every_row_is_on_the_page(lab):
     for method in TRAINED:
         made(method, lab)
+    for method, other in TWINS.items():
+        row = Row(method, 0.5, 1)
+        record = {**made(other, lab), "row": asdict(row)}
+        reproduce.write_json(lab[1] / "rows" / f"{row.name}.json", record)
     text = "\n".join(pages(Results(lab[1] / "rows")).values())
     assert "| 2 | 18 | " in text and "| 4 | 36 | " in text  # the two of frames in a range share a table
-    for method in {*TRAINED} - {"unpruned-range", "saliency-range"}:
+    for method in {*TRAINED, *TWINS} - {"unpruned-range", "saliency-range"}:
         name = {"elastic": "elastic, asked at k = 0.5", "saliency-few": "unpruned"}.get(method, named(method))
         title = "## Learning in the same time" if method.startswith("young-") else "# Results"
         assert f"| {name} |" in text.split(title)[1], method
@@ -245,7 +253,7 @@ def test_a_row_may_have_its_own_number_of_steps(lab, monkeypatch):
     assert set(record["asked"]) == {"as trained"} and record["cpu_seconds"] > 0
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", [*TRAINED, *TWINS])
 def test_a_number_of_steps_changes_nothing_else(method, lab):
     k = 0.0 if method in ("unpruned", "blind") else 0.5
     plain, longer = (asdict(Row(m, k, 0).config("data", Path("b"))) for m in (method, f"{method}@7"))
