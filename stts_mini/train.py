@@ -135,9 +135,9 @@ def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
         raise ValueError(f"{why} that saliency could train: give --saliency-steps 0")
     if not own or not config.k or config.blind:
         return
-    injects = getattr(scorer, "injects_bias", False)
-    with torch.random.fork_rng([]):  # so that the run's random numbers stay the same
-        x = torch.randn(1, T, cfg.vit.num_patches, cfg.vit.width).to(model.vit.position_embedding)
+    injects, like = getattr(scorer, "injects_bias", False), model.vit.position_embedding
+    with torch.random.fork_rng([like.device] * like.is_cuda):  # so that the run's random numbers stay the same
+        x = torch.randn(1, T, cfg.vit.num_patches, cfg.vit.width).to(like)
         scores = scorer(x, torch.tensor([T]))
     check_scores(scores.detach(), (1, T, cfg.cells), injected=injects)
     signals = config.saliency_steps or (injects and (config.sim_weight or cfg.bias != "none"))
