@@ -60,3 +60,12 @@ def test_a_picture_without_words_is_refused():
         run.describe([drawn, nbformat.v4.new_markdown_cell("And so on.")])
     with pytest.raises(ValueError, match="show"):
         run.describe([drawn])
+
+
+def test_the_results_notebook_has_seen_all_rows():
+    """Its outputs are made by hand (`run.py --write 09`), and grow old when rows come."""
+    results = TUTORIALS / "results" / "rows"
+    few = sum(path.stem.endswith("-panels0") for path in results.glob("*.json"))
+    shown = (TUTORIALS / "09_results.ipynb").read_text()
+    assert f"without panels: {few} rows" in shown
+    assert f"two panels: {len([*results.glob('*.json')]) - few} rows" in shown
