@@ -6,7 +6,7 @@
     python -m stts_mini.lab.paper --all --panels 0  the same in the world without distractors
     python -m stts_mini.lab.paper --table k --split val     on validation clips, into runs/val: to choose settings
     python -m stts_mini.lab.paper --scorer my_file.py:MyScorer --k 0.5      your own scorer, beside the others
-    python -m stts_mini.lab.paper --table rivals            other published ways to prune, inference only (rivals/)
+    python -m stts_mini.lab.paper --table rivals            other ways to prune, inference only (rivals/)
     python -m stts_mini.lab.paper --rival my_file.py:Mine   your own beside them
 
 Every row fine-tunes the same unpruned base, with the same clips and questions in the same order. It trains for the same

@@ -267,7 +267,7 @@ PAGES = {  # the tables of each page: the title, the table, and the number of pa
         ("Without panels: accuracy against k", ladder, 0),
         ("Accuracy against k (the paper's Tables 1 and 8)", ladder, MOST_PANELS),
         ("Without panels: rivals", rivals, 0),
-        ("Rivals: other published ways to prune", rivals, MOST_PANELS),
+        ("Rivals", rivals, MOST_PANELS),
         ("Without panels: why answers were wrong", wrong, 0),
         ("Why answers were wrong", wrong, MOST_PANELS),
         ("The tasks, unpruned", tasks, MOST_PANELS),
