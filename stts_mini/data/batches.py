@@ -79,12 +79,13 @@ class Reader:
 
     def preload(self, clips: Sequence[Clip]) -> None:
         """Decode these clips now, on all cores, until the memory is full."""
-        progress = Progress("decoding clips", len(clips))
+        once = list({clip.source: clip for clip in clips}.values())
+        progress = Progress("decoding clips", len(once))
         read = functools.partial(try_read, max_frames=self.max_frames, fps=self.fps, size=self.size)
-        for done, video in enumerate(on_all_cores(read, clips)):
-            self._keep(clips[done], video)
+        for done, (clip, video) in enumerate(zip(once, on_all_cores(read, once), strict=True)):
+            self._keep(clip, video)
             progress.update(done + 1)
-            if self.room < 0:
+            if clip.source not in self.cache and clip.source not in self.broken:
                 break
         progress.close()
 
@@ -93,8 +94,8 @@ class Reader:
             self.broken[clip.source] = str(video)
         else:
             self.skipped |= {clip.source: video.skipped} if video.skipped else {}
-            self.room -= video.frames.nbytes
-            if self.room >= 0:
+            if video.frames.nbytes <= self.room:
+                self.room -= video.frames.nbytes
                 self.cache[clip.source] = video
         return video
 
