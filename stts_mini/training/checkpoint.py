@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, read without running any code from the file.
 
 A checkpoint is one file. It holds the configs as plain dicts and the model's weights. For resuming it also holds the
-optimisers' state, the step and each process's random state. It is written beside its place and then moved there. So the
+optimisers' state, the step and the state of each process's random generator on the CPU. It is written beside its place and then moved there. So the
 last whole checkpoint stays, whatever interrupts the writing. While a run lives, its folder is locked (`alone`).
 """
 
@@ -229,8 +229,11 @@ def alone(out: str | os.PathLike) -> Iterator[None]:
             require(inner, "{} is in use by process {}: wait for its end, or give another --out", out, other)
         except OSError:  # a file system without locks
             pass
+        ours = False
+        with suppress(FileNotFoundError):  # a run that has just ended removed its lock, and perhaps a third made another
+            ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        require(ours, "{} was in use just now: try again", out)
         try:
-            require(os.path.samestat(os.fstat(file.fileno()), lock.stat()), "{} was in use just now: try again", out)
             for name in FILES:
                 writable(lock.with_name(name))
             if not inner:

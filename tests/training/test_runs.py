@@ -99,6 +99,20 @@ def test_folders_and_files_that_cannot_be_written_are_noticed_first(folder, tmp_
         assert os.listdir(tmp_path / name) == [name]
 
 
+@pytest.mark.parametrize("another", [False, True])
+def test_a_lock_that_was_removed_meanwhile_is_left_to_whoever_made_another(another, tmp_path, monkeypatch):
+    def removed(*_):
+        """Between the opening and the locking of a file, the run that had made it ends."""
+        (tmp_path / "lock").unlink()
+        if another:
+            (tmp_path / "lock").write_text("theirs")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", removed)
+    with pytest.raises(ValueError, match="was in use just now: try again"), alone(tmp_path):
+        pytest.fail("two runs are in one folder")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["theirs"] * another
+
+
 def test_an_old_run_is_moved_from_behind_a_link(tmp_path, capsys):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "checkpoint.pt").write_text("old")
