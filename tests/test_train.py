@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import asdict, fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.scorer import SCORERS
 from stts_mini.toy.world import TASKS
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
-from stts_mini.training import checkpoint
+from stts_mini.training import checkpoint, logging
 from stts_mini.training.checkpoint import CheckpointError
 from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
 from stts_mini.training.logging import Log
@@ -371,6 +372,36 @@ def test_a_row_that_was_cut_off_is_dropped_from_the_log(tmp_path):
     path.write_text("step,task_loss,sim_loss,accuracy,grad_norm,tokens,seconds\n0,1,1,1,1,1,1\n1,1,1,1,1,1,1\n2,1")
     Log(path, start=5)
     assert [row.split(",")[0] for row in path.read_text().splitlines()] == ["step", "0", "1"]
+
+
+@pytest.mark.parametrize("left", ["", "\n", "step,loss\n0,1\n\0\0,1\n\n,\n1,1\n2,1"])
+def test_a_log_that_a_crash_left_is_gone_on_with(left, tmp_path):
+    (tmp_path / "log.csv").write_text(left)
+    Log(tmp_path / "log.csv", start=2)
+    steps = [row.split(",")[0] for row in (tmp_path / "log.csv").read_text().splitlines()]
+    assert steps == ["step", *["0", "1"] * ("step" in left)]
+
+
+def test_the_old_log_stays_until_the_new_one_is_whole_and_seconds_count_on(tmp_path, monkeypatch):
+    log = Log(tmp_path / "log.csv", 0)
+    for step in range(3):
+        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, None, seconds=1.5 * step)
+    log.flush()
+    before = log.path.read_text()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
+        patch.setattr(logging, "csv", SimpleNamespace(reader=csv.reader, writer=full))
+        Log(log.path, 2)
+    assert log.path.read_text() == before
+    again = Log(log.path, 2)
+    again.add(2, 1.0, 0.0, 1.0, 0.5, 10, None, seconds=0.25)
+    assert again.text().endswith("tokens/s 40")
+    again.flush()
+    with open(log.path, newline="") as file:
+        assert [row["seconds"] for row in csv.DictReader(file)] == ["0.00", "1.50", "1.75"]
+
+
+def full(*_):
+    raise OSError("disk full")
 
 
 def test_a_checkpoint_of_another_version_is_refused(folder, tmp_path):

@@ -1,8 +1,9 @@
 """Checkpoints: written atomically, read without running any code from the file.
 
 A checkpoint is one file. It holds the configs as plain dicts and the model's weights. For resuming it also holds the
-optimisers' state, the step and the state of each process's random generator on the CPU. It is written beside its place and then moved there. So the
-last whole checkpoint stays, whatever interrupts the writing. While a run lives, its folder is locked (`alone`).
+optimisers' state, the step and, for each process, the state of torch's generator on the CPU. No other generator's
+state is kept. The file is written beside its place and then moved there. So the last whole checkpoint stays, whatever
+interrupts the writing. While a run lives, its folder is locked (`alone`).
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ def alone(out: str | os.PathLike) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         ours = False
-        with suppress(FileNotFoundError):  # a run that has just ended removed its lock, and perhaps a third made another
+        with suppress(FileNotFoundError):  # another run has just ended: its lock is gone, or is a third run's
             ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())
         require(ours, "{} was in use just now: try again", out)
         try:

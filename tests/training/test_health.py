@@ -159,6 +159,15 @@ def test_the_first_steps_and_a_single_one_raise_no_alarm(tmp_path):
     assert dead(*[ALIVE] * (WINDOW - 1), worst) == "" and dead(*[worst] * 11, *[ALIVE] * 9)
 
 
+def test_a_scorer_that_dies_late_is_noticed_within_a_window(tmp_path):
+    log = Log(tmp_path / "log.csv", 0)
+    said = []
+    for step, ties in enumerate([0.0] * 3 * WINDOW + [1.0] * WINDOW):
+        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, ALIVE._replace(ties=ties), seconds=1.0)
+        said.append(log.warning())
+    assert [step for step, warning in enumerate(said) if warning] == [3 * WINDOW + WINDOW // 2]
+
+
 def test_sparse_scores_that_follow_their_target_are_alive():
     sparse = ALIVE._replace(saturated=0.99, score_mean=0.002)
     assert not dead(sparse) and dead(sparse._replace(correlation=0.2)) and dead(sparse._replace(score_mean=1e-5))
