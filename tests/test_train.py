@@ -652,6 +652,27 @@ def test_resuming_goes_on_and_does_not_start_from_the_unpruned_model_again(folde
     assert same(dict(trained), dict(again))
 
 
+def test_a_run_may_be_resumed_when_the_file_it_began_with_has_moved_or_is_gone(folder, tmp_path):
+    train(tiny(folder, out=str(tmp_path / "base"), k=0.0, seed=1), False, CPU)
+    base, moved, other = (tmp_path / f"{name}.pt" for name in ("base", "moved", "other"))
+    shutil.copy(tmp_path / "base" / "checkpoint.pt", base)
+    go = lambda init, resume=True: train(tiny(folder, out=str(tmp_path / "row"), init=str(init)), resume, CPU)
+    go(base, resume=False)
+    torch.save({**state_of(base), "step": 9}, other)
+    shutil.copy(base, moved)
+    go(moved)
+    for init in (other, ""):
+        with pytest.raises(CheckpointError, match=r"cannot resume .*: init was .*base.pt', is "):
+            go(init)
+    for path in (base, moved):
+        path.unlink()
+    go(base)
+    with pytest.raises(CheckpointError, match=r"init was .*, is .*other.pt"):
+        go(other)  # also after it was resumed without
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*base.pt"):
+        go(base, resume=False)
+
+
 def test_half_precision_bases_are_small_and_usable(folder, tmp_path):
     model = train(tiny(folder, k=0.0), False, CPU)
     state = state_of(folder / "run" / "checkpoint.pt")
@@ -818,6 +839,17 @@ class Linear(torch.nn.Linear):
 
     def forward(self, x, num_frames=None):
         return self.squash(super().forward(x.unflatten(2, (-1, 4)).mean(3)).squeeze(-1))
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5])
+def test_a_number_that_no_checkpoint_can_hold_is_refused_before_the_training(folder, k):
+    model = build_model(config := tiny(folder, k=k), CPU)
+    model.scorer.register_buffer("mask", torch.tensor([0.0, -math.inf]), persistent=False)
+    training.try_scorer(model, config, own=True)
+    model.scorer.register_buffer("mask", model.scorer.mask, persistent=True)
+    for own in (True, False):
+        with pytest.raises(ValueError, match=r"model's scorer.mask is not a finite .*persistent=False"):
+            training.try_scorer(model, config, own=own)
 
 
 @pytest.mark.parametrize(
