@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -411,6 +412,8 @@ def test_the_loop_saves_the_random_state_of_every_process(folder, tmp_path, monk
         (dict(compile="no"), "compile = 'no': give bool"),
         (dict(stages="image=3"), "stages = 'image=3': give dict"),
         (dict(fps=1e300), "fps = 1e+300: give more than 0, and less than 2^63"),
+        (dict(fps=math.inf), "fps = inf: give more than 0, and less than 2^63"),
+        (dict(train_clips=dict(short="3")), "train_clips has short='3': give --train-clips KIND=COUNT"),
     ],
 )
 def test_settings_that_would_end_a_run_in_its_middle_are_refused(settings, message):
