@@ -265,8 +265,9 @@ def test_a_video_with_many_lines_is_decoded_and_counted_once_and_what_is_not_kep
     reader = Reader(16, 48, cache_gb=sum(sizes) / 1e9)
     reader.preload([*[clips[0]] * 5, clips[1], *clips])
     assert list(reader.cache) == [clip.source for clip in clips[:2]] and reader.room == 0
+    reader.preload(clips[:2])
     assert [read.count(clip) for clip in clips[:3]] == [1, 1, 1] and len(read) == 3
-    assert reader(clips[4]) is not None and reader.room == 0
+    assert reader(clips[4]) is not None and reader.room == 0 and reader.full
 
 
 def test_many_jobs_go_to_processes_and_come_back_in_order():
