@@ -22,7 +22,7 @@ import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +64,16 @@ from stts_mini.training.health import Health, dead, sums
 from stts_mini.training.logging import one_line_errors
 
 
+@contextmanager
+def in_eval_mode(model: VLM) -> Iterator[None]:
+    """The model is in eval mode inside, and afterwards in the mode that it had, also after an error."""
+    was_training = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(was_training)
+
+
 @torch.no_grad()
 def evaluate(
     model: VLM,
@@ -78,47 +88,44 @@ def evaluate(
     tokenizer: AnyTokenizer = TOKENIZER,
     lenient: bool = False,
 ) -> Result:
-    """Ask the model one question of each task on every clip, at any k and with the reader's number of frames.
+    """Ask the model the questions of `pick_questions` on every clip, at any k and with the reader's number of frames.
     `encode` is another encoder, such as `model.encode_blind`. `generate` scores greedy answers to all tasks, not only
     to the open ones. `annotate` gives scores instead of the scorer's. For `lenient` see `normalised`. Image tasks are
     named "image/task". Clips that cannot be read are left out, and the reader lists them. Several processes
     (`training/distributed.py`) share the clips, and each gets the whole result."""
     device = next(model.parameters()).device
-    result, was_training = Result(), model.training
-    model.eval()
-    readable = _readable(clips, reader)
-    progress = Progress(name, len(clips))
-    while batch := list(itertools.islice(readable, batch_size)):  # only these in memory
-        numbers, videos = zip(*batch, strict=True)
-        asked = [pick_questions(clips[n]) for n in numbers]
-        prompt, ids_of = tokenizer.prompt, tokenizer.encode
-        choices = [[(prompt(qa.question, shown), ids_of(o)) for qa, shown in own for o in shown] for own in asked]
-        scores = [annotate(clips[n], video) for n, video in zip(numbers, videos, strict=True)] if annotate else None
-        output = model(collate(videos, choices, scores, tokenizer).to(device), k, encode)
-        likelihood = iter(option_likelihoods(output).tolist())
-        spoken = [[qa for qa, _ in own if generate or qa.task in GENERATED] for own in asked]
-        said = [[] for _ in spoken]
-        if any(spoken):
-            open_ended = [[(prompt(qa.question), []) for qa in own] for own in spoken]
-            same = lambda *_, encoded=output.encoded: encoded  # both scorings answer from the same kept cells
-            longest = max([16, *(len(ids_of(qa.answer)) + 1 for own in spoken for qa in own)])
-            batch = collate(videos, open_ended, tokenizer=tokenizer).to(device)
-            said = model.generate(batch, k, longest, encode=same)
-        for b, n in enumerate(numbers):
-            for qa, shown in asked[b]:
-                task = task_name(clips[n], qa)
-                likely = [next(likelihood) for _ in shown]
-                picked = shown[int(np.argmax(likely))]
-                result.add("choice", task, n, qa, picked, picked == qa.answer)
-                result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
-            for qa, ids in zip(spoken[b], said[b], strict=True):
-                ended, text = len(ids) < longest, tokenizer.decode(ids)  # if cut, "red" may go on
-                right = ended and normalised(text, lenient) == normalised(qa.answer, lenient)
-                result.add("generated", task_name(clips[n], qa), n, qa, text + "…" * (not ended), right)
-        _count_kept(result, output.encoded, [clips[n] for n in numbers], videos, numbers)
-        progress.update(numbers[-1] + 1)
+    result, readable, progress = Result(), _readable(clips, reader), Progress(name, len(clips))
+    with in_eval_mode(model):
+        while some := list(itertools.islice(readable, batch_size)):  # only these in memory
+            numbers, videos = zip(*some, strict=True)
+            asked = [pick_questions(clips[n]) for n in numbers]
+            prompt, ids_of = tokenizer.prompt, tokenizer.encode
+            choices = [[(prompt(qa.question, shown), ids_of(o)) for qa, shown in own for o in shown] for own in asked]
+            scores = [annotate(clips[n], video) for n, video in zip(numbers, videos, strict=True)] if annotate else None
+            output = model(collate(videos, choices, scores, tokenizer).to(device), k, encode)
+            likelihood = iter(option_likelihoods(output).tolist())
+            spoken = [[qa for qa, _ in own if generate or qa.task in GENERATED] for own in asked]
+            said = [[] for _ in spoken]
+            if any(spoken):
+                open_ended = [[(prompt(qa.question), []) for qa in own] for own in spoken]
+                same = lambda *_, encoded=output.encoded: encoded  # both scorings answer from the same kept cells
+                longest = max([16, *(len(ids_of(qa.answer)) + 1 for own in spoken for qa in own)])
+                batch = collate(videos, open_ended, tokenizer=tokenizer).to(device)
+                said = model.generate(batch, k, longest, encode=same)
+            for b, n in enumerate(numbers):
+                for qa, shown in asked[b]:
+                    task = task_name(clips[n], qa)
+                    likely = [next(likelihood) for _ in shown]
+                    picked = shown[int(np.argmax(likely))]
+                    result.add("choice", task, n, qa, picked, picked == qa.answer)
+                    result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
+                for qa, ids in zip(spoken[b], said[b], strict=True):
+                    ended, text = len(ids) < longest, tokenizer.decode(ids)  # if cut, "red" may go on
+                    right = ended and normalised(text, lenient) == normalised(qa.answer, lenient)
+                    result.add("generated", task_name(clips[n], qa), n, qa, text + "…" * (not ended), right)
+            _count_kept(result, output.encoded, [clips[n] for n in numbers], videos, numbers)
+            progress.update(numbers[-1] + 1)
     progress.close()
-    model.train(was_training)
     whole = merged(distributed.gather(result))
     share_losses(reader)
     if not whole.chance:
@@ -350,7 +357,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
         print(f"note: at k = {k} and {frames} frames, any scorer keeps little but frame 0: give 32 frames or more")
     clips, asked = distributed.in_turn(lambda: clips_to_judge(args, train, number))
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
-    trained, scorer = train["scorer"], args.scorer or model.config.scored_by
+    trained, scorer = train.get("scorer", "stts"), args.scorer or model.config.scored_by
     trained = trained if train["k"] else "unpruned, no scorer"
     pattern = f", spread {model.config.spread}" * bool(model.config.spread)  # the model's, for any scorer
     name = "blind" if blind else f"scorer {scorer} (trained: {trained}){pattern}, k = {k}"

@@ -17,7 +17,7 @@ Where we differ from the paper
     - `1 − cos` compares the cell's own tokens, as in the public code. The paper compares pooled features, but a learned
       pooler could make them all alike.
     - The previous frame is always one of the same video. The public code crosses from one video to the next.
-    - log s is clamped below at 1e-4. The paper gives no range.
+    - log s is clamped below at 1e-4 (SATURATED), but not with `rescaled`. The paper gives no range.
     - A fresh scorer starts at scores of about 0.05, near most targets. From 0.5 it falls so fast that the sigmoid
       saturates, and then it gets no gradient any more (`tutorials/dead_scorer.py`).
 
@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 START = -3.0  # first value of the output bias: a score of 0.05
+SATURATED = 1e-4  # a score below this, where log s is clamped and so gives no gradient, or above 1 − this
 
 
 def cell_side(num_patches: int, w: int) -> int:
@@ -188,13 +189,14 @@ def similarity_loss(
 
 
 def attention_bias(
-    scores: Tensor, w: int, num_frames: Tensor | None = None, rescale: bool = False, eps: float = 1e-4
+    scores: Tensor, w: int, num_frames: Tensor | None = None, rescale: bool = False, eps: float = SATURATED
 ) -> Tensor:
     """S, the attention bias of each key: log of its cell's score (paper §3.2).
 
     scores (B, T, C) in (0, 1) → (B, T, N), cell-major. S = log max(s, eps). Frame 0 and padding get 0, so an image
-    gets no bias. `rescale` scales each frame's scores to [e⁻², 1] before the log, by min–max, as the public code
-    does for each row of an image. The range is floored at 0.01, so that a flat frame does not blow up the gradient.
+    gets no bias. `rescale` clamps no score. It scales each frame's scores to [e⁻², 1] before the log, by min–max, as
+    the public code does for each row of an image. The range is floored at 0.01, so that a flat frame does not blow up
+    the gradient.
 
     Why per key and not per query: a constant that is added to all logits of one query cancels in its softmax. Added
     to a key, it decides how much every query takes from that key, so a cell with a low score is hardly seen.

@@ -49,7 +49,7 @@ except ImportError:  # Windows
 
 from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
 from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
-from stts_mini.data.files import printable, write_json
+from stts_mini.data.files import printable, require, write_json
 from stts_mini.data.progress import Progress, clock
 from stts_mini.eval import judge, share_losses
 from stts_mini.model import VLM, Encoded, check_scores
@@ -113,22 +113,27 @@ def judged_clips(config: TrainConfig, split: str = "test") -> list[Clip]:
     return distributed.in_turn(lambda: held_out(config.data, size, clips, split, kinds, config.panels))
 
 
-def check_settings(config: TrainConfig, device: torch.device, model: VLM | None) -> None:
-    """Raise ValueError for settings that would fail later, before any clip is decoded."""
+def check_settings(config: TrainConfig, device: torch.device, model: VLM | None, resume: bool) -> None:
+    """Raise ValueError for settings that would fail later, before any clip is decoded. To `resume`, the file of `init`
+    is not needed."""
     if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
     if config.val:
         load_clips(config.val, judged=True)  # refuse a bad line now, not after the training
-    if config.init:
+    if config.init and not resume:
         checkpoint.check_world(checkpoint.load(config.init), config.init)
     if config.varlen:
         check_varlen(device, (config.model if model is None else model.config).vit.head_dim)
 
 
 def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
-    """Score random tokens before the training. Raises ValueError for scores that pruning would refuse, perhaps hours
-    later. Prints a warning if nothing trains the scorer's weights. `own`: the run prunes with the model's scorer."""
+    """Score random tokens before the training. Raises ValueError for scores that pruning would refuse, and for numbers
+    that a checkpoint cannot hold, perhaps hours later. Prints a warning if nothing trains the scorer's weights. `own`:
+    the run prunes with the model's scorer."""
     cfg, scorer, T = model.config, model.scorer.eval(), 4
+    wrong = next(checkpoint.no_numbers(model.state_dict()), None)
+    cure = "a checkpoint cannot hold that. If it is a buffer, register it with persistent=False"
+    require(not wrong, "the model's {} is not a finite number everywhere: {}", wrong, cure)
     weights = any(p.requires_grad for p in scorer.parameters())
     if config.saliency_steps and not (own and weights):
         why = f"scorer {config.scorer} has no weights" if own else "annotate or encoder chooses, and has no weights"
@@ -167,7 +172,7 @@ def train(
     tokenizer  the one that goes with the model
     """
     with checkpoint.alone(config.out):
-        check_settings(config, device, model)
+        check_settings(config, device, model, resume)
         clips, index = training_clips(config)
         began = checkpoint.origin(config, fingerprint(clips), tokenizer, model)
         model = build_model(config, device) if model is None else model.to(device)
@@ -409,10 +414,10 @@ def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | N
                 peak += f", of the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
             done = f"all done in {clock(time.monotonic() - began)}{peak}"
             print(printable(f"{done}; checkpoint: {Path(config.out) / 'checkpoint.pt'}"))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        sys.exit(f"{name}: error: out of memory: give --recompute, or --accumulate 2 or more ({error})")
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(printable(f"{name}: error: {error}"))
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+        cure = "out of memory: give --recompute, or --accumulate 2 or more ({})" if full else "{}"
+        sys.exit(printable(f"{name}: error: {cure.format(error)}"))
     except KeyboardInterrupt:
         print("\nInterrupted; finished clips and checkpoints are kept.", file=sys.stderr)
         sys.stdout.flush()

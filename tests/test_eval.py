@@ -309,6 +309,14 @@ def test_an_evaluation_is_of_these_clips_in_their_order_and_leaves_the_model_as_
     assert set(result.chance["speed"]) <= {1 / 2, 1 / 3, 1 / 4} and 0 < result.rows[1] <= result.rows[0]
 
 
+def test_an_error_leaves_the_model_in_training(setup, monkeypatch):
+    model, clips = setup
+    monkeypatch.setattr(evaluation, "collate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(model.train(), clips[:1], Reader(4, 48), 0.5)
+    assert model.training
+
+
 def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monkeypatch):
     """An empty folder will be filled; a folder of other things is a typing error, and so is none, but for "data"."""
     monkeypatch.chdir(tmp_path)
@@ -341,8 +349,8 @@ def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monke
 
 def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, capsys):
     train = dict(
-        k=0.5, blind=False, max_frames=4, fps=1.5, scorer="stts", seed=6, train_clips={}, image_size=48, data=""
-    )
+        k=0.5, blind=False, max_frames=4, fps=1.5, seed=6, train_clips={}, image_size=48, data=""
+    )  # an old one, which does not name its scorer
     model = SimpleNamespace(config=SimpleNamespace(scored_by="stts", spread=0, vit=SimpleNamespace(image_size=32)))
     monkeypatch.setattr(
         evaluation.checkpoint, "load_trained", lambda *of: (model, dict(step=9, train_config=train), of)

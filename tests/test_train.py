@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import asdict, fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from stts_mini.lab.paper.train import PaperConfig
 from stts_mini.scorer import SCORERS
 from stts_mini.toy.world import TASKS
 from stts_mini.train import TrainError, build_model, build_optimizers, describe, rate_at, train
-from stts_mini.training import checkpoint
+from stts_mini.training import checkpoint, logging
 from stts_mini.training.checkpoint import CheckpointError
 from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
 from stts_mini.training.logging import Log
@@ -373,6 +374,36 @@ def test_a_row_that_was_cut_off_is_dropped_from_the_log(tmp_path):
     assert [row.split(",")[0] for row in path.read_text().splitlines()] == ["step", "0", "1"]
 
 
+@pytest.mark.parametrize("left", ["", "\n", "step,loss\n0,1\n\0\0,1\n\n,\n1,1\n2,1"])
+def test_a_log_that_a_crash_left_is_gone_on_with(left, tmp_path):
+    (tmp_path / "log.csv").write_text(left)
+    Log(tmp_path / "log.csv", start=2)
+    steps = [row.split(",")[0] for row in (tmp_path / "log.csv").read_text().splitlines()]
+    assert steps == ["step", *["0", "1"] * ("step" in left)]
+
+
+def test_the_old_log_stays_until_the_new_one_is_whole_and_seconds_count_on(tmp_path, monkeypatch):
+    log = Log(tmp_path / "log.csv", 0)
+    for step in range(3):
+        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, None, seconds=1.5 * step)
+    log.flush()
+    before = log.path.read_text()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
+        patch.setattr(logging, "csv", SimpleNamespace(reader=csv.reader, writer=full))
+        Log(log.path, 2)
+    assert log.path.read_text() == before
+    again = Log(log.path, 2)
+    again.add(2, 1.0, 0.0, 1.0, 0.5, 10, None, seconds=0.25)
+    assert again.text().endswith("tokens/s 40")
+    again.flush()
+    with open(log.path, newline="") as file:
+        assert [row["seconds"] for row in csv.DictReader(file)] == ["0.00", "1.50", "1.75"]
+
+
+def full(*_):
+    raise OSError("disk full")
+
+
 def test_a_checkpoint_of_another_version_is_refused(folder, tmp_path):
     config = tiny(folder, out=str(tmp_path / "run"))
     train(config, False, CPU)
@@ -621,6 +652,27 @@ def test_resuming_goes_on_and_does_not_start_from_the_unpruned_model_again(folde
     assert same(dict(trained), dict(again))
 
 
+def test_a_run_may_be_resumed_when_the_file_it_began_with_has_moved_or_is_gone(folder, tmp_path):
+    train(tiny(folder, out=str(tmp_path / "base"), k=0.0, seed=1), False, CPU)
+    base, moved, other = (tmp_path / f"{name}.pt" for name in ("base", "moved", "other"))
+    shutil.copy(tmp_path / "base" / "checkpoint.pt", base)
+    go = lambda init, resume=True: train(tiny(folder, out=str(tmp_path / "row"), init=str(init)), resume, CPU)
+    go(base, resume=False)
+    torch.save({**state_of(base), "step": 9}, other)
+    shutil.copy(base, moved)
+    go(moved)
+    for init in (other, ""):
+        with pytest.raises(CheckpointError, match=r"cannot resume .*: init was .*base.pt', is "):
+            go(init)
+    for path in (base, moved):
+        path.unlink()
+    go(base)
+    with pytest.raises(CheckpointError, match=r"init was .*, is .*other.pt"):
+        go(other)  # also after it was resumed without
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*base.pt"):
+        go(base, resume=False)
+
+
 def test_half_precision_bases_are_small_and_usable(folder, tmp_path):
     model = train(tiny(folder, k=0.0), False, CPU)
     state = state_of(folder / "run" / "checkpoint.pt")
@@ -787,6 +839,17 @@ class Linear(torch.nn.Linear):
 
     def forward(self, x, num_frames=None):
         return self.squash(super().forward(x.unflatten(2, (-1, 4)).mean(3)).squeeze(-1))
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5])
+def test_a_number_that_no_checkpoint_can_hold_is_refused_before_the_training(folder, k):
+    model = build_model(config := tiny(folder, k=k), CPU)
+    model.scorer.register_buffer("mask", torch.tensor([0.0, -math.inf]), persistent=False)
+    training.try_scorer(model, config, own=True)
+    model.scorer.register_buffer("mask", model.scorer.mask, persistent=True)
+    for own in (True, False):
+        with pytest.raises(ValueError, match=r"model's scorer.mask is not a finite .*persistent=False"):
+            training.try_scorer(model, config, own=own)
 
 
 @pytest.mark.parametrize(

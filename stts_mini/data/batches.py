@@ -64,7 +64,7 @@ class Reader:
 
     def __init__(self, max_frames: int, size: int, fps: float = 2.0, cache_gb: float = 2.0):
         self.max_frames, self.size, self.fps = max_frames, size, fps
-        self.room = cache_gb * 1e9
+        self.room, self.full = cache_gb * 1e9, False  # bytes left; whether the last decoded clip did not fit
         self.cache: dict[tuple, Video] = {}
         self.broken: dict[tuple, str] = {}
         self.skipped: dict[tuple, int] = {}
@@ -79,12 +79,13 @@ class Reader:
 
     def preload(self, clips: Sequence[Clip]) -> None:
         """Decode these clips now, on all cores, until the memory is full."""
-        progress = Progress("decoding clips", len(clips))
+        once = list({clip.source: clip for clip in clips if clip.source not in self.cache}.values())
+        progress = Progress("decoding clips", len(once))
         read = functools.partial(try_read, max_frames=self.max_frames, fps=self.fps, size=self.size)
-        for done, video in enumerate(on_all_cores(read, clips)):
-            self._keep(clips[done], video)
+        for done, (clip, video) in enumerate(zip(once, on_all_cores(read, once), strict=True)):
+            self._keep(clip, video)
             progress.update(done + 1)
-            if self.room < 0:
+            if self.full:
                 break
         progress.close()
 
@@ -93,8 +94,9 @@ class Reader:
             self.broken[clip.source] = str(video)
         else:
             self.skipped |= {clip.source: video.skipped} if video.skipped else {}
-            self.room -= video.frames.nbytes
-            if self.room >= 0:
+            self.full = video.frames.nbytes > self.room
+            if not self.full:
+                self.room -= video.frames.nbytes
                 self.cache[clip.source] = video
         return video
 

@@ -295,9 +295,14 @@ def load_clips(index: str | os.PathLike, judged: bool = False) -> list[Clip]:
 
 
 def fingerprint(clips: Sequence[Clip]) -> str:
-    """12 hex digits that change with any clip, question or answer. They are printed beside every result."""
+    """12 hex digits that change with any clip, question or answer. They are printed beside every result. Files of your
+    own are named from the folder that holds them all, so that you may move it."""
     folders = sorted({c.video.parent.name for c in clips})  # world version, size and panels
-    own = [(c.video.name, c.start, c.end, [p.name for p in c.images]) for c in clips if c.kind == OWN]
+    full = lambda path: os.path.splitdrive(os.path.abspath(path))[1]  # on Windows, drives have no common folder
+    around = [os.path.dirname(full(path)) for c in clips if c.kind == OWN for path in (c.video, *c.images)]
+    root = os.path.commonpath(around or ["."])
+    place = lambda path: Path(os.path.relpath(full(path), root)).as_posix()
+    own = [(place(c.video), c.start, c.end, [place(p) for p in c.images]) for c in clips if c.kind == OWN]
     text = f"{[(c.split, c.kind, c.seed, c.qa) for c in clips]} {WORLD_ID} {folders} {OPTION_SEED} {SHOWN_OPTIONS}"
     return hashlib.sha256((text + repr(own) * bool(own)).encode()).hexdigest()[:12]
 

@@ -1,8 +1,9 @@
 """Checkpoints: written atomically, read without running any code from the file.
 
 A checkpoint is one file. It holds the configs as plain dicts and the model's weights. For resuming it also holds the
-optimisers' state, the step and each process's random state. It is written beside its place and then moved there. So the
-last whole checkpoint stays, whatever interrupts the writing. While a run lives, its folder is locked (`alone`).
+optimisers' state, the step and, for each process, the state of torch's generator on the CPU. No other generator's
+state is kept. The file is written beside its place and then moved there. So the last whole checkpoint stays, whatever
+interrupts the writing. While a run lives, its folder is locked (`alone`).
 """
 
 from __future__ import annotations
@@ -181,9 +182,14 @@ def class_of(scorer: str) -> str:
 def contents(scorer: str) -> str:
     """12 hex digits that identify the contents of a scorer's file. Raises CheckpointError if it cannot be read."""
     try:
-        return hashlib.sha256(Path(scorer.rpartition(":")[0]).read_bytes()).hexdigest()[:12]
+        return digest_of(Path(scorer.rpartition(":")[0]))
     except OSError as error:
         raise CheckpointError(f"the file of scorer {scorer} cannot be read ({error})") from error
+
+
+def digest_of(path: Path) -> str:
+    """12 hex digits that identify the contents of a file. Raises OSError if it cannot be read."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def load_trained(
@@ -229,8 +235,11 @@ def alone(out: str | os.PathLike) -> Iterator[None]:
             require(inner, "{} is in use by process {}: wait for its end, or give another --out", out, other)
         except OSError:  # a file system without locks
             pass
+        ours = False
+        with suppress(FileNotFoundError):  # another run has just ended: its lock is gone, or is a third run's
+            ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        require(ours, "{} was in use just now: try again", out)
         try:
-            require(os.path.samestat(os.fstat(file.fileno()), lock.stat()), "{} was in use just now: try again", out)
             for name in FILES:
                 writable(lock.with_name(name))
             if not inner:
@@ -292,6 +301,8 @@ def origin(config: TrainConfig, clips: str, tokenizer: AnyTokenizer, given: VLM 
         began["tokenizer"] = dict(json=tokenizer.json_text, marks=tokenizer.names)
     if ":" in config.scorer:
         began["scorer_file"] = contents(config.scorer)
+    if config.init and Path(config.init).is_file():  # it need not be there any more when the run is resumed
+        began["init_file"] = digest_of(Path(config.init))
     if given is not None:
         digest = hashlib.sha256()
         for w in (*given.vit.parameters(), *given.llm.parameters()):
@@ -303,14 +314,18 @@ def origin(config: TrainConfig, clips: str, tokenizer: AnyTokenizer, given: VLM 
 def restore(
     path: Path, model: VLM, optimizers: list[torch.optim.Optimizer], config: TrainConfig, began: dict[str, Any]
 ) -> int:
-    """Load a run's last checkpoint into model and optimisers. Returns the next step. `began`: see `origin`. Raises
-    CheckpointError for whatever would make it another run."""
+    """Load a run's last checkpoint into model and optimisers. Returns the next step. `began`: see `origin`. The file of
+    `init` may have moved or be gone, and what it was is kept in `began`. Raises CheckpointError for whatever would make
+    it another run."""
     # on the CPU: load_state_dict moves what belongs elsewhere
     state = load(path, "step", "train_config", "clips", "optimizers", "rng")
     check_world(state, path)
     if class_of(state["train_config"].get("scorer", "stts")) == class_of(config.scorer):  # perhaps by another path
         state["train_config"]["scorer"] = state["model_config"]["scored_by"] = config.scorer
     then, now, usual = state["train_config"], dataclasses.asdict(config), dataclasses.asdict(type(config)())
+    if then.get("init") and config.init and began.get("init_file") in (None, state.get("init_file")):
+        then["init"] = config.init  # the file has moved, or is gone
+    began["init_file"] = state.get("init_file")
     free = {
         "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
         "varlen", "workers",

@@ -104,7 +104,7 @@ class TrainConfig:
             kinds = {"int": int, "float": int | float, "bool": bool, "str": str, "dict[str, int]": dict}
             require(isinstance(value, kinds.get(kind, object)), "{} = {!r}: give {}", f.name, value, kind)
             if kind in ("int", "float") and (not 0 <= value < 2**63 or (value == 0 and not may_be_0)):
-                large = ", and less than 2^63" * (2**63 <= value < math.inf)
+                large = ", and less than 2^63" * (value >= 2**63)
                 raise ValueError(f"{f.name} = {value}: give {'0 or more' if may_be_0 else 'more than 0'}{large}")
         check_k(self.k)
         find_scorer(self.scorer)
@@ -119,7 +119,8 @@ class TrainConfig:
         for name in ("train_clips", "stages"):
             for kind, count in getattr(self, name).items():
                 due = f"give --{name.replace('_', '-')} KIND=COUNT,… of {', '.join(TASKS)}"
-                require(kind in TASKS and count >= 0, f"{name} has {kind}={count}: {due}")
+                good = kind in TASKS and isinstance(count, int) and count >= 0
+                require(good, "{} has {}={!r}: {}", name, kind, count, due)
         if not self.own_data:
             self._check_world()
         _ = self.model  # raises ValueError for sizes that do not fit together, before anything starts
@@ -367,7 +368,7 @@ def parse_counts(text: str) -> dict[str, int]:
 
 
 def as_text(value: object) -> str:
-    """A setting's value as you write it in a flag.
+    """A setting's value as its flag takes it. Only the flags of a bool take none: --compile and --no-compile.
 
     >>> as_text({"image": 4, "brief": 2}), as_text({}), as_text(0.5)
     ('image=4,brief=2', 'none', '0.5')

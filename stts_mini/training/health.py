@@ -1,8 +1,8 @@
 """The scorer's health: does it still learn, and from which of its two losses?
 
 L_sim is a sparse regression, because most cells hardly change. A scorer that learns too fast overshoots the small
-targets. Then its sigmoid is saturated, where L_sim has no gradient, and log s is clamped, where the LM has none. The
-scores say nothing any more, and ties decide what is removed. No loss shows it.
+targets. Then its sigmoid is saturated, where L_sim has no gradient. With the bias `log`, log s is clamped there, so the
+LM has none either. The scores say nothing any more, and ties decide what is removed. No loss shows it.
 
 `sums` are plain sums over the prunable cells of a batch: cells of frames t ≥ 1 in videos that lose something. The sums
 of parts and processes add up to those of the whole batch. `Health.of` turns them into numbers to read.
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from stts_mini.model import Encoded
+from stts_mini.scorer import SATURATED
 from stts_mini.sequence import sent
 
-SATURATED = 1e-4  # scores below this, where log s is clamped and the LM has no gradient, or above 1 − this
 WINDOW = 20  # pruned steps to average over, so that a single batch raises no alarm
 NUM_SUMS = 11
 

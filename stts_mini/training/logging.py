@@ -11,14 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from stts_mini.data.files import naming, printable
+from stts_mini.data.files import naming, printable, replacing
 from stts_mini.training.health import WINDOW, Health, dead
 
 
 class Log:
     """log.csv, with one row a step, written with each checkpoint, and a running mean for the progress line. A task's
     column has its share of right answers, and is empty if the step had no question of it. The columns of the scorer's
-    health (`training/health.py`) are empty where nothing was pruned. So is a correlation that does not exist."""
+    health (`training/health.py`) are empty where nothing was pruned. So is a correlation that does not exist. `seconds`
+    are of training, and a resumed run counts on from its last row. Rows that a crash has damaged are dropped."""
 
     NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds", *Health._fields)
 
@@ -28,23 +29,27 @@ class Log:
         self.learned = {task: [0.0, 0.0] for task in tasks}  # right answers and all answers, since they were last shown
         self.loss = self.accuracy = None
         self.healths, self.warned = deque(maxlen=WINDOW), False
-        header, *old = csv.reader(path.read_text().splitlines() if start and path.exists() else [""])
-        old = [row for row in old if len(row) == len(header)]  # the last row may be cut off
+        text = path.read_text() if start and path.exists() else ""
+        whole = [line for line in text.splitlines() if line and "\0" not in line]
+        header, *old = [*csv.reader(whole)] or [[]]
+        old = [row for row in old if len(row) == len(header) and row[0].isdecimal()]  # the last row may be cut off
         old = [row + [""] * (len(self.names) - len(row)) for row in old]  # an older run had fewer columns
-        with naming(path), path.open("w", newline="") as file:  # a resumed run drops what came after its checkpoint
-            csv.writer(file).writerows([self.names, *(row for row in old if int(row[0]) < start)])
+        old = [row for row in old if int(row[0]) < start]  # a resumed run drops what came after its checkpoint
+        self.before = float(old[-1][self.names.index("seconds")] or 0) if old else 0.0
+        with replacing(path) as partial, partial.open("w", newline="") as file:
+            csv.writer(file).writerows([self.names, *old])
 
     def add(
         self, step: int, task: float, sim: float, norm: float, accuracy: float, tokens: int, health: Health | None,
         skills: Sequence[tuple[float, float]] = (), *, seconds: float,
     ) -> None:  # fmt: skip
-        """Add one training step. `skills`: for each task, right answers and all answers."""
+        """Add one training step. `skills`: for each task, right answers and all answers. `seconds`: of training, since
+        this process began."""
         self.tokens, self.seconds = self.tokens + tokens, seconds
         known = [""] * len(Health._fields) if health is None else ["" if math.isnan(x) else f"{x:.4g}" for x in health]
         known += [f"{right / asked:.4f}" if asked else "" for right, asked in skills]
-        self.rows.append(
-            (step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", f"{norm:.4f}", tokens, f"{seconds:.2f}", *known)
-        )
+        known = [f"{norm:.4f}", tokens, f"{self.before + seconds:.2f}", *known]
+        self.rows.append((step, f"{task:.5f}", f"{sim:.5f}", f"{accuracy:.4f}", *known))
         for so_far, (right, asked) in zip(self.learned.values(), skills, strict=False):
             so_far[0], so_far[1] = so_far[0] + right, so_far[1] + asked
         self.healths += [health] if health else []

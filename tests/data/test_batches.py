@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stts_mini.data import batches
 from stts_mini.data import clips as on_disk
 from stts_mini.data.batches import TOKENIZER, Reader, Sampler, collate
 from stts_mini.data.clips import QA, Clip, fingerprint, load_clips, prepare
@@ -256,6 +257,17 @@ def test_preload_reads_what_the_reader_reads(clips):
     some.preload(clips)
     assert list(every.cache) == sources and list(some.cache) == sources[:1]
     assert np.array_equal(every(clips[4]).frames, Reader(16, 48)(clips[4]).frames)
+
+
+def test_a_video_with_many_lines_is_decoded_and_counted_once_and_what_is_not_kept_takes_no_room(clips, monkeypatch):
+    sizes, real, read = [Reader(16, 48)(clip).frames.nbytes for clip in clips[:2]], batches.try_read, []
+    monkeypatch.setattr(batches, "try_read", lambda clip, *_, **how: read.append(clip) or real(clip, *_, **how))
+    reader = Reader(16, 48, cache_gb=sum(sizes) / 1e9)
+    reader.preload([*[clips[0]] * 5, clips[1], *clips])
+    assert list(reader.cache) == [clip.source for clip in clips[:2]] and reader.room == 0
+    reader.preload(clips[:2])
+    assert [read.count(clip) for clip in clips[:3]] == [1, 1, 1] and len(read) == 3
+    assert reader(clips[4]) is not None and reader.room == 0 and reader.full
 
 
 def test_many_jobs_go_to_processes_and_come_back_in_order():

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import weakref
+from pathlib import Path
 
 import av
 import numpy as np
@@ -288,11 +289,22 @@ def test_pictures_weigh_nothing_in_the_auxiliary_loss(mixed):
 def test_the_fingerprint_sees_parts_and_pictures():
     clip = Clip("a.mp4", OWN, OWN, 1, (QA("free", "who ?", "she"),))
     from dataclasses import replace
-    from pathlib import Path
 
     clip = replace(clip, video=Path("a.mp4"))
     others = [replace(clip, start=1.0), replace(clip, video=Path("b.mp4")), replace(clip, images=(Path("c.png"),))]
     assert len({fingerprint([c]) for c in [clip, *others]}) == 4
+
+
+def test_the_fingerprint_sees_which_folder_a_file_is_in():
+    def of(*paths, root="here", images=False):
+        files = [(Path(root, path),) for path in paths]
+        own = [Clip(f[0], OWN, OWN, i, (QA("free", f"{i} ?", "a"),), images=f * images) for i, f in enumerate(files)]
+        return fingerprint(own)
+
+    for images in (False, True):
+        lists = [("s1/v", "s2/v"), ("s2/v", "s1/v"), ("s1/v", "s1/w"), ("a/s1/v", "b/s1/v"), ("b/s1/v", "a/s1/v")]
+        assert len({of(*paths, images=images) for paths in lists}) == 5
+    assert of("s1/v", "s2/v") == of("s1/v", "s2/v", root="/elsewhere/now") == of("s1/v", "../here/s2/v")
 
 
 def test_the_worlds_own_index_is_in_that_format(tmp_path, capsys):

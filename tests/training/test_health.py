@@ -15,11 +15,11 @@ from stts_mini.eval import Reader, judge
 from stts_mini.lab.explore import remarks
 from stts_mini.model import Encoded
 from stts_mini.report.picture import draw_curve
-from stts_mini.scorer import SCORERS
+from stts_mini.scorer import SCORERS, attention_bias
 from stts_mini.training import checkpoint, logging
 from stts_mini.training import step as steps
 from stts_mini.training.config import TrainConfig
-from stts_mini.training.health import WINDOW, Health, dead, sums
+from stts_mini.training.health import SATURATED, WINDOW, Health, dead, sums
 from stts_mini.training.logging import Log
 from stts_mini.training.step import forward_backward
 from tests.test_model import batch_of, build
@@ -157,6 +157,21 @@ def test_the_first_steps_and_a_single_one_raise_no_alarm(tmp_path):
     assert [step for step, warning in enumerate(said) if warning] == [2 * WINDOW - 2]
     assert "--scorer-lr-ratio" in said[2 * WINDOW - 2] and "100% of what is removed" in said[2 * WINDOW - 2]
     assert dead(*[ALIVE] * (WINDOW - 1), worst) == "" and dead(*[worst] * 11, *[ALIVE] * 9)
+
+
+def test_a_scorer_that_dies_late_is_noticed_within_a_window(tmp_path):
+    log = Log(tmp_path / "log.csv", 0)
+    said = []
+    for step, ties in enumerate([0.0] * 3 * WINDOW + [1.0] * WINDOW):
+        log.add(step, 1.0, 0.0, 1.0, 0.5, 10, ALIVE._replace(ties=ties), seconds=1.0)
+        said.append(log.warning())
+    assert [step for step, warning in enumerate(said) if warning] == [3 * WINDOW + WINDOW // 2]
+
+
+def test_a_low_score_is_saturated_where_its_log_gives_no_gradient():
+    scores = torch.tensor([[[0.5, 0.5], [0.99 * SATURATED, 1.01 * SATURATED]]], requires_grad=True)
+    attention_bias(scores, w=1).sum().backward()
+    assert (scores.grad[0] > 0).tolist() == [[False, False], [False, True]]
 
 
 def test_sparse_scores_that_follow_their_target_are_alive():

@@ -182,8 +182,8 @@ def test_where_and_how_a_run_goes_on_may_change(folder, tmp_path, capsys):  # no
     optimizers = build_optimizers(model, config)
     save_run(path, 3, model, optimizers, config, began, [torch.get_rng_state()])
     free = dict(
-        out="b", data="c", device="auto", compile=True, recompute=True, cache_gb=1.0, save_every=9, accumulate=2,
-        test_clips=9, workers=2,
+        out="b", data="c.jsonl", val="d.jsonl", device="auto", compile=True, recompute=True, cache_gb=1.0, save_every=9,
+        accumulate=2, test_clips=9, workers=2,
     )  # fmt: skip
     assert restore(path, model, optimizers, replace(config, **free), began) == 3
     assert restore(path, model, optimizers, replace(config, varlen=True), began) == 3
@@ -376,7 +376,12 @@ def test_the_job_is_a_training_and_an_exam(tmp_path, monkeypatch, capsys):
     ]
     said = capsys.readouterr().out
     assert "all done in 0:00, peak memory " in said and "run/checkpoint.pt" in said and "note:" not in said
-    for error, words in ((MemoryError("x"), "name: error: out of memory"), (OSError("y"), "name: error: y")):
+    torchs_own = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate {9}")
+    for error, words in (
+        (MemoryError("x"), "name: error: out of memory: give --recompute"),
+        (torchs_own, r"name: error: out of memory: give --recompute.*\{9}"),
+        (OSError("y {}"), "name: error: y {}"),
+    ):
 
         def fails(*_, error=error, **__):
             raise error

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -97,6 +98,20 @@ def test_folders_and_files_that_cannot_be_written_are_noticed_first(folder, tmp_
         with pytest.raises(ValueError, match=f"{name} is a folder"):
             train(tiny(folder, out=str(tmp_path / name)), False, CPU)
         assert os.listdir(tmp_path / name) == [name]
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_lock_that_was_removed_meanwhile_is_left_to_whoever_made_another(another, tmp_path, monkeypatch):
+    def removed(*_):
+        """Between the opening and the locking of a file, the run that had made it ends."""
+        (tmp_path / "lock").unlink()
+        if another:
+            (tmp_path / "lock").write_text("theirs")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", removed)
+    with pytest.raises(ValueError, match="was in use just now: try again"), alone(tmp_path):
+        pytest.fail("two runs are in one folder")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["theirs"] * another
 
 
 def test_an_old_run_is_moved_from_behind_a_link(tmp_path, capsys):
@@ -397,6 +412,8 @@ def test_the_loop_saves_the_random_state_of_every_process(folder, tmp_path, monk
         (dict(compile="no"), "compile = 'no': give bool"),
         (dict(stages="image=3"), "stages = 'image=3': give dict"),
         (dict(fps=1e300), "fps = 1e+300: give more than 0, and less than 2^63"),
+        (dict(fps=math.inf), "fps = inf: give more than 0, and less than 2^63"),
+        (dict(train_clips=dict(short="3")), "train_clips has short='3': give --train-clips KIND=COUNT"),
     ],
 )
 def test_settings_that_would_end_a_run_in_its_middle_are_refused(settings, message):

@@ -194,7 +194,7 @@ def trained_model(row: Row, lab: Lab, config: PaperConfig) -> tuple[VLM, dict]:
         if same and init.is_file() and sha256(init) == sha256(Path(config.init)):
             return model, {}
     reader = lab.reader(config.max_frames, config.image_size)
-    if undecoded := [clip for clip in lab.train if clip.source not in reader.cache and reader.room > 0]:
+    if undecoded := [clip for clip in lab.train if clip.source not in reader.cache and not reader.full]:
         reader.preload(undecoded)  # first: what is timed is training
     began, cpu = time.monotonic(), time.process_time()
     model = train(config, False, lab.device, reader, **({} if row.asked else given_to(row.method)))
