@@ -196,9 +196,9 @@ def test_rivals_stand_beside_their_time(tmp_path):
     text = written(tmp_path).split("## Rivals")[1].split("##")[0].strip().splitlines()
     half, all_right = "50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)", "100.0 (100.0–100.0) | +0.0 (+0.0 to +0.0)"
     kinds = "0.0 | 25.0 | 25.0 | 1.26 | 1.50"
-    assert text[6] == f"| EVS: pixels that change | 50 | 0 | {half} | 0 | {all_right} | 50.0 | {kinds} |"
+    assert text[4] == f"| EVS: pixels that change | 50 | 0 | {half} | 0 | {all_right} | 50.0 | {kinds} |"
     nothing = "0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 50.0 | – | – | – | – | – |"
-    assert text[7:] == [
+    assert text[5:] == [
         f"| cosine heuristic | 50 | – | – | – | 0 | {nothing}",
         f"| Mine | 50 | 0 | {half} | – | – | – | 50.0 | {kinds} |",
         f"| STTS | 50 | – | – | – | 0, 1 | {nothing}",
