@@ -20,7 +20,7 @@ from stts_mini.eval import evaluate, pick_questions
 from stts_mini.lab import check
 from stts_mini.train import build_model, train
 from stts_mini.training import checkpoint
-from stts_mini.training.step import forward_backward, weights_of, wrap
+from stts_mini.training.step import counts_of, forward_backward, wrap
 from tests.own import own_line, write_own_clips
 from tests.tiny import flags_of, tiny
 
@@ -282,7 +282,7 @@ def test_pictures_weigh_nothing_in_the_auxiliary_loss(mixed):
     model = build_model(tiny(mixed.parent), CPU).eval()
     both, alone = model(collate([still, film], [branch] * 2), 0.5), model(collate([film], [branch]), 0.5)
     torch.testing.assert_close(both.sim_loss, alone.sim_loss)
-    assert weights_of(collate([still, film], [branch] * 2), 0.5, 9) == (2, 1)
+    assert counts_of(collate([still, film], [branch] * 2), 0.5, 9) == (2, 1)
 
 
 def test_the_fingerprint_sees_parts_and_pictures():
