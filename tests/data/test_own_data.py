@@ -121,6 +121,15 @@ def test_an_empty_file_is_refused(tmp_path):
         load_clips(tmp_path / "a.jsonl")
 
 
+def test_the_check_says_which_clips_are_too_long_for_short_stamps(tmp_path):
+    write_video(tmp_path / "long.mp4", np.zeros((131, 16, 16, 3), np.uint8), 1)
+    ends = [{}, dict(start=1, end=129), dict(start=1, end=130)]
+    lines = (json.dumps(dict(video="long.mp4", qa=[dict(question="a", answer="b")], **end)) for end in ends)
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    count, bad, notes = check.check(tmp_path / "a.jsonl", quick=True)
+    assert (count, bad) == (3, []) and [note[:17] for note in notes] == ["line 1: 130.0 s. ", "line 3: 129.0 s. "]
+
+
 def test_the_check_lists_every_bad_line_and_goes_on(mixed, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         check.main([str(mixed)])
