@@ -10,6 +10,7 @@
     python -m stts_mini.eval [CHECKPOINT] --k 0.5 --max-frames 16
     python -m stts_mini.eval CHECKPOINT --data mine.jsonl          clips of your own (see data/clips.py)
     python -m stts_mini.eval CHECKPOINT --why UNPRUNED             also why it was wrong, in twice the time
+    python -m stts_mini.eval CHECKPOINT --max-frames ⌈T/(1−k)⌉     test-time scaling, by `packing.scaled_frames`
 
 What this file does not do: means, intervals and tables of the scores (`report/result.py`).
 """

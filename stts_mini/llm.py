@@ -29,8 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """Sizes of the LLM. Raises ValueError if kv_heads does not divide heads, or head_dim is odd. Qwen3-0.6B has
-    vocab_size 151936, width 1024, depth 28, heads 16, kv_heads 8, head_dim 128, mlp 3072."""
+    """Sizes of the LLM. Raises ValueError if kv_heads does not divide heads, head_dim is odd, or one of them is
+    below 1. Qwen3-0.6B has vocab_size 151936, width 1024, depth 28, heads 16, kv_heads 8, head_dim 128, mlp 3072."""
 
     vocab_size: int = 512
     width: int = 128
@@ -44,10 +44,10 @@ class LLMConfig:
     tied: bool = True
 
     def __post_init__(self):
-        if self.heads % self.kv_heads:
-            raise ValueError(f"LLM heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"LLM head_dim {self.head_dim} is not even: rotary positions turn pairs of channels")
+        if self.kv_heads < 1 or self.heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(f"LLM heads {self.heads} is not a multiple of kv_heads {self.kv_heads}: change one")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"LLM head_dim {self.head_dim} is not even, 2 or more: rotary positions turn pairs")
 
 
 def added(allowed: Tensor, x: Tensor) -> Tensor:

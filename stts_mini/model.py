@@ -230,7 +230,7 @@ class VLM(nn.Module):
                     It gets the key bias and L_sim only if its attribute `injects_bias` is true.
         still       (B,) bool, True = several pictures, not a video: never pruned; None: all are videos
         score_all   score even if no cell of the batch is removed
-        Raises ValueError for a k outside [0, 1) and for other shapes.
+        Raises ValueError for a k outside [0, 1), for other shapes and for an empty batch, and NotFinite.
         """
         cfg, l = self.config, self.config.score_after
         scorer = self.scorer if scorer is None else scorer
@@ -246,7 +246,7 @@ class VLM(nn.Module):
             injects = getattr(scorer, "injects_bias", False)
             scores = scorer(grid, counts)  # (B, T, C)
             # the one wait for the GPU: how many rows there will be depends on the scores
-            on_cpu = check_scores(scores.detach().cpu(), keep.shape, real, injects)
+            on_cpu = check_scores(scores.detach().cpu(), keep.shape, real, injects, x)
             keep = keep | select(spread(on_cpu, cfg.spread), k, counts)
             if prunable.any() and injects:
                 # `select` has no gradient, so block l+1 runs on all cells: its bias brings the LM's loss to the scores
@@ -284,11 +284,12 @@ class VLM(nn.Module):
             x = block(x)
         return x
 
-    def teach(self, scores: Tensor, target: Tensor, counts: Tensor, real: tuple) -> tuple[Tensor | None, Tensor]:
+    def teach(self, scores: Tensor, target: Tensor, counts: Tensor, own_frame: tuple) -> tuple[Tensor | None, Tensor]:
         """What trains the scorer: the key bias of block l+1, (F, N) or None, and L_sim.
 
-        scores  (B, T, C); target (B, T−1, C); real: the indices of the real frames
-        counts  (B,), how many frames a video has, but 1 if no cell of it is removed
+        scores     (B, T, C); target (B, T−1, C)
+        counts     (B,), how many frames a video has, but 1 if no cell of it is removed
+        own_frame  the real frames as indices: (F,) videos, (F,) times
         Like an image, a video with count 1 gets no bias, and L_sim leaves it out.
         """
         cfg = self.config
@@ -296,7 +297,7 @@ class VLM(nn.Module):
         if cfg.bias == "none":
             return None, sim_loss
         bias = attention_bias(scores, cfg.w, counts, rescale=cfg.bias == "rescaled")  # (B, T, N)
-        return bias[real], sim_loss
+        return bias[own_frame], sim_loss
 
     def within_frames(self, packed: Packed) -> Tensor | Segments:
         """The block mask of packed rows, made once for all blocks. With `varlen`, a kernel that needs no mask."""
@@ -378,7 +379,7 @@ def ragged(frames: Tensor, num_frames: Tensor | None, k: float, cells: int, stil
     counts    (B,) int, how many frames each video has
     real      (B, T) bool, which frames those are
     prunable  (B,) bool, False for images, for the pictures of `still` and where floor(k·C·T) is 0
-    Raises ValueError for a k outside [0, 1) and for other shapes.
+    Raises ValueError for a k outside [0, 1), for other shapes and for an empty batch.
     """
     if frames.ndim != 5:
         raise ValueError(f"frames are {tuple(frames.shape)}: give (B, T, 3, H, W)")
@@ -386,21 +387,39 @@ def ragged(frames: Tensor, num_frames: Tensor | None, k: float, cells: int, stil
     counts = torch.tensor(frame_counts(num_frames, B, T))
     prunable = torch.tensor([num_removed(k, cells, n) > 0 for n in counts.tolist()])
     if still is not None:
-        prunable &= ~still.cpu()
+        still = torch.as_tensor(still).cpu()
+        if still.shape != (B,) or still.dtype != torch.bool:
+            raise ValueError(f"still is {still.dtype} {tuple(still.shape)}: give a bool for each of the {B} videos")
+        prunable &= ~still
     return counts, torch.arange(T) < counts[:, None], prunable
 
 
-def check_scores(scores: Tensor, shape: tuple[int, ...], real=..., injected: bool = False) -> Tensor:
-    """Return the scores. Raises ValueError if they are not (B, T, C), or contain NaN at the indices `real`. If a bias
-    and a loss are made of them (`injected`), they must be in [0, 1], too."""
+class NotFinite(ValueError):
+    """Features, scores, losses or gradients are NaN or infinite. `batch`: the number of the batch, if it is not that of
+    the training step."""
+
+    def __init__(self, message: str, batch: int | None = None):
+        super().__init__(message)
+        self.batch = batch
+
+
+def check_scores(
+    scores: Tensor, shape: tuple[int, ...], real=..., injected: bool = False, features: Tensor | None = None
+) -> Tensor:
+    """Return the scores. Raises ValueError if they are not (B, T, C), and NotFinite if they contain NaN at the indices
+    `real`. If a bias and a loss are made of them (`injected`), they must be in [0, 1], too. With `features`, those that
+    were scored, the message says whether the NaN came from there."""
     if scores.shape != shape:
         raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {tuple(shape)}")
     low, high = (0.0, 1.0) if injected else (-math.inf, math.inf)
     values = scores[real]
     if not bool(((values >= low) & (values <= high)).all()):
+        if features is not None and not bool(features.isfinite().all()):
+            raise NotFinite("the features to score are NaN or infinite, because the frames or the weights are")
         span = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
         wanted = "scores in (0, 1), for example by a sigmoid" if injected else "no NaN"
-        raise ValueError(f"the scorer gave scores {span}: give {wanted}")
+        kind = NotFinite if bool(values.isnan().any()) else ValueError
+        raise kind(f"the scorer gave scores {span}: give {wanted}")
     return scores
 
 

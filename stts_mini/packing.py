@@ -39,7 +39,7 @@ def check_k(k: float) -> None:
     ValueError: k = 50 is not in [0, 1): k is the share of cells to remove; did you mean 0.5?
     """
     if not 0 <= k < 1:
-        hint = f"; did you mean {k / 100:g}?" if 1 < k < 100 else ""
+        hint = f"; did you mean {k / 100:g}?" if 2 <= k < 100 else ""
         if k == 1 or k == 100:
             hint = "; to see no video at all, evaluate or train blind"
         raise ValueError(f"k = {k} is not in [0, 1): k is the share of cells to remove{hint}")
@@ -48,7 +48,8 @@ def check_k(k: float) -> None:
 def num_removed(k: float, cells: int, frames: int) -> int:
     """How many cells a video of `frames` frames loses: floor(k·C·T), but never one of frame 0.
 
-    The product is exact in decimal: 0.3 · 90 is 27, while binary floats give 26.99….
+    The product is exact in decimal: 0.3 · 90 is 27, while binary floats give 26.99…. Raises ValueError for a k outside
+    [0, 1) or a video without frames.
 
     >>> num_removed(0.3, cells=9, frames=10), num_removed(0.9, cells=9, frames=2)
     (27, 9)
@@ -56,6 +57,8 @@ def num_removed(k: float, cells: int, frames: int) -> int:
     0
     """
     check_k(k)
+    if frames < 1:
+        raise ValueError(f"a video of {frames} frames: give at least 1")
     return min(math.floor(Fraction(str(float(k))) * cells * frames), cells * (frames - 1))
 
 
@@ -70,15 +73,18 @@ def scaled_frames(max_frames: int, k: float) -> int:
 
 
 def frame_counts(num_frames: Tensor | None, B: int, T: int) -> list[int]:
-    """`num_frames` (B,) as checked Python ints. None means that all T frames are real.
+    """`num_frames` (B,) as checked Python ints. None means that all T frames are real. Raises ValueError for other
+    numbers, and for a batch without videos or frames.
 
     >>> frame_counts(None, 2, 5), frame_counts(torch.tensor([5, 1]), 2, 5)
     ([5, 5], [5, 1])
     """
+    if B < 1 or T < 1:
+        raise ValueError(f"a batch of {B} videos of {T} frames: give at least 1 of each")
     if num_frames is None:
         return [T] * B
     counts = torch.as_tensor(num_frames).tolist()
-    if len(counts) != B or not all(isinstance(n, int) and 1 <= n <= T for n in counts):
+    if not isinstance(counts, list) or len(counts) != B or not all(isinstance(n, int) and 1 <= n <= T for n in counts):
         raise ValueError(f"num_frames = {counts}: give {B} whole numbers from 1 to {T}, one for each video")
     return counts
 

@@ -85,7 +85,7 @@ class CellPooler(nn.Module):
 
     def __init__(self, in_width: int, width: int, heads: int):
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"pooler width {width} is not a multiple of its {heads} heads")
         self.heads = heads
         self.q_proj = nn.Linear(in_width, width)
@@ -204,13 +204,14 @@ def attention_bias(
     >>> attention_bias(torch.tensor([[[.5, .5], [1., .0]]]), w=1)[0].int().tolist()    # log 1e-4 = −9.2
     [[0, 0], [0, -9]]
     """
+    biased = real_frames(scores, num_frames) & (torch.arange(scores.shape[1], device=scores.device) > 0)[:, None]
     if rescale:
+        scores = torch.where(biased, scores, 0)  # padding may hold NaN: amin and amax would put it into the gradient
         low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
         low_end = math.exp(-2)
         bias = (low_end + (1 - low_end) * (scores - low) / (high - low).clamp(min=0.01)).log()
     else:
         bias = scores.clamp(min=eps).log()
-    biased = real_frames(scores, num_frames) & (torch.arange(scores.shape[1], device=scores.device) > 0)[:, None]
     return torch.where(biased, bias, 0).repeat_interleave(w * w, dim=-1)
 
 
@@ -219,7 +220,7 @@ def spread(scores: Tensor, amount: float, start: int = 0) -> Tensor:
     the same in every frame is kept in some frames, instead of in all or in none. This is ours, not the paper's.
 
     scores  (B, T, C) of frames start, start + 1, …, in [0, 1]; others are clamped
-    returns (B, T, C), for `select`; with amount = 0 the scores themselves, as in the paper
+    returns (B, T, C), for `select`, without a gradient; with amount = 0 the scores themselves, as in the paper
 
     The pattern is log u/(1 − u) with u = frac(t/φ + c/ρ), φ the golden ratio and ρ the plastic number. It is
     distributed as logistic noise but not random. In any run of frames a cell's u are spread evenly, and neighbouring
@@ -258,7 +259,8 @@ class RandomScorer(Baseline):
 
 
 class CosineScorer(Baseline):
-    """The paper's heuristic: a cell's score is how much it changed since the frame before."""
+    """The paper's heuristic: a cell's score is how much it changed since the frame before. Cells that did not change at
+    all get scores of about 1e-7 around 0, so rounding decides which of them stay."""
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         change = temporal_target(x, self.config.w)  # (B, T−1, C)

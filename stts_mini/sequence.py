@@ -81,8 +81,8 @@ def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks
     """For each video: stamp, frame start, CELL × kept, frame end, for every shown frame, in time order.
 
     stamps (B lists, one stamp a frame, shown or not), kept (B, T) int: cells of each frame, shown (B, T) bool.
-    Raises ValueError for a shown frame without a stamp, or more stamps than frames. If no frame is shown (blind), the
-    prefix is empty.
+    Raises ValueError for a shown frame without a stamp, more stamps than frames, or a negative id in a stamp. If no
+    frame is shown (blind), the prefix is empty.
 
     >>> prefix_ids([[[20], [21]]], torch.tensor([[2, 0]]), torch.ones(1, 2).bool()) == [
     ...     [20, MARKS.frame_start, CELL, CELL, MARKS.frame_end, 21, MARKS.frame_start, MARKS.frame_end]]
@@ -93,6 +93,8 @@ def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks
         frames = [t for t, is_shown in enumerate(seen) if is_shown]
         if frames and not frames[-1] < len(video) <= len(seen):
             raise ValueError(f"video {b} has {len(video)} time stamps and {len(seen)} frames: give one a frame")
+        if any(i < 0 for t in frames for i in video[t]):
+            raise ValueError(f"video {b} has a time stamp with a negative token id: give ids from 0 on")
         ids: list[int] = []
         for t in frames:
             ids += [*video[t], marks.frame_start, *[CELL] * counts[t], marks.frame_end]
@@ -101,12 +103,17 @@ def prefix_ids(stamps: list[list[list[int]]], kept: Tensor, shown: Tensor, marks
 
 
 def check_prompts(branches: Branches) -> None:
-    """Raise ValueError for a batch without a question, or a question without a prompt."""
+    """Raise ValueError for a batch without a question, a question without a prompt, or a negative id, which would be
+    taken for a cell."""
     if not any(branches):
         raise ValueError("a batch without any question: give each video at least one (prompt ids, answer ids)")
-    empty = [f"video {b}, question {q}" for b, video in enumerate(branches) for q, (p, _) in enumerate(video) if not p]
-    if empty:
-        raise ValueError(f"{empty[0]} has an empty prompt: give at least one token to answer after")
+    for b, video in enumerate(branches):
+        for q, (prompt, answer) in enumerate(video):
+            which = f"video {b}, question {q}"
+            if not prompt:
+                raise ValueError(f"{which} has an empty prompt: give at least one token to answer after")
+            if (least := min([*prompt, *answer])) < 0:
+                raise ValueError(f"{which} has the token id {least}: give ids from 0 on")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepar
 from stts_mini.data.files import printable, require, write_json
 from stts_mini.data.progress import Progress, clock
 from stts_mini.eval import judge, share_losses
-from stts_mini.model import VLM, Encoded, check_scores
+from stts_mini.model import VLM, Encoded, NotFinite, Output, check_scores
 from stts_mini.packing import check_varlen
 from stts_mini.report.picture import draw_clips, draw_curve
 from stts_mini.report.result import broken_clips
@@ -62,7 +62,7 @@ from stts_mini.training import checkpoint, distributed
 from stts_mini.training.config import PRESETS, SHIPPED, TrainConfig, as_text, describe, parse_flags
 from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at
-from stts_mini.training.step import CLIP_NORM, eagerly, forward_backward, learns, warm_up, wrap
+from stts_mini.training.step import CLIP_NORM, Seen, eagerly, forward_backward, learns, warm_up, wrap
 
 
 class TrainError(RuntimeError):
@@ -163,7 +163,8 @@ def train(
     tokenizer: AnyTokenizer = TOKENIZER,
 ) -> VLM:
     """The training loop. Writes checkpoint.pt, config.json, log.csv and curve.png into config.out. No other run can
-    use this folder meanwhile. Raises ValueError for refused settings, TrainError if a loss or gradient is not finite.
+    use this folder meanwhile. Raises ValueError for refused settings, TrainError for features, losses or gradients that
+    are not finite.
 
     reader     one that several runs share, so that each clip is decoded once
     annotate   gives scores instead of the scorer's (see `Sampler`)
@@ -192,19 +193,18 @@ def train(
         ahead = config.workers, device.type == "cuda"  # worker processes; whether to pin memory
         fresh = config.lessons and not (annotate or encoder) and learns(model.scorer)
 
-        def step_of(step: int) -> tuple:
-            """Make one step. Before the first pruned one, warm up the scorer."""
-            if fresh and step == config.unpruned_steps:
-                with closing(sampler.beyond(config.steps, config.lessons, *ahead)) as batches_beyond:
-                    warm_up(model, optimizers, batches_beyond, config, device)
-            return one_step(model, optimizers, next(batches), step, config, device, encode, run)
+        def lessons(asked: Callable[[], bool]) -> None:
+            """Warm up the scorer, until all is done or a stop is asked for."""
+            with closing(sampler.beyond(config.steps, config.lessons, *ahead)) as batches_beyond:
+                warm_up(model, optimizers, batches_beyond, config, device, asked)
 
+        step_of = lambda step: one_step(model, optimizers, next(batches), step, config, device, encode, run)
         save = lambda done, rng: checkpoint.save_run(path, done, model, optimizers, config, began, rng)
         where = lambda step: f"clips {sampler.clip_numbers(step)} of {index} (seed {config.seed})"
         log = None if distributed.rank() else open_run(config, resume, start, sampler.tasks)  # after all checks
         model.train()
         with closing(sampler.of(range(start, config.steps), *ahead)) as batches:
-            all_steps(config, start, step_of, save, log, where)
+            all_steps(config, start, step_of, save, log, where, lessons if fresh else None)
         share_losses(reader)
         if log:
             draw_curve(path.with_name("log.csv"), path.with_name("curve.png"))
@@ -215,30 +215,47 @@ def train(
 def all_steps(
     config: TrainConfig,
     start: int,
-    step_of: Callable[[int], tuple],
+    step_of: Callable[[int], tuple[Seen, float]],
     save: Callable[[int, list], None],
     log: Log | None,
     where: Callable[[int], str],
+    lessons: Callable[[Callable[[], bool]], None] | None = None,
 ) -> None:
-    """Every step from `start` on. Ctrl-C or SIGTERM saves a checkpoint and ends the process.
+    """Every step from `start` on. Ctrl-C or SIGTERM saves a checkpoint and ends the process. Raises TrainError for
+    numbers that are not finite.
 
-    step_of  makes a step and returns its numbers (see `one_step`)
+    step_of  makes a step (see `one_step`)
     save     writes the checkpoint, given the number of steps and each process's random state
     log      the log in process 0, None in the others
     where    names the clips of a step, for an error message
+    lessons  what to do before the first pruned step, given a function that says whether to stop
     """
-    progress, began = Progress("train", config.steps, start), time.monotonic()
+    progress, began, saved = Progress("train", config.steps, start), time.monotonic(), start > 0
+
+    def keep(done: int) -> None:
+        """Write the log and the checkpoint of so many steps."""
+        nonlocal saved
+        rng, saved = distributed.gather(torch.get_rng_state()), True
+        if log:
+            log.flush()  # before the checkpoint: when resumed, rows after its step are dropped
+            save(done, rng)
+
     with Interrupt() as interrupt:
+        asked = lambda: distributed.total(interrupt.asked)[0] > 0
         for step in range(start, config.steps):
-            numbers = step_of(step)
-            if not all(map(math.isfinite, numbers[:3])):
-                saved = Path(config.out) / "checkpoint.pt" if step + 1 > config.save_every or start else None
-                raise went_wrong(step, numbers, where(step), saved)
-            asked = distributed.total(interrupt.asked)[0] > 0
-            due = (step + 1) % config.save_every == 0 or step + 1 == config.steps or asked
-            rng = distributed.gather(torch.get_rng_state()) if due else []
+            try:
+                if lessons and step == config.unpruned_steps:
+                    keep(step)  # whoever stops amid the lessons has them anew, with the scorer of before
+                    lessons(asked)
+                    if asked():
+                        stop(step, progress)
+                seen, norm = step_of(step)
+            except NotFinite as error:
+                clips = where(step if error.batch is None else error.batch)
+                raise went_wrong(step, error, clips, Path(config.out) / "checkpoint.pt" if saved else None) from error
             if log:
-                log.add(step, *numbers, seconds=time.monotonic() - began)
+                right, passed = seen.right / seen.answers, time.monotonic() - began
+                log.add(step, seen.task, seen.sim, norm, right, seen.tokens, seen.health, seen.skills, seconds=passed)
                 progress.update(step + 1, log.text())
                 if warning := log.warning():
                     progress.close()
@@ -246,15 +263,20 @@ def all_steps(
                 if (step + 1) % max(config.steps // 8, 1) == 0:
                     progress.close()
                     print(log.skills(step + 1))
-                if due:
-                    log.flush()  # before the checkpoint: when resumed, rows after its step are dropped
-                    save(step + 1, rng)
-            if asked:
-                with distributed.first():  # no process ends before the checkpoint is written
-                    progress.close()
-                print(f"Stopped after step {step + 1}. Go on with the same command and --resume.")
-                sys.exit(130)
+            ends = asked()
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps or ends:
+                keep(step + 1)
+            if ends:
+                stop(step + 1, progress)
     progress.close()
+
+
+def stop(done: int, progress: Progress) -> None:
+    """End all processes after so many steps, whose checkpoint is being written."""
+    with distributed.first():  # no process ends before that
+        progress.close()
+    print(f"Stopped after step {done}. Go on with the same command and --resume.")
+    sys.exit(130)
 
 
 def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
@@ -275,30 +297,39 @@ def open_run(config: TrainConfig, resume: bool, start: int, tasks: Sequence[str]
     return Log(out / "log.csv", start, tasks)
 
 
-def one_step(model, optimizers, batch, step, config, device, encode, run) -> tuple:
-    """Compute and clip the gradients of a batch, and step the optimisers if the losses and the norm are finite. Returns
-    L_task, L_sim, the gradient's norm, the share of right answers, tokens, the scorer's health, each task's answers."""
+def one_step(
+    model: VLM,
+    optimizers: list[torch.optim.Optimizer],
+    batch: Batch,
+    step: int,
+    config: TrainConfig,
+    device: torch.device,
+    encode: Callable[..., Encoded] | None,
+    run: Callable[..., Output],
+) -> tuple[Seen, float]:
+    """Compute and clip the gradients of a batch, and step the optimisers. Returns what was seen and the gradient's
+    norm. Raises NotFinite, and changes no weight, if a loss or the norm is not finite. `encode`, `run`: see
+    `forward_backward`."""
     saliency = config.learns_saliency(step)
     seen = forward_backward(model, batch, config, device, config.k_at(step), encode, run, saliency)
     if config.saliency_steps and not saliency:
         for p in model.scorer.parameters():
             p.grad = None  # the scorer is frozen now
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM))
-    if math.isfinite(seen.task + seen.sim + norm):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate_at(step, config)
-            optimizer.step()
-            optimizer.zero_grad()
-    return seen.task, seen.sim, norm, seen.right / seen.answers, seen.tokens, seen.health, seen.skills
+    if not math.isfinite(seen.task + seen.sim + norm):
+        raise NotFinite(f"loss {seen.task:.4g}, L_sim {seen.sim:.4g}, gradient norm {norm:.4g}")
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * rate_at(step, config)
+        optimizer.step()
+        optimizer.zero_grad()
+    return seen, norm
 
 
-def went_wrong(step: int, numbers: Sequence[float], clips: str, saved: Path | None) -> TrainError:
-    """The error for a step whose losses or gradient are not finite."""
-    task, sim, norm = numbers[:3]
-    values = f"loss {task:.4g}, L_sim {sim:.4g}, gradient norm {norm:.4g}"
+def went_wrong(step: int, error: NotFinite, clips: str, saved: Path | None) -> TrainError:
+    """The error that ends a run whose numbers are not finite."""
     last = f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"
-    return TrainError(f"step {step}: {values}, on {clips}; {last}. Try a lower --lr and --muon-lr")
+    return TrainError(f"step {step}: {error}, on {clips}; {last}. Try a lower --lr and --muon-lr")
 
 
 def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:

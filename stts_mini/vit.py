@@ -129,7 +129,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-LayerNorm transformer block: x (F, N, D) → (F, N, D)."""
+    """A pre-LayerNorm transformer block: x (F, N, D) → (F, N, D). `mask` is one of `attend`, or a function q, k, v → y
+    to use instead of `attend`."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()

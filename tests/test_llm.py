@@ -164,6 +164,18 @@ def test_generate_stops_at_stop(monkeypatch):
     assert len(llm.generate(*asked, 3, stop=-1)[0]) == 3 and copies == [1]
 
 
+def test_weights_start_as_documented():
+    torch.manual_seed(0)
+    llm = LLM(LLMConfig(vocab_size=50, width=64, depth=1, heads=2, kv_heads=1, head_dim=24, mlp=96, tied=False))
+    for name, p in llm.named_parameters():
+        if "norm" in name:
+            assert (p == 1).all(), name
+            continue
+        writes = "o_proj" in name or "down_proj" in name  # to the residual stream
+        std = 0.02 if "embed" in name or "head" in name else (0.01 if writes else 1.0) / p.shape[1] ** 0.5
+        assert float(p.detach().std()) == pytest.approx(std, rel=0.1), name
+
+
 def test_tied_and_untied_heads():
     tied, untied = LLM(SMALL), LLM(LLMConfig(**{**vars(SMALL), "tied": False}))
     h = torch.randn(3, 8)
@@ -174,7 +186,9 @@ def test_tied_and_untied_heads():
     assert "lm_head.weight" in from_qwen3(state, tied=False)
 
 
-@pytest.mark.parametrize("sizes", [dict(heads=4, kv_heads=3), dict(head_dim=7)])
+@pytest.mark.parametrize(
+    "sizes", [dict(heads=4, kv_heads=3), dict(head_dim=7), dict(kv_heads=0), dict(heads=0), dict(head_dim=0)]
+)
 def test_sizes_that_do_not_divide_are_refused(sizes):
     with pytest.raises(ValueError, match=r"not a multiple|not even"):
         LLMConfig(**sizes)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 import stts_mini.model
 from stts_mini.data.tokenizer import END
 from stts_mini.llm import KVCache, LLMConfig
-from stts_mini.model import VLM, Connector, VLMConfig, check_scores, normalise
+from stts_mini.model import VLM, Connector, NotFinite, VLMConfig, check_scores, normalise
 from stts_mini.packing import Packed, block_mask, num_removed, pack, select
 from stts_mini.scorer import CosineScorer, RandomScorer, Scorer, attention_bias, cell_major, temporal_target
 from stts_mini.sequence import CELL, Batch, Marks
@@ -688,6 +688,38 @@ def test_scores_that_cannot_be_are_refused_and_padding_may_hold_anything(value, 
     model.encode_video(batch.frames, batch.num_frames, 0.5, Given((1, 2, 0)))  # the second video has two frames
     with pytest.raises(ValueError, match=message):
         model.encode_video(batch.frames, batch.num_frames, 0.5, Given((0, 1, 0)))
+
+
+def test_features_that_are_no_numbers_are_not_blamed_on_the_scorer():
+    model = build()
+    batch = batch_of(model, [3, 2])
+    with pytest.raises(NotFinite, match="scorer gave scores from nan"):
+        model.encode_video(batch.frames, batch.num_frames, 0.5, lambda x, _: x[..., ::4, 0] * math.nan)
+    model.vit.blocks[0].layer_norm1.weight.data.fill_(math.nan)
+    for scorer in (None, CosineScorer(model.config.scorer)):
+        with pytest.raises(NotFinite, match="the features to score are NaN or infinite"):
+            model.encode_video(batch.frames, batch.num_frames, 0.5, scorer)
+
+
+@pytest.mark.parametrize(
+    "still, said",
+    [([True], r"bool \(1,\)"), (torch.ones(3).bool(), r"bool \(3,\)"), (torch.tensor([0, 1]), r"int64 \(2,\)")],
+)
+def test_still_is_a_bool_for_each_video(still, said):
+    model = build()
+    x, num_frames = clips(model, [3, 2])
+    with pytest.raises(ValueError, match=f"still is torch.{said}: give a bool for each of the 2 videos"):
+        model.encode_video(x, num_frames, 0.5, still=still)
+    as_list, as_tensor = (model.encode_video(x, num_frames, 0.5, still=s) for s in ([True, False], torch.eye(2)[0] > 0))
+    assert torch.equal(as_list.keep, as_tensor.keep) and as_list.keep[0].all()
+
+
+def test_a_batch_of_nothing_is_refused():
+    model = build()
+    x, num_frames = clips(model, [3, 2])
+    for frames, counts in ((x[:, :0], None), (x[:0], None), (x[:0], num_frames[:0])):
+        with pytest.raises(ValueError, match="give at least 1 of each"):
+            model.encode_video(frames, counts, 0.5)
 
 
 @pytest.mark.parametrize("least, most, injected", [(0.0, 1.0, True), (-math.inf, math.inf, False)])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stts_mini.packing import block_mask, first_fit_descending, num_removed, pack, scaled_frames, select
+from stts_mini.packing import block_mask, first_fit_descending, frame_counts, num_removed, pack, scaled_frames, select
 from stts_mini.vit import Block, ViTConfig
 
 ks = st.one_of(st.integers(0, 99).map(lambda n: n / 100), st.floats(0, 1, exclude_max=True, allow_subnormal=False))
@@ -94,13 +94,23 @@ BLIND = "; to see no video at all, evaluate or train blind"
 
 @pytest.mark.parametrize(
     "k, hint",
-    [(50, "; did you mean 0.5?"), (99.5, "; did you mean 0.995?"), (1.5, "; did you mean 0.015?"), (1, BLIND),
+    [(50, "; did you mean 0.5?"), (99.5, "; did you mean 0.995?"), (2, "; did you mean 0.02?"), (1.5, ""), (1, BLIND),
      (100, BLIND), (101, ""), (100.5, ""), (-0.1, ""), (math.nan, "")],
 )  # fmt: skip
 def test_a_k_that_cannot_be_is_refused(k, hint):
     with pytest.raises(ValueError) as caught:
         select(torch.rand(1, 2, 4), k)
     assert str(caught.value) == f"k = {k} is not in [0, 1): k is the share of cells to remove{hint}"
+
+
+def test_a_batch_without_anything_is_refused():
+    for B, T in ((0, 3), (2, 0)):
+        with pytest.raises(ValueError, match=f"a batch of {B} videos of {T} frames: give at least 1 of each"):
+            frame_counts(None, B, T)
+    with pytest.raises(ValueError, match="a video of 0 frames"):
+        num_removed(0.5, cells=9, frames=0)
+    with pytest.raises(ValueError, match="num_frames = 3: give 2 whole numbers from 1 to 3"):
+        frame_counts(torch.tensor(3), 2, 3)
 
 
 def test_everything_is_made_where_the_input_lies():

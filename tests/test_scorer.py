@@ -61,8 +61,9 @@ def test_cell_pooler_is_plain_cross_attention():
         weights = torch.softmax(torch.stack([q[h] @ k[i, h] / math.sqrt(4) for i in range(5)]), 0)
         heads.append(sum(weights[i] * v[i, h] for i in range(5)))
     torch.testing.assert_close(pooler(cell), pooler.out_proj(torch.cat(heads)), rtol=1e-12, atol=1e-12)
-    with pytest.raises(ValueError, match="not a multiple"):
-        CellPooler(6, 8, heads=3)
+    for heads in (3, 0, -2):
+        with pytest.raises(ValueError, match="not a multiple"):
+            CellPooler(6, 8, heads=heads)
 
 
 @given(shapes)
@@ -176,6 +177,17 @@ def test_rescaled_bias_spans_minus_two_to_zero_per_frame_and_is_calm_on_flat_fra
     assert grad.isfinite().all() and grad.abs().max() < 1e4
 
 
+@pytest.mark.parametrize("rescale", [False, True])
+def test_what_padding_holds_does_not_reach_the_gradient_of_the_bias(rescale):
+    scores, gradients = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)), []
+    for garbage in (0.5, math.nan, math.inf):
+        scores[1, 2] = garbage
+        bias = attention_bias(scores.requires_grad_(), 1, torch.tensor([3, 2]), rescale)
+        gradients.append(torch.autograd.grad(bias.square().sum(), scores)[0])
+        scores = scores.detach()
+    assert gradients[0].abs().sum() > 0 and all(torch.equal(g, gradients[0]) for g in gradients)
+
+
 def test_baselines_score_every_cell():
     x = torch.randn(2, 3, 16, 4)
     config = ScorerConfig(width=4, w=2)
@@ -273,5 +285,8 @@ def test_spread_does_not_overturn_what_is_certain():
     scores = torch.rand(2, 12, 9) * 0.02
     scores[:, 3] = 0.98
     assert select(spread(scores, 0.4), 0.8)[:, 3].all()
+    near, half = torch.tensor([[[0.99, 0.96]]]), torch.full((1, 1, 2), 0.5)
+    logits = [math.log(p / (1 - p)) for p in (0.99, 0.96)]
+    assert (spread(near, 0.4) - spread(half, 0.4)).flatten().tolist() == pytest.approx(logits, rel=1e-5)
     assert spread(torch.tensor([[[2.0, -1.0, 0.0, 1.0]]]), 1.0).isfinite().all()  # others' scores may lie beyond
     assert not spread(torch.rand(1, 2, 3, requires_grad=True), 1.0).requires_grad

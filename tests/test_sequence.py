@@ -49,6 +49,14 @@ def test_questions_without_a_prompt_are_refused():
         check_prompts([[([4], [])], [([4], [5]), ([], [5])]])
 
 
+@pytest.mark.parametrize("prompt, answer, least", [([4, CELL], [5], -1), ([4], [5, -2], -2)])
+def test_negative_ids_are_refused_because_they_would_be_cells(prompt, answer, least):
+    with pytest.raises(ValueError, match=f"video 1, question 0 has the token id {least}: give ids from 0 on"):
+        check_prompts([[([0], [])], [(prompt, answer)]])
+    with pytest.raises(ValueError, match="video 1 has a time stamp with a negative token id"):
+        prefix_ids([[[0]], [[20], [20, least]]], torch.zeros(2, 2).long(), torch.tensor([[1, 0], [1, 1]]).bool())
+
+
 def test_layout_written_out():
     """Two frames, the first without a cell, then a branch 7 8 → 9 and a branch 5 → nothing but the end; and a
     video without any prefix."""

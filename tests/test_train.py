@@ -109,19 +109,20 @@ def test_ctrl_c_saves_and_resumes(folder, tmp_path, monkeypatch, capsys):
     assert state_of(tmp_path / "checkpoint.pt")["step"] == 4
 
 
-def test_a_nan_stops_with_the_step_the_clips_and_the_last_checkpoint(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at, said", [(2, "the features to score are NaN"), (3, "loss nan")])  # videos, pictures
+def test_a_nan_stops_with_the_step_the_clips_and_the_last_checkpoint(folder, tmp_path, monkeypatch, at, said):
     config = tiny(folder, out=str(tmp_path), save_every=2)
     calls = []
 
     def sick(model, *args, **kwargs):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == at + 1:
             next(iter(model.parameters())).data.fill_(math.nan)
         return forward_backward(model, *args, **kwargs)
 
     monkeypatch.setattr(training, "forward_backward", sick)
     with pytest.raises(
-        TrainError, match=r"step 3: loss nan.*clips \[.*seed 0.*last good checkpoint is .*checkpoint.pt"
+        TrainError, match=rf"step {at}: {said}.*clips \[.*seed 0.*last good checkpoint is .*checkpoint.pt.*lower --lr"
     ):
         train(config, False, CPU)
     good = state_of(tmp_path / "checkpoint.pt")

@@ -1,8 +1,8 @@
 """Text to token ids and back: whole words of a small world, time stamps, and bytes for the rest.
 
 Every text round-trips. A word and the space before it are one token. So a text gets one space in front, and decoding
-takes it off again. A time stamp with one decimal is a word like any other, from 0.0 to 128.0 s. Special tokens
-can never be written as text.
+takes it off again. A time stamp with one decimal is a word like any other, from 0.0 to 128.0 s. Later ones are spelt in
+six bytes, which may outweigh the kept cells of their frame. Special tokens can never be written as text.
 
     ids 0..7: special · then 256 bytes · then stamps · then words
 

@@ -21,6 +21,7 @@ from stts_mini.data.batches import try_read
 from stts_mini.data.clips import lines_of, on_all_cores, parse_clip
 from stts_mini.data.files import printable
 from stts_mini.data.progress import Progress
+from stts_mini.data.tokenizer import LAST_STAMP
 from stts_mini.data.video import VideoError
 from stts_mini.training.logging import one_line_errors
 
@@ -44,6 +45,9 @@ def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
         elif video.skipped:
             files = ", ".join(map(str, clips[number].images or (clips[number].video,)))
             notes.append(f"line {number}: {video.skipped} packets or frames are broken or missing in {files}")
+        elif video.duration > LAST_STAMP:
+            long = f"{video.duration:.1f} s. Beyond {LAST_STAMP} s a time stamp takes the small model six tokens"
+            notes.append(f"line {number}: {long}")
     progress.close()
     return count, [f"line {number}: {bad[number]}" for number in sorted(bad)], notes
 

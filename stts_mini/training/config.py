@@ -60,7 +60,9 @@ class TrainConfig:
     questions: int = setting(16, "questions asked about each clip")
     lr: float = setting(2e-3, "AdamW's learning rate (embeddings, norms, biases)")
     muon_lr: float = setting(0.004, "Muon's learning rate (hidden matrices). 0: AdamW for all", may_be_0=True)
-    scorer_lr_ratio: float = setting(1.0, "the scorer's learning rates, times those of the LLM", may_be_0=True)
+    scorer_lr_ratio: float = setting(
+        1.0, "the scorer's learning rates, times those of the LLM. 0: it never learns", may_be_0=True
+    )
     vision_lr_ratio: float = setting(
         1.0, "the ViT's and connector's learning rates, times those of the LLM", may_be_0=True
     )
@@ -201,10 +203,10 @@ class TrainConfig:
     def lessons(self) -> int:
         """Steps of L_sim alone for a fresh scorer before pruning begins: as many as pruned steps, at most scorer_steps.
 
-        >>> TrainConfig(stages={}, steps=200).lessons, TrainConfig().lessons, TrainConfig(k=0.0).lessons
+        >>> TrainConfig(stages={}, steps=200).lessons, TrainConfig().lessons, TrainConfig(scorer_lr_ratio=0.0).lessons
         (200, 400, 0)
         """
-        learns = self.k and self.sim_weight and not (self.blind or self.saliency_steps)
+        learns = self.k and self.sim_weight and self.scorer_lr_ratio and not (self.blind or self.saliency_steps)
         return min(self.steps - self.unpruned_steps, self.scorer_steps) if learns else 0
 
     def learns_saliency(self, step: int) -> bool:

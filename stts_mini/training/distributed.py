@@ -11,9 +11,10 @@ What this file does not do: split batches (`data/batches.py`), weigh losses (`st
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import Any
@@ -76,6 +77,12 @@ def total(*numbers: float) -> list[float]:
     summed = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(summed)
     return summed.tolist()
+
+
+def totals(*lists: Sequence[float]) -> list[list[float]]:
+    """Sums over all processes of several lists, in one message."""
+    summed = iter(total(*itertools.chain(*lists)))
+    return [list(itertools.islice(summed, len(own))) for own in lists]
 
 
 def gather(value: Any) -> list:

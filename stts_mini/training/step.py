@@ -12,6 +12,7 @@ What this file does not do: draw batches (`data/batches.py`), step optimisers, l
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import torch
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from stts_mini.data.progress import Progress
-from stts_mini.model import VLM, Encoded, Output, ragged
+from stts_mini.model import VLM, Encoded, NotFinite, Output, ragged
 from stts_mini.packing import num_removed
 from stts_mini.scorer import similarity_loss, temporal_target
 from stts_mini.sequence import Batch, sent
@@ -31,7 +32,7 @@ from stts_mini.training.optim import Muon
 from stts_mini.training.saliency import saliency_loss, taught
 
 CLIP_NORM = 1.0  # largest norm of the gradient
-WARM_UP_RATE = 5.0  # of a scorer that learns L_sim alone, times the LLM's rate
+WARM_UP_RATE = 5.0  # of a scorer that learns L_sim alone, times the LLM's rate, for any scorer_lr_ratio
 
 
 def parts_of(batch: Batch, count: int) -> list[Batch]:
@@ -68,7 +69,7 @@ class Seen(NamedTuple):
     skills: list[tuple[float, float]]
 
 
-def weights_of(batch: Batch, k: float, cells: int) -> tuple[int, int]:
+def counts_of(batch: Batch, k: float, cells: int) -> tuple[int, int]:
     """How many questions a part has, and how many videos that lose anything. The two losses are means over these."""
     still = [False] * len(batch.num_frames) if batch.still is None else batch.still.tolist()
     videos = zip(batch.num_frames.tolist(), still, strict=True)
@@ -94,12 +95,13 @@ def forward_backward(
     if saliency:
         encode = functools.partial(model.encode_video, score_all=True)
     parts = parts_of(batch.to(device), config.accumulate)
-    weights = [weights_of(part, k, model.config.cells) for part in parts]
+    counts = [counts_of(part, k, model.config.cells) for part in parts]
     if saliency:
-        weights = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(weights, parts, strict=True)]
-    questions, videos = distributed.total(*(sum(column) for column in zip(*weights, strict=True)))
-    seen, right, tokens = 0.0, [], 0
-    for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, weights, strict=True)):
+        counts = [(q, int(taught(p.num_frames, p.still).sum())) for (q, _), p in zip(counts, parts, strict=True)]
+    questions, videos = distributed.total(*(sum(column) for column in zip(*counts, strict=True)))
+    sim_weight = 1.0 if saliency else 0.0 if config.saliency_steps else config.sim_weight
+    numbers, right, tokens = [], [], 0
+    for i, (part, (own_questions, own_videos)) in enumerate(zip(parts, counts, strict=True)):
         shares = own_questions / questions, own_videos / max(videos, 1)
         last = i == len(parts) - 1
         together = nullcontext() if last or run is model else run.no_sync()  # gradients are averaged once a step
@@ -107,28 +109,25 @@ def forward_backward(
         with together, eagerly(saliency and config.compile):
             with autocast(device):
                 output = run(part, k, encode)
-                sim_loss, weight = output.sim_loss, 0.0 if config.saliency_steps else config.sim_weight
-                if saliency:
-                    sim_loss, weight = saliency_loss(output, part.num_frames, part.still), 1.0
-                loss = shares[0] * output.task_loss + weight * shares[1] * sim_loss
+                sim_loss = saliency_loss(output, part.num_frames, part.still) if saliency else output.sim_loss
+                loss = shares[0] * output.task_loss + sim_weight * shares[1] * sim_loss
                 watch(output.encoded)
                 if run is not model and output.encoded.scores is not None:
                     loss = loss + 0 * output.encoded.scores.sum()  # DDP waits for a gradient of all scores
             (loss * distributed.world_size()).backward()  # DDP averages, and we want a sum
-        health = sums(output.encoded, weight / max(videos, 1), distributed.world_size())
+        health = sums(output.encoded, sim_weight / max(videos, 1), distributed.world_size())
         task, sim = (
             x.detach().to(health, non_blocking=health.is_cuda) for x in (output.task_loss, torch.as_tensor(sim_loss))
         )
-        seen = seen + torch.cat([torch.stack([shares[0] * task, shares[1] * sim]), health])
+        numbers.append(torch.cat([torch.stack([shares[0] * task, shares[1] * sim]), health]))
         right.append(answers_right(output, own_questions).to(health))
         tokens += output.tokens
-    numbers, right = torch.cat([seen, *right]).cpu().tensor_split([len(seen)])
+    numbers, right = torch.cat([sum(numbers), *right]).cpu().tensor_split([len(numbers[0])])
     of = torch.zeros(len(right), 0) if batch.tasks is None else batch.tasks
     skills = torch.stack([right, torch.ones_like(right)]) @ of.to(right)  # (2, tasks): right and asked
-    whole = distributed.total(*numbers.tolist(), *skills.flatten().tolist(), float(right.sum()), tokens)
-    task, sim, *health = whole[: len(numbers)]
-    *skills, right, tokens = whole[len(numbers) :]
-    skills = list(zip(skills[: len(of.T)], skills[len(of.T) :], strict=True))
+    own = numbers.tolist(), *skills.tolist(), [float(right.sum()), tokens]
+    (task, sim, *health), *skills, (right, tokens) = distributed.totals(*own)
+    skills = list(zip(*skills, strict=True))
     return Seen(task, sim, int(right), int(questions), int(tokens), Health.of(health), skills)
 
 
@@ -137,16 +136,26 @@ def learns(scorer: torch.nn.Module) -> bool:
     return getattr(scorer, "injects_bias", False) and any(p.requires_grad for p in scorer.parameters())
 
 
-def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: TrainConfig, device: torch.device) -> None:
+def warm_up(
+    model: VLM,
+    optimizers: list,
+    batches: Iterable[Batch],
+    config: TrainConfig,
+    device: torch.device,
+    asked: Callable[[], bool] = lambda: False,
+) -> None:
     """Train the scorer on L_sim alone, through blocks 0..l, one step for each batch. Nothing else changes.
 
     This is ours. The paper prunes with a fresh scorer, and has thousands of steps to repair what that does. The rate is
     WARM_UP_RATE times the LLM's, and falls to zero. Every process needs the same whole batches, so that all stay equal.
+    Stops between two lessons if it is `asked` to. Raises NotFinite for a gradient that is not finite.
     """
     progress, cfg = Progress("scorer", config.lessons), model.config
     for i, batch in enumerate(batches):
+        if asked():
+            break
         parts = parts_of(batch.to(device), config.accumulate)
-        videos = [weights_of(part, config.k, cfg.cells)[1] for part in parts]
+        videos = [counts_of(part, config.k, cfg.cells)[1] for part in parts]
         for part, own in zip(parts, videos, strict=True):
             counts, real, prunable = ragged(part.frames, part.num_frames, config.k, cfg.cells, part.still)
             own_frame, counts = sent(real.nonzero(), device).unbind(1), torch.where(prunable, counts, 1)
@@ -155,7 +164,9 @@ def warm_up(model: VLM, optimizers: list, batches: Iterable[Batch], config: Trai
                 grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             loss = similarity_loss(model.scorer(grid, counts), temporal_target(grid, cfg.w), counts)
             (loss * own / max(sum(videos), 1)).backward()
-        torch.nn.utils.clip_grad_norm_(model.scorer.parameters(), CLIP_NORM)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.scorer.parameters(), CLIP_NORM))
+        if not math.isfinite(norm):
+            raise NotFinite(f"lesson {i + 1} of the scorer: gradient norm {norm:.4g}", batch=config.steps + i)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 rate = config.muon_lr if isinstance(optimizer, Muon) else config.lr

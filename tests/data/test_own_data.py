@@ -21,7 +21,7 @@ from stts_mini.eval import evaluate, pick_questions
 from stts_mini.lab import check
 from stts_mini.train import build_model, train
 from stts_mini.training import checkpoint
-from stts_mini.training.step import forward_backward, weights_of, wrap
+from stts_mini.training.step import counts_of, forward_backward, wrap
 from tests.own import own_line, write_own_clips
 from tests.tiny import flags_of, tiny
 
@@ -120,6 +120,15 @@ def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="holds no clip"):
         load_clips(tmp_path / "a.jsonl")
+
+
+def test_the_check_says_which_clips_are_too_long_for_short_stamps(tmp_path):
+    write_video(tmp_path / "long.mp4", np.zeros((131, 16, 16, 3), np.uint8), 1)
+    ends = [{}, dict(start=1, end=129), dict(start=1, end=130)]
+    lines = (json.dumps(dict(video="long.mp4", qa=[dict(question="a", answer="b")], **end)) for end in ends)
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    count, bad, notes = check.check(tmp_path / "a.jsonl", quick=True)
+    assert (count, bad) == (3, []) and [note[:17] for note in notes] == ["line 1: 130.0 s. ", "line 3: 129.0 s. "]
 
 
 def test_the_check_lists_every_bad_line_and_goes_on(mixed, tmp_path, capsys):
@@ -283,7 +292,7 @@ def test_pictures_weigh_nothing_in_the_auxiliary_loss(mixed):
     model = build_model(tiny(mixed.parent), CPU).eval()
     both, alone = model(collate([still, film], [branch] * 2), 0.5), model(collate([film], [branch]), 0.5)
     torch.testing.assert_close(both.sim_loss, alone.sim_loss)
-    assert weights_of(collate([still, film], [branch] * 2), 0.5, 9) == (2, 1)
+    assert counts_of(collate([still, film], [branch] * 2), 0.5, 9) == (2, 1)
 
 
 def test_the_fingerprint_sees_parts_and_pictures():

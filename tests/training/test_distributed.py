@@ -180,6 +180,7 @@ def test_a_group_of_one_adds_up_and_gathers(tmp_path):
     try:
         assert (distributed.rank(), distributed.world_size()) == (0, 1)
         assert distributed.total(1, 2.5, 2**40 + 0.5) == [1, 2.5, 2**40 + 0.5] and distributed.gather("a") == ["a"]
+        assert distributed.totals([1, 2.5], [], (3,)) == [[1, 2.5], [], [3]]
         assert distributed.in_turn(lambda: "made") == "made"
     finally:
         distributed.dist.destroy_process_group()

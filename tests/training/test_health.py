@@ -3,6 +3,7 @@
 import csv
 import functools
 import math
+import signal
 
 import av
 import numpy as np
@@ -13,7 +14,7 @@ from stts_mini import train as training
 from stts_mini.data.clips import held_out
 from stts_mini.eval import Reader, judge
 from stts_mini.lab.explore import remarks
-from stts_mini.model import Encoded
+from stts_mini.model import Encoded, NotFinite
 from stts_mini.report.picture import draw_curve
 from stts_mini.scorer import SCORERS, attention_bias
 from stts_mini.training import checkpoint, logging
@@ -21,6 +22,7 @@ from stts_mini.training import step as steps
 from stts_mini.training.config import TrainConfig
 from stts_mini.training.health import SATURATED, WINDOW, Health, dead, sums
 from stts_mini.training.logging import Log
+from stts_mini.training.optim import Muon
 from stts_mini.training.step import forward_backward
 from tests.test_model import batch_of, build
 from tests.test_train import make_sampler
@@ -220,6 +222,64 @@ def test_lessons_do_not_depend_on_how_a_batch_is_cut(folder, accumulate):
         torch.testing.assert_close(found[1][name], whole, rtol=1e-5, atol=1e-7)
 
 
+def noted(monkeypatch, model, config, batches):
+    """A warm-up whose optimisers only note their rates and gradients: (is Muon, rates, gradients)."""
+    notes, optimizers = [], training.build_optimizers(model, config)
+
+    def note(optimizer):
+        groups = optimizer.param_groups
+        own = [p.grad.flatten() for group in groups for p in group["params"] if p.grad is not None]
+        notes.append((isinstance(optimizer, Muon), {group["lr"] for group in groups}, torch.cat(own)))
+
+    for optimizer in optimizers:
+        monkeypatch.setattr(optimizer, "step", functools.partial(note, optimizer))
+    steps.warm_up(model, optimizers, batches, config, CPU)
+    return notes
+
+
+def test_lessons_have_a_rate_that_rises_and_falls_and_clipped_gradients(folder, monkeypatch):
+    config = tiny(folder, stages={}, steps=20, lr=1e-3, muon_lr=0.02, scorer_lr_ratio=3.0)
+    monkeypatch.setattr(steps, "CLIP_NORM", 1e-4)
+    batches = make_sampler(config).beyond(20, 20)
+    notes = noted(monkeypatch, training.build_model(config, CPU), config, batches)
+    for is_muon, peak in ((True, 0.02), (False, 1e-3)):
+        rates = [rate for kind, (rate,), _ in notes if kind == is_muon]
+        assert rates == pytest.approx([5 * peak * min((i + 1) / 10, 1 - i / 20) for i in range(20)])
+    norms = [math.hypot(a[2].norm(), b[2].norm()) for a, b in zip(notes[::2], notes[1::2], strict=True)]
+    assert max(norms) == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_several_pictures_give_no_lesson(folder, monkeypatch):
+    config = tiny(folder, stages={}, muon_lr=0.0)
+    model, gradients = training.build_model(config, CPU), []
+    batch = next(b for b in make_sampler(config).beyond(4, 9) if b.num_frames.min() > 1)
+    batch.still = torch.arange(4) == 1
+    for _ in range(2):
+        gradients += [gradient for *_, gradient in noted(monkeypatch, model, config, [batch])]
+        batch.frames[1] = 255 - batch.frames[1]
+    assert gradients[0].norm() > 0 and all(torch.equal(g, gradients[0]) for g in gradients)
+
+
+def test_a_lesson_that_is_no_number_ends_the_run(folder, tmp_path):
+    config = tiny(folder, out=str(tmp_path), steps=6)
+    model = training.build_model(config, CPU)
+    model.scorer.mlp[-1].bias.register_hook(lambda gradient: gradient * math.nan)
+    optimizers, beyond = training.build_optimizers(model, config), make_sampler(config).beyond(6, 1)
+    with pytest.raises(NotFinite, match="lesson 1 of the scorer: gradient norm nan") as caught:
+        steps.warm_up(model, optimizers, beyond, config, CPU)
+    assert caught.value.batch == 6
+    model.zero_grad()
+    saved = "last good checkpoint is .*lower --lr"  # of the two steps before
+    with pytest.raises(training.TrainError, match=rf"step 2: lesson 1 of .*clips \[.*{saved}"):
+        training.train(config, False, CPU, model=model)
+
+
+def test_a_scorer_whose_rate_is_0_stays_as_it_is(folder, tmp_path):
+    config = tiny(folder, out=str(tmp_path), scorer_lr_ratio=0.0)
+    fresh, model = training.build_model(config, CPU).scorer.state_dict(), training.train(config, False, CPU)
+    assert all(torch.equal(p, fresh[name]) for name, p in model.scorer.state_dict().items())
+
+
 def test_a_scorer_without_weights_needs_no_lessons(folder, tmp_path, monkeypatch):
     class Half(torch.nn.Module):
         injects_bias = True
@@ -270,6 +330,30 @@ def test_a_run_warms_up_once_and_resumes_as_if_it_had_not_been_cut(settings, cou
     training.train(cut, True, CPU)
     states = [checkpoint.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("whole", "cut")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("stages", [{"image": 2}, {}])  # lessons after two steps, and before the first
+def test_a_run_stopped_amid_its_lessons_resumes_as_if_it_had_not_been(stages, folder, tmp_path, monkeypatch, capsys):
+    options = dict(stages=stages, steps=8, save_every=5)
+    whole = training.train(tiny(folder, out=str(tmp_path / "whole"), **options), False, CPU).state_dict()
+    config, given, plain = tiny(folder, out=str(tmp_path / "cut"), **options), [], steps.similarity_loss
+
+    def stopped(*args):
+        given.append(1)
+        if len(given) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(*args)
+
+    monkeypatch.setattr(steps, "similarity_loss", stopped)
+    with pytest.raises(SystemExit) as caught:
+        training.train(config, False, CPU)
+    assert caught.value.code == 130 and len(given) == 3
+    assert f"Stopped after step {len(stages) * 2}. Go on with" in capsys.readouterr().out
+    resumed = training.train(config, True, CPU).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logs = [(tmp_path / name / "log.csv").read_text().splitlines() for name in ("whole", "cut")]
+    uninterrupted, cut = ([row.split(",")[:6] for row in log] for log in logs)
+    assert uninterrupted == cut
 
 
 def stopping_at(stop, plain):

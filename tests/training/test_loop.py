@@ -17,6 +17,8 @@ from stts_mini import train as training
 from stts_mini.data.batches import TOKENIZER, Reader
 from stts_mini.data.clips import OWN, Clip
 from stts_mini.lab.paper.train import PaperConfig
+from stts_mini.model import NotFinite
+from stts_mini.scorer import START
 from stts_mini.train import TrainError, build_model, build_optimizers, train
 from stts_mini.training import checkpoint
 from stts_mini.training import step as step_module
@@ -30,7 +32,7 @@ from tests.test_train import folder, make_sampler  # noqa: F401
 from tests.tiny import tiny
 
 CPU = torch.device("cpu")
-FINE = (2.0, 0.5, 1.0, 0.5, 7, None, [])  # L_task, L_sim, the gradient's norm, right answers, tokens, health, tasks
+FINE = Seen(2.0, 0.5, 3, 12, 7, None, []), 1.0  # and the gradient's norm
 
 
 # --------------------------------------------------------------------------------------- the loop
@@ -39,22 +41,42 @@ FINE = (2.0, 0.5, 1.0, 0.5, 7, None, [])  # L_task, L_sim, the gradient's norm, 
 def test_checkpoints_are_due_every_so_many_steps_and_at_the_end(tmp_path, capsys):
     saved, rows, of = [], [], lambda step: FINE
     config = tiny(tmp_path, steps=7, save_every=3)
-    add, flush = lambda step, *_, **__: rows.append(step), lambda: saved.append("log")
+    add, flush = lambda *row, seconds: rows.append(row), lambda: saved.append("log")
     log = SimpleNamespace(add=add, text=str, flush=flush, warning=str, skills=lambda step: f"skills at {step}")
     training.all_steps(config, 1, of, lambda done, rng: saved.append((done, len(rng))), log, str)
     assert capsys.readouterr().out.split() == " ".join(f"skills at {step}" for step in range(2, 8)).split()
-    assert saved == ["log", (3, 1), "log", (6, 1), "log", (7, 1)] and rows == [1, 2, 3, 4, 5, 6]  # the log goes first
+    assert saved == ["log", (3, 1), "log", (6, 1), "log", (7, 1)]  # the log goes first
+    assert rows == [(step, 2.0, 0.5, 1.0, 0.25, 7, None, []) for step in range(1, 7)]  # 3 of 12 answers were right
     training.all_steps(config, 0, of, lambda *_: pytest.fail("process 0 alone saves"), None, str)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("batch", [None, 9])
 @pytest.mark.parametrize("start, step, saved", [(0, 1, False), (0, 2, True), (1, 1, True)])
-def test_a_number_that_is_none_ends_the_run_and_says_what_is_saved(place, start, step, saved, tmp_path):
-    sick = [math.inf if i == place else x for i, x in enumerate(FINE)]
-    config, of = tiny(tmp_path, steps=4, save_every=2), lambda at: sick if at == step else FINE
+def test_a_number_that_is_none_ends_the_run_and_says_what_is_saved(batch, start, step, saved, tmp_path):
+    def of(at):
+        if at == step:
+            raise NotFinite("loss inf", batch)
+        return FINE
+
     last = "last good checkpoint is .*run/checkpoint.pt" if saved else "nothing was saved yet"
-    with pytest.raises(TrainError, match=f"step {step}: .*inf.*, on clips of {step}; .*{last}"):
-        training.all_steps(config, start, of, None, None, lambda at: f"clips of {at}")
+    with pytest.raises(TrainError, match=f"step {step}: loss inf, on clips of {batch or step}; .*{last}"):
+        training.all_steps(tiny(tmp_path, save_every=2), start, of, None, None, lambda at: f"clips of {at}")
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_before_the_lessons_a_checkpoint_is_kept_even_of_no_step(start, tmp_path, capsys):
+    """Whoever stops amid them has them anew."""
+    config, done = tiny(tmp_path, stages=dict(image=start) if start else {}, save_every=9), []
+    log = SimpleNamespace(flush=lambda: done.append("log"))
+
+    def lessons(asked):
+        assert not asked()
+        signal.raise_signal(signal.SIGTERM)
+        assert asked()
+
+    with pytest.raises(SystemExit):
+        training.all_steps(config, start, None, lambda *of: done.append(of[0]), log, str, lessons)
+    assert done == ["log", start] and f"Stopped after step {start}. Go on with" in capsys.readouterr().out
 
 
 def stepped(folder, step, config=None, spoil=None):  # noqa: F811
@@ -73,27 +95,30 @@ def stepped(folder, step, config=None, spoil=None):  # noqa: F811
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_a_step_has_the_rate_and_the_k_of_its_number(folder, step):  # noqa: F811
     config = tiny(folder, steps=6, lr=0.1, scorer_lr_ratio=3.0)
-    model, optimizers, before, (task, sim, norm, share, tokens, health, _), batch = stepped(folder, step, config)
+    model, optimizers, before, (seen, norm), batch = stepped(folder, step, config)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         assert group["lr"] == pytest.approx(group["peak_lr"] * (0.5, 1, 1, 0.853553)[step], rel=1e-5)
-    assert (sim > 0) == (step >= 2) == (health is not None) and all(p.grad is None for p in model.parameters())
+    assert (seen.sim > 0) == (step >= 2) == (seen.health is not None)
+    assert all(p.grad is None for p in model.parameters())
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert task > 0 and norm > 0 and 0 <= share <= 1 and tokens == model(batch, config.k_at(step)).tokens
+    assert seen.task > 0 and norm > 0 and 0 <= seen.right <= seen.answers
+    assert seen.tokens == model(batch, config.k_at(step)).tokens
 
 
 @pytest.mark.parametrize("spoil", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_is_noticed_and_changes_nothing(folder, spoil):  # noqa: F811
-    model, _, before, numbers, _ = stepped(folder, 3, spoil=spoil)
-    assert math.isfinite(numbers[0] + numbers[1]) and not math.isfinite(numbers[2])
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+def test_a_gradient_that_is_no_number_is_noticed_and_changes_nothing(folder, spoil, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(training, "rate_at", lambda *_: pytest.fail("the optimisers make a step"))
+    with pytest.raises(NotFinite, match=r"loss \d.*, L_sim \d.*, gradient norm (nan|inf)"):
+        stepped(folder, 3, spoil=spoil)
 
 
-def test_the_share_of_right_answers_is_of_all(folder, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(training, "forward_backward", lambda *_: Seen(1.0, 2.0, 3, 12, 50, "health", "skills"))
+@pytest.mark.parametrize("place", ["task", "sim"])
+def test_a_loss_that_is_no_number_is_noticed(folder, monkeypatch, place):  # noqa: F811
+    monkeypatch.setattr(training, "forward_backward", lambda *_: FINE[0]._replace(**{place: math.inf}))
     config = tiny(folder)
     model = build_model(config, CPU)
-    step = training.one_step(model, [], None, 0, config, CPU, None, model)
-    assert step == (1.0, 2.0, 0.0, 0.25, 50, "health", "skills")
+    with pytest.raises(NotFinite, match="inf"):
+        training.one_step(model, [], None, 0, config, CPU, None, model)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -263,6 +288,12 @@ def test_of_an_old_run_the_checkpoint_is_moved_last_and_the_lock_stays(tmp_path,
 
 
 # ----------------------------------------------------------------------------- around the training
+
+
+@pytest.mark.parametrize("saliency_steps, start", [(0, START), (1, 0.0)])
+def test_a_scorer_starts_where_its_targets_are(saliency_steps, start, tmp_path):
+    model = build_model(tiny(tmp_path, PaperConfig, saliency_steps=saliency_steps, llm_depth=2), CPU)
+    assert model.scorer.mlp[-1].bias.tolist() == [start]
 
 
 def test_stamps_start_as_these_very_sines(folder):  # noqa: F811
