@@ -41,7 +41,6 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
         return [batch]
     numbers = torch.arange(len(batch.num_frames)).tensor_split(count)
     cuts = [slice(int(n[0]), int(n[-1]) + 1) for n in numbers if len(n)]
-    tasks = None if batch.tasks is None else batch.tasks.split([len(own) for own in batch.branches])
     return [
         Batch(
             batch.frames[c, : (T := int(batch.num_frames[c].max()))],
@@ -50,7 +49,6 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
             batch.branches[c],
             None if batch.scores is None else batch.scores[c, :T],
             None if batch.still is None else batch.still[c],
-            None if tasks is None else torch.cat(tasks[c]),
         )
         for c in cuts
     ]
