@@ -117,11 +117,12 @@ def in_common(record: dict) -> dict[str, object]:
     config = {**asdict(PaperConfig()), **upgraded(record["config"])}  # a setting that a row lacks had its default
     config["train_clips"] = {kind: n for kind, n in config["train_clips"].items() if world.TASKS[kind]}  # what it saw
     method, k = record["row"]["method"], record["row"]["k"]
+    idle = ("seed", "scorer", *(() if config["k"] else ("sim_weight", "scorer_lr_ratio")))  # nothing scores at k = 0
     return {
         "test sets": record["fingerprint"],
         "devices": record["device"],
         "recipes": {name: x for name, x in config.items() if name not in ONE_METHODS_OWN},
-        f"settings of {method} at k = {k}": {name: x for name, x in config.items() if name not in ("seed", "scorer")},
+        f"settings of {method} at k = {k}": {name: x for name, x in config.items() if name not in idle},
         f"bases {record['base']}{' after its first run' * method.startswith('young-')}": record["base_sha256"],
         **({} if parted(method)[1] else {"numbers of steps": config["steps"]}),
     }

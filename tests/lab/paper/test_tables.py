@@ -378,6 +378,17 @@ def test_seeds_of_one_row_must_have_the_same_settings(tmp_path):
     assert Results(tmp_path / "rows").seeds("saliency", 0.5) == [0, 1]
 
 
+def test_where_nothing_is_pruned_the_scorers_settings_may_differ(tmp_path):
+    for seed, weight in ((0, 1.0), (1, 30.0)):
+        own = dict(seed=seed, steps=250, sim_weight=weight, scorer_lr_ratio=weight)
+        write(tmp_path, "unpruned", 0.0, seed, config=dict(k=0.0, **own))
+    assert Results(tmp_path / "rows").seeds("unpruned", 0.0) == [0, 1]
+    for seed, weight in ((0, 1.0), (1, 30.0)):
+        write(tmp_path, "stts", 0.5, seed, config=dict(k=0.5, seed=seed, steps=250, sim_weight=weight))
+    with pytest.raises(ValueError, match=r"rows of different settings of stts at k = 0.5"):
+        Results(tmp_path / "rows")
+
+
 def test_other_seeds_are_not_paired(tmp_path):
     for seed in (0, 1):
         write(tmp_path, "stts", 0.5, seed)
