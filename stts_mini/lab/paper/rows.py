@@ -156,7 +156,8 @@ TABLES = {  # the rows that a table needs, the most important first
     "k": [*PLAIN, *grid(MAIN, 0.8, 0.5, 0.9, seeds=SEEDS), *grid(MAIN, 0.3, 0.4, 0.6, 0.7)],
     "methods": [
         *PLAIN, *grid(MAIN, 0.8, 0.5, seeds=SEEDS), *grid("cosine", 0.8, 0.5, seeds=SEEDS),
-        *grid("cosine-spread stts-spread saliency-plain no-aux no-bias oracle tome frames resolution", 0.8, 0.5),
+        *grid("stts-spread no-aux no-bias", 0.5, seeds=SEEDS), *grid("stts-spread no-aux no-bias", 0.8),
+        *grid("cosine-spread saliency-plain oracle tome frames resolution", 0.8, 0.5),
         *grid("oracle cosine", 0.9), *grid("blind", 0.0),
     ],
     "frames": [  # more of them at test time

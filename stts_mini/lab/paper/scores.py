@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -112,17 +112,23 @@ ONE_METHODS_OWN = {  # settings that may differ between rows (the steps are in t
 }
 
 
+def idle(config: Mapping) -> tuple[str, ...]:
+    """Settings of a run that change nothing, because no scorer learns."""
+    learns = config["k"] and config["scorer"] not in ("random", "cosine")
+    return () if learns else ("sim_weight", "scorer_lr_ratio")
+
+
 def in_common(record: dict) -> dict[str, object]:
     """What a row must have in common with others, by name. All rows that have a name must agree on its value."""
     config = {**asdict(PaperConfig()), **upgraded(record["config"])}  # a setting that a row lacks had its default
     config["train_clips"] = {kind: n for kind, n in config["train_clips"].items() if world.TASKS[kind]}  # what it saw
     method, k = record["row"]["method"], record["row"]["k"]
-    idle = ("seed", "scorer", *(() if config["k"] else ("sim_weight", "scorer_lr_ratio")))  # nothing scores at k = 0
+    own = ("seed", "scorer", *idle(config))
     return {
         "test sets": record["fingerprint"],
         "devices": record["device"],
         "recipes": {name: x for name, x in config.items() if name not in ONE_METHODS_OWN},
-        f"settings of {method} at k = {k}": {name: x for name, x in config.items() if name not in idle},
+        f"settings of {method} at k = {k}": {name: x for name, x in config.items() if name not in own},
         f"bases {record['base']}{' after its first run' * method.startswith('young-')}": record["base_sha256"],
         **({} if parted(method)[1] else {"numbers of steps": config["steps"]}),
     }

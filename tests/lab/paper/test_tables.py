@@ -1,7 +1,7 @@
 """Means, intervals and paired differences that can be worked out by hand."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ from stts_mini.data import clips as clips_module
 from stts_mini.data.clips import fingerprint
 from stts_mini.lab.paper import sections
 from stts_mini.lab.paper.reproduce import settings_of, sha256
-from stts_mini.lab.paper.rows import Row
-from stts_mini.lab.paper.scores import Results, Scores, difference, interval, kind_of, value
+from stts_mini.lab.paper.rows import TABLES, Row
+from stts_mini.lab.paper.scores import Results, Scores, difference, idle, interval, kind_of, value
 from stts_mini.lab.paper.sections import PAGES
 from stts_mini.lab.paper.tables import BEGIN, END, draw, main, pages
 from stts_mini.toy import world
@@ -378,6 +378,17 @@ def test_seeds_of_one_row_must_have_the_same_settings(tmp_path):
     assert Results(tmp_path / "rows").seeds("saliency", 0.5) == [0, 1]
 
 
+def test_a_command_makes_every_row_that_is_shipped():
+    names = {
+        replace(row, panels=panels).name
+        for rows in TABLES.values()
+        for row in rows
+        for panels in (0, world.MOST_PANELS)
+    }
+    shipped = Path(__file__).parents[3] / "tutorials" / "results" / "rows"
+    assert {path.stem for path in shipped.glob("*.json")} <= names
+
+
 def test_where_nothing_is_pruned_the_scorers_settings_may_differ(tmp_path):
     for seed, weight in ((0, 1.0), (1, 30.0)):
         own = dict(seed=seed, steps=250, sim_weight=weight, scorer_lr_ratio=weight)
@@ -480,9 +491,6 @@ def test_rows_are_trained_today_as_those_that_are_shipped():
         then["train_clips"] = {kind: n for kind, n in then["train_clips"].items() if world.TASKS[kind]}  # all it saw
         gone = {name: value for name, value in then.items() if name not in today}
         assert not gone, f"{file.name} was trained with settings that are no more: {gone}"
-        learns = then["k"] and then["scorer"] == "stts"
-        idle = () if learns else ("sim_weight", "scorer_lr_ratio")  # where no scorer learns
-        assert {name: today[name] for name in then if name not in idle} == {
-            name: value for name, value in then.items() if name not in idle
-        }, file.name
+        used = then.keys() - idle(then)
+        assert {name: today[name] for name in used} == {name: then[name] for name in used}, file.name
     assert len(files) > 90
