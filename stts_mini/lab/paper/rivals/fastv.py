@@ -54,11 +54,11 @@ class FastV(VLM):
         """s, (R, L): attention in layer K − 1 from tokens x (R, 1, W), its input, which see `seen` (R, L)."""
         layer, key, llm = self.llm.layers[K - 1], cache.layers[K - 1][0], self.config.llm  # key: (R, kv_heads, L, d)
         q = layer.self_attn.q_proj(layer.input_layernorm(x)).unflatten(-1, (-1, llm.head_dim))
-        q = layer.self_attn.q_norm(q).transpose(1, 2)  # (R, heads, 1, d)
-        q = rotate(q, *rotary(positions, llm.head_dim, llm.rope_theta, x.dtype)).unflatten(1, (llm.kv_heads, -1))
-        logits = q.squeeze(3) @ key.mT / llm.head_dim**0.5  # (R, kv_heads, heads of each, L)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 has too many ties
-        return logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).mean((1, 2))
+        rope = rotary(positions, llm.head_dim, llm.rope_theta, x.dtype)
+        q = rotate(layer.self_attn.q_norm(q).transpose(1, 2), *rope)  # (R, heads, 1, d)
+        logits = q.unflatten(1, (llm.kv_heads, -1)).squeeze(3) @ key.mT / llm.head_dim**0.5
+        logits = logits.masked_fill(~seen[:, None, None], -torch.inf)  # (R, kv_heads, heads of each, L)
+        return logits.softmax(-1, dtype=torch.float64).mean((1, 2))  # bfloat16 has too many ties
 
     def both_parts(self, batch: Batch, branches: Branches, k: float, encode: Encoder | None, cache: KVCache) -> tuple:
         """What `VLM.read` returns, with a row for each question; then where prompts end (R,), and which columns of the
@@ -95,18 +95,15 @@ class FastV(VLM):
     @torch.no_grad()
     def generate(self, batch: Batch, k: float = 0.5, max_new_tokens: int = 16, encode: Encoder | None = None):
         """As `VLM.generate`. What a row has written is seen in all layers, its pruned cells in the first K alone."""
-        prompts, cache, new = [[(p, []) for p, _ in own] for own in batch.branches], KVCache(), []
+        prompts, cache = [[(p, []) for p, _ in own] for own in batch.branches], KVCache()
         _, layout, hidden, ends, seen = self.both_parts(batch, prompts, k, encode, cache)
         row, end = torch.arange(len(ends), device=ends.device)[:, None], self.config.marks.end
-        hidden, at = hidden[row, ends], layout.positions[row, ends]  # (R, 1, W), (R, 1)
-        while True:
-            new.append(self.llm.logits(hidden).argmax(-1))  # (R, 1)
-            if len(new) == max_new_tokens or bool((torch.cat(new, 1) == end).any(1).all()):
-                break
+        new, at = [self.llm.logits(hidden[row, ends]).argmax(-1)], layout.positions[row, ends]  # (R, 1) each
+        while len(new) < max_new_tokens and not (torch.cat(new, 1) == end).any(1).all():
             at, seen = at + 1, [F.pad(columns, (0, 1), value=True) for columns in seen]
             x = self.run(self.llm.embed(new[-1]), at, seen[0][:, None, None], cache, range(K))
             x = self.run(x, at, seen[1][:, None, None], cache, range(K, len(self.llm.layers)))
-            hidden = self.llm.norm(x)
+            new.append(self.llm.logits(self.llm.norm(x)).argmax(-1))
         said = [ids[: ids.index(end)] if end in ids else ids for ids in torch.cat(new, 1).tolist()]
         said = iter([said[r] for r in layout.answers[0].tolist()])  # one for each branch
         return [[next(said) for _ in own] for own in batch.branches]
