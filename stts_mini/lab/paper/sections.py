@@ -280,6 +280,7 @@ PAGES = {  # the tables of each page: the title, the table, and the number of pa
         ("More frames at test time (Table 3)", scaling, MOST_PANELS),
         ("The same, after training on any number of frames", in_range, MOST_PANELS),
         ("Scored deeper, of six blocks (Figure 6)", depth, MOST_PANELS),
+        ("Without panels: shorter and longer training", clock, 0),
         ("Shorter and longer training", clock, MOST_PANELS),
         ("Learning in the same time, from a base after its first run", learning, MOST_PANELS),
         ("One model for every k (ours)", elastic, MOST_PANELS),
