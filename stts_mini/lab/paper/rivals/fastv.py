@@ -58,7 +58,8 @@ class FastV(VLM):
         q = rotate(layer.self_attn.q_norm(q).transpose(1, 2), *rope)  # (R, heads, 1, d)
         logits = q.unflatten(1, (llm.kv_heads, -1)).squeeze(3) @ key.mT / llm.head_dim**0.5
         logits = logits.masked_fill(~seen[:, None, None], -torch.inf)  # (R, kv_heads, heads of each, L)
-        return logits.softmax(-1, dtype=torch.float64).mean((1, 2))  # bfloat16 has too many ties
+        wide = torch.promote_types(x.dtype, torch.float32)  # bfloat16 has too many ties
+        return logits.softmax(-1, dtype=wide).mean((1, 2))
 
     def both_parts(self, batch: Batch, branches: Branches, k: float, encode: Encoder | None, cache: KVCache) -> tuple:
         """What `VLM.read` returns, with a row for each question; then where prompts end (R,), and which columns of the
