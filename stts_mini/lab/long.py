@@ -50,7 +50,7 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
     """One video's kept cells as LLM tokens, as `VLM.encode_video` gives them, with bounded memory.
 
     chunks    called twice, or once if `one_pass`. Gives frames (n, 3, H, W) at a time, uint8 or floats in [−1, 1]
-    one_pass  decide chunk by chunk, each with its share of the budget. This is an approximation The scorer may look
+    one_pass  decide chunk by chunk, each with its share of the budget. This is an approximation. The scorer may look
     back one frame only. Raises ValueError for an impossible k, and for a model that prunes more than once.
     """
     check_k(k)

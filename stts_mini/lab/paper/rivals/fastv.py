@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stts_mini.data.files import require
 from stts_mini.llm import KVCache, added, rotary, rotate
-from stts_mini.model import VLM, Encoder
-from stts_mini.packing import frame_counts, num_removed
+from stts_mini.model import VLM, Encoder, ragged
+from stts_mini.packing import num_removed
 from stts_mini.sequence import CELL, Batch, Branches, Layout, check_prompts, prefix_ids
 
 K = 2  # layers that see every cell
@@ -37,15 +38,14 @@ class FastV(VLM):
     gone_from, frame_0, exact = "llm", False, True
 
     def __init__(self, model: VLM):
-        if model.config.llm.depth <= K:
-            raise ValueError(f"FastV prunes after layer {K}, and this LLM has {model.config.llm.depth}: give more")
+        require((n := model.config.llm.depth) > K, f"FastV prunes after layer {K}, and this LLM has {n}: give more")
         nn.Module.__init__(self)
         vars(self).update(vars(model))
 
     def run(self, x: Tensor, positions: Tensor, mask: Tensor, cache: KVCache, layers: Iterable[int]) -> Tensor:
         """x (R, L, W) through some of the LLM's layers, as `LLM.forward` does it."""
-        rope = rotary(positions, self.config.llm.head_dim, self.config.llm.rope_theta, x.dtype)
-        mask = added(mask, x)
+        llm, mask = self.config.llm, added(mask, x)
+        rope = rotary(positions, llm.head_dim, llm.rope_theta, x.dtype)
         for i in layers:
             x = self.llm.layers[i](x, rope, mask, cache, i)
         return x
@@ -54,12 +54,11 @@ class FastV(VLM):
         """s, (R, L): attention in layer K − 1 from tokens x (R, 1, W), its input, which see `seen` (R, L)."""
         layer, key, llm = self.llm.layers[K - 1], cache.layers[K - 1][0], self.config.llm  # key: (R, kv_heads, L, d)
         q = layer.self_attn.q_proj(layer.input_layernorm(x)).unflatten(-1, (-1, llm.head_dim))
-        rope = rotary(positions, llm.head_dim, llm.rope_theta, x.dtype)
-        q = rotate(layer.self_attn.q_norm(q).transpose(1, 2), *rope)  # (R, heads, 1, d)
+        q = layer.self_attn.q_norm(q).transpose(1, 2)  # (R, heads, 1, d)
+        q = rotate(q, *rotary(positions, llm.head_dim, llm.rope_theta, x.dtype))
         logits = q.unflatten(1, (llm.kv_heads, -1)).squeeze(3) @ key.mT / llm.head_dim**0.5
         logits = logits.masked_fill(~seen[:, None, None], -torch.inf)  # (R, kv_heads, heads of each, L)
-        wide = torch.promote_types(x.dtype, torch.float32)  # bfloat16 has too many ties
-        return logits.softmax(-1, dtype=wide).mean((1, 2))
+        return logits.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).mean((1, 2))  # bfloat16 has ties
 
     def both_parts(self, batch: Batch, branches: Branches, k: float, encode: Encoder | None, cache: KVCache) -> tuple:
         """What `VLM.read` returns, with a row for each question; then where prompts end (R,), and which columns of the
@@ -76,14 +75,14 @@ class FastV(VLM):
 
         row = torch.arange(len(asked), device=x.device)[:, None]
         ends = torch.tensor([[len(prefixes[b]) + len(q[0][0]) - 1] for b, q in asked], device=x.device)  # (R, 1)
-        seen, counts = layout.mask[row, 0, ends].squeeze(1), frame_counts(batch.num_frames, *batch.frames.shape[:2])
+        seen = layout.mask[row, 0, ends].squeeze(1)
         score = self.received(before[row, ends], layout.positions[row, ends], seen, cache)
         order = score.masked_fill(layout.ids != CELL, torch.inf).argsort(dim=1, stable=True)
-        still = [False] * len(counts) if batch.still is None else batch.still.tolist()
-        lost = [[num_removed(0.0 if still[b] else k, self.config.cells, counts[b])] for b, _ in asked]
+        counts, _, prunable = ragged(batch.frames, batch.num_frames, k, self.config.cells, batch.still)
+        lost = [[num_removed(k, self.config.cells, int(counts[b])) if prunable[b] else 0] for b, _ in asked]
         gone = order.argsort(dim=1) < torch.tensor(lost, device=x.device)  # (R, L)
-        rest = gone | (layout.segment < 0)  # padding goes, too
-        columns = rest.int().argsort(dim=1, stable=True)[:, : (~rest).sum(1).max()]  # (R, L'): what stays, in order
+        stays = ~gone & (layout.segment >= 0)  # no padding
+        columns = (~stays).int().argsort(dim=1, stable=True)[:, : stays.sum(1).max()]  # (R, L'): what stays, in order
         mask = (layout.mask & ~gone[:, None, None])[row[..., None], 0, columns[..., None], columns[:, None]][:, None]
         y = self.run(x[row, columns], layout.positions[row, columns], mask, cache, range(K, len(self.llm.layers)))
         hidden = torch.zeros_like(x).index_put((row, columns), self.llm.norm(y))
@@ -105,6 +104,5 @@ class FastV(VLM):
             x = self.run(self.llm.embed(new[-1]), at, seen[0][:, None, None], cache, range(K))
             x = self.run(x, at, seen[1][:, None, None], cache, range(K, len(self.llm.layers)))
             new.append(self.llm.logits(self.llm.norm(x)).argmax(-1))
-        said = [ids[: ids.index(end)] if end in ids else ids for ids in torch.cat(new, 1).tolist()]
-        said = iter([said[r] for r in layout.answers[0].tolist()])  # one for each branch
+        said = (ids[: [*ids, end].index(end)] for ids in torch.cat(new, 1)[layout.answers[0]].tolist())  # by branch
         return [[next(said) for _ in own] for own in batch.branches]
