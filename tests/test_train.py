@@ -436,7 +436,7 @@ def test_every_setting_is_a_flag():
     assert config.stages == {"image": 3, "glance": 2} and config.batch_size == PRESETS["smoke"]["batch_size"]
     assert config.train_counts == dict(short=0, watch=0, parade=0, image=5, brief=0, glance=6)
     names = {f.name for f in fields(TrainConfig)}
-    assert all(set(preset) <= names for preset in PRESETS.values()) and len(names) <= 46
+    assert all(set(preset) <= names for preset in PRESETS.values()) and len(names) <= 45
     assert asdict(parse_flags([])[0]) == asdict(TrainConfig())
     assert parse_flags(["--stages", "none"])[0].curriculum_steps == 0
     assert TrainConfig(data="mine.jsonl").curriculum_steps == 0  # clips of your own are all of one kind
@@ -446,7 +446,8 @@ def test_one_dial_makes_the_model_larger_and_each_size_can_still_be_set(capsys):
     plain, _ = parse_flags([])
     double, _ = parse_flags(["--scale", "2", "--llm-depth", "3", "--k", "0.3"])
     sizes = ("vit_width", "vit_heads", "vit_mlp", "vit_depth", "llm_width", "llm_heads", "llm_kv_heads", "llm_mlp")
-    assert all(getattr(double, name) == 2 * getattr(plain, name) for name in (*sizes, "connector_mlp"))
+    assert all(getattr(double, name) == 2 * getattr(plain, name) for name in sizes)
+    assert double.model.connector_mlp == double.llm_mlp
     assert (double.llm_depth, double.llm_head_dim, double.k) == (3, plain.llm_head_dim, 0.3)
     dense = [(c.score_after + 2) / c.vit_depth for c in (plain, double)]
     assert dense[0] == dense[1]
@@ -769,7 +770,8 @@ def test_a_run_that_knew_fewer_settings_is_resumed(folder, tmp_path):
     old |= {f"{kind}_steps": stages.get(kind, 0) for kind in ("image", "brief", "glance")}
     del old["varlen"], old["bias"]
     old |= dict(k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False, video_size=48)
-    old |= dict(thinning=1.0, coarse_steps=0, saliency_steps=0, spread=0.0, elastic=False)  # the lab's today
+    old |= dict(thinning=1.0, coarse_steps=0, saliency_steps=0, spread=0.0)  # the lab's today
+    old |= dict(elastic=False, connector_mlp=old["llm_mlp"])
     torch.save(state, path)
     train(config, True, CPU)
     with pytest.raises(CheckpointError, match=r"bias was 'log', is 'none'"):
@@ -810,7 +812,7 @@ def test_a_dry_run_counts_the_llms_tokens():
     """16 frames of 9 cells at k = 0.5, three tokens a frame, sixteen questions of 14; unpruned steps count in full."""
     line = lambda **flags: next(x for x in describe(PaperConfig(**flags), CPU).splitlines() if "a step:" in x)
     assert f"at most about {12 * (72 + 48 + 224)} LLM tokens" in line()
-    assert f"at most about {12 * (144 + 48 + 224)} LLM tokens" in line(saliency_steps=60) == line(elastic=True)
+    assert f"at most about {12 * (144 + 48 + 224)} LLM tokens" in line(saliency_steps=60)
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def settings_of(vit: ViTConfig, llm: LLMConfig) -> dict:
         image_size=vit.image_size, patch_size=vit.patch_size, vit_width=vit.width, vit_depth=vit.depth,
         vit_heads=vit.heads, vit_mlp=vit.mlp, w=3 if vit.grid % 3 == 0 else 2, llm_width=llm.width,
         llm_depth=llm.depth, llm_heads=llm.heads, llm_kv_heads=llm.kv_heads, llm_head_dim=llm.head_dim,
-        llm_mlp=llm.mlp, connector_mlp=llm.mlp,
+        llm_mlp=llm.mlp,
     )  # fmt: skip
 
 
@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         vit_folder, llm_folder = folder_of(args.vit), folder_of(args.llm)
         sizes = settings_of(vit_config(vit_folder, args.image_size, args.vit_depth), llm_config(llm_folder))
         config, flags = parse_flags(rest, {**RECIPE, **sizes}, PaperConfig, prog=parser.prog)
-        for name in sizes.keys() - {"w", "connector_mlp"}:  # these two belong to no pretrained part
+        for name in sizes.keys() - {"w"}:  # w belongs to no pretrained part
             own, flag = getattr(config, name), name.replace("_", "-")
             require(own == sizes[name], f"--{flag} {own}, but the weights have {sizes[name]}: leave it out")
         model, tokenizer = build(config, vit_folder, llm_folder)

@@ -79,13 +79,12 @@ class TrainConfig:
     vit_mlp: int = setting(256, "width of the ViT's MLP")
     score_after: int = setting(0, "l: score after this block (0-based), prune after the next", may_be_0=True)
     bias: str = setting("log", "score to attention bias: log, rescaled or none")
-    connector_mlp: int = setting(256, "width of the connector's SwiGLU")
     llm_width: int = setting(128, "W, the LLM's width")
     llm_depth: int = setting(4, "LLM layers")
     llm_heads: int = setting(4, "LLM query heads")
     llm_kv_heads: int = setting(2, "LLM key/value heads")
     llm_head_dim: int = setting(32, "width of an LLM head")
-    llm_mlp: int = setting(256, "width of the LLM's SwiGLU")
+    llm_mlp: int = setting(256, "width of the LLM's SwiGLU, and of the connector's")
     # how it runs
     device: str = setting("auto", "auto, cpu, cuda or mps")
     compile: bool = setting(False, "torch.compile the blocks: takes a minute at first, worth it in long runs")
@@ -96,7 +95,7 @@ class TrainConfig:
     save_every: int = setting(100, "steps between checkpoints")
 
     # settings that only lab/paper/train.py makes flags of
-    thinning, coarse_steps, saliency_steps, spread, elastic, blind = 1.0, 0, 0, 0.0, False, False
+    thinning, coarse_steps, saliency_steps, spread, blind = 1.0, 0, 0, 0.0, False
     scorer_steps = 400
 
     def __post_init__(self):
@@ -154,7 +153,7 @@ class TrainConfig:
         packed = max(self.vit_depth - self.score_after - 1 - VLMConfig.stages, 1)
         return VLMConfig(
             vit, llm, w=self.w, score_after=self.score_after, scorer_heads=self.vit_heads, scorer_mlp=self.vit_mlp,
-            connector_mlp=self.connector_mlp, scored_by=self.scorer, taps=(-min(3, packed), -1), bias=self.bias,
+            connector_mlp=self.llm_mlp, scored_by=self.scorer, taps=(-min(3, packed), -1), bias=self.bias,
             spread=self.spread,
         )  # fmt: skip
 
@@ -189,11 +188,6 @@ class TrainConfig:
         return self.curriculum_steps + self.saliency_steps
 
     @property
-    def least_k(self) -> float:
-        """The smallest share of the cells that a long clip loses in any step."""
-        return 0.0 if self.saliency_steps else self.k
-
-    @property
     def late(self) -> tuple[str, ...]:
         """Tasks whose questions are all asked; then brief clips also show direction's two options (see `Sampler`). A
         model trained from nothing learned direction last, or never (tutorials/results/TRIED.md)."""
@@ -224,16 +218,19 @@ class TrainConfig:
 
 
 # former settings, and what is done now
-GONE = dict(k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False, blind=False)
+GONE = dict(k_ramp=0, clip_norm=1.0, detach_target=True, tensorboard=False, blind=False, elastic=False)
 
 
 def upgraded(settings: dict) -> dict:
-    """The settings of an older run under today's names. A setting in `GONE` is left out if it had that value.
+    """The settings of an older run under today's names. A setting in `GONE` is left out if it had that value, and the
+    connector's width if it was the LLM's.
 
     >>> upgraded(dict(k=0.5, train_short=9, train_image=1, image_steps=4, k_ramp=0))
     {'k': 0.5, 'train_clips': {'short': 9, 'image': 1}, 'stages': {'image': 4}}
     """
     new = {name: value for name, value in settings.items() if name not in GONE or value != GONE[name]}
+    if new.get("connector_mlp") == new.get("llm_mlp"):
+        new.pop("connector_mlp", None)
     for name, old in (("train_clips", "train_{}"), ("stages", "{}_steps")):
         found = {kind: new.pop(old.format(kind)) for kind in TASKS if old.format(kind) in new}
         if found:
@@ -256,7 +253,7 @@ PRESETS: dict[str, dict] = {
     "gpu": dict(
         out="runs/gpu", train_clips=dict(short=20000, watch=6000, image=2000, brief=4000), test_clips=400,
         max_frames=64, steps=4000, stages=dict(image=500, brief=700), batch_size=64, accumulate=4, warmup=200,
-        image_size=96, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2, connector_mlp=1536,
+        image_size=96, w=3, vit_width=384, vit_depth=14, vit_heads=6, vit_mlp=1536, score_after=2,
         llm_width=512, llm_depth=8, llm_heads=8, llm_kv_heads=4, llm_head_dim=64, llm_mlp=1536, cache_gb=32.0,
         workers=2, save_every=250,
     ),
@@ -281,7 +278,6 @@ def scaled(sizes: dict, scale: float) -> dict:
         width, heads = f"{part}_width", f"{part}_heads"
         new[width] = old[width] // old[heads] * new[heads]
         new[f"{part}_mlp"] = round(old[f"{part}_mlp"] * new[width] / old[width])
-    new["connector_mlp"] = round(old["connector_mlp"] * new["llm_width"] / old["llm_width"])
     return new
 
 
@@ -388,7 +384,7 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
     count = lambda module: sum(p.numel() for p in module.parameters())
     parts = ", ".join(f"{name} {count(part) / 1e6:.2f} M" for name, part in model.named_children())
     m, T, dense = model.config, config.max_frames, model.config.score_after + 2
-    kept = m.cells * T - num_removed(config.least_k, m.cells, T)
+    kept = m.cells * T - num_removed(0.0 if config.saliency_steps else config.k, m.cells, T)  # at the largest step
     row = kept + 3 * T + config.questions * 14  # a stamp and two markers a frame, about 14 tokens a question
     on_gpu = device.type == "cuda"
     activations = saved_floats(m, config, kept, row) * (2 if on_gpu else 4) / 1e9

@@ -101,7 +101,7 @@ def counted(function) -> float:
 
 
 def test_cost_is_what_a_counter_counts(tmp_path):
-    config = tiny(tmp_path, vit_width=16, vit_mlp=24, connector_mlp=20, vit_depth=5, score_after=1).model
+    config = tiny(tmp_path, vit_width=16, vit_mlp=24, vit_depth=5, score_after=1).model
     model, T = VLM(config).eval(), 5
     video = Video(moving(T), [t / 2 for t in range(T)], 2.0)
     scorers = pick_scorers(model, [])

@@ -435,7 +435,7 @@ def test_flags_without_an_effect_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         pretrained.main([*words, "--no-such-flag"])
     assert "usage: python -m stts_mini.lab.pretrained" in capsys.readouterr().err
-    pretrained.main([*words, "--llm-mlp", "24", "--w", "3", "--connector-mlp", "8"])
+    pretrained.main([*words, "--llm-mlp", "24", "--w", "3"])
 
 
 def test_a_mark_written_in_a_text_is_text(tmp_path):

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def test_every_size_of_the_model_is_its_setting():
     sizes = dict(
         image_size=96, patch_size=12, w=4, vit_width=24, vit_depth=9, vit_heads=3, vit_mlp=40, score_after=2,
-        bias="none", connector_mlp=50, llm_width=16, llm_depth=5, llm_heads=6, llm_kv_heads=3, llm_head_dim=8,
+        bias="none", llm_width=16, llm_depth=5, llm_heads=6, llm_kv_heads=3, llm_head_dim=8,
         llm_mlp=70, scorer="cosine",
     )  # fmt: skip
     model = TrainConfig(**sizes).model
@@ -26,7 +26,7 @@ def test_every_size_of_the_model_is_its_setting():
         for name in names.split():
             assert getattr(part, name.partition("_")[2]) == sizes[name]
     assert (model.vit.image_size, model.vit.patch_size, model.llm.kv_heads, model.llm.head_dim) == (96, 12, 3, 8)
-    assert (model.llm.mlp, model.connector_mlp, model.w, model.score_after) == (70, 50, 4, 2)
+    assert (model.llm.mlp, model.connector_mlp, model.w, model.score_after) == (70, 70, 4, 2)
     assert (model.bias, model.scored_by, model.scorer_heads, model.scorer_mlp) == ("none", "cosine", 3, 40)
     assert model.taps == (-3, -1) and TrainConfig(vit_depth=3).model.taps == (-1, -1)
 
@@ -34,14 +34,14 @@ def test_every_size_of_the_model_is_its_setting():
 @pytest.mark.parametrize(
     "sizes, scale, expected",
     [
-        ({}, 0.5, (3, 1, 2, 1, 2, 0, 32, 128, 64, 128, 128)),
-        (PRESETS["gpu"], 2, (28, 12, 16, 8, 16, 6, 768, 3072, 1024, 3072, 3072)),
-        (dict(llm_heads=6, llm_mlp=96), 0.1, (1, 1, 1, 1, 3, 0, 32, 128, 63, 47, 126)),  # heads of 128 // 6 = 21
+        ({}, 0.5, (3, 1, 2, 1, 2, 0, 32, 128, 64, 128)),
+        (PRESETS["gpu"], 2, (28, 12, 16, 8, 16, 6, 768, 3072, 1024, 3072)),
+        (dict(llm_heads=6, llm_mlp=96), 0.1, (1, 1, 1, 1, 3, 0, 32, 128, 63, 47)),  # heads of 128 // 6 = 21
     ],
 )
 def test_every_size_is_scaled(sizes, scale, expected):
     names = "vit_depth vit_heads llm_depth llm_kv_heads llm_heads score_after vit_width vit_mlp llm_width llm_mlp"
-    assert scaled(sizes, scale) == dict(zip([*names.split(), "connector_mlp"], expected, strict=True))
+    assert scaled(sizes, scale) == dict(zip(names.split(), expected, strict=True))
 
 
 def test_what_a_step_keeps_is_counted_by_hand():

@@ -229,7 +229,7 @@ def test_saliency_under_recomputation_is_the_same():
 
 
 def test_resuming_amid_the_lessons_is_uninterrupted(folder, tmp_path, monkeypatch):  # noqa: F811
-    options = dict(steps=8, saliency_steps=3, llm_depth=2, elastic=True, spread=0.4)
+    options = dict(steps=8, saliency_steps=3, llm_depth=2, spread=0.4)
     options["save_every"] = 4
     whole = train(tiny(folder, PaperConfig, **options, out=str(tmp_path / "whole")), False, CPU)
     config = tiny(folder, PaperConfig, **options, out=str(tmp_path / "parts"))
@@ -244,12 +244,9 @@ def test_resuming_amid_the_lessons_is_uninterrupted(folder, tmp_path, monkeypatc
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
-def test_elastic_draws_k_anew_in_each_step():
-    config = PaperConfig(k=0.8, elastic=True, stages=dict(image=2, brief=1), saliency_steps=2)
-    ks = [config.k_at(step) for step in range(205)]
-    assert ks[:5] == [0.0] * 5 and len(set(ks[5:])) > 150 and 0 <= min(ks[5:]) < 0.1 and 0.7 < max(ks) < 0.8
-    assert ks == [config.k_at(step) for step in range(205)]
-    assert ks != [PaperConfig(k=0.8, elastic=True, seed=1).k_at(step) for step in range(205)]
+def test_pruning_begins_after_the_lessons():
+    config = PaperConfig(k=0.8, stages=dict(image=2, brief=1), saliency_steps=2)
+    assert [config.k_at(step) for step in range(7)] == [0.0] * 5 + [0.8] * 2
     assert config.model.spread == 0 and PaperConfig(spread=0.3).model.spread == 0.3
     with pytest.raises(ValueError, match="spread = -1"):
         PaperConfig(spread=-1.0)

@@ -50,7 +50,6 @@ METHODS = {  # what a method is called in the tables, and its own settings of th
     "deepest": ("STTS, scored two blocks later", dict(score_after=2)),  # so the connector reads another block
     "saliency-few": ("trained with saliency, spread (ours), on half of the frames", dict(SPREAD, max_frames=16)),
     "saliency-many": ("trained with saliency, spread (ours), on twice the frames", dict(SPREAD, max_frames=64)),
-    "elastic": ("elastic (ours)", dict(SPREAD, elastic=True)),
     "unpruned-range": ("unpruned, trained on any number of frames", dict(max_frames=64, thinning=4.0)),  # 16 to 64
     "saliency-range": (
         "trained with saliency, spread (ours), on any number of frames", dict(SPREAD, max_frames=64, thinning=4.0),
@@ -164,7 +163,6 @@ TABLES = {  # the rows that a table needs, the most important first
         *PLAIN, *grid("saliency stts saliency-few frames", 0.5, seeds=SEEDS), *grid("saliency-many", 0.9),
         *grid("unpruned-range", 0.0, seeds=SEEDS), *grid("saliency-range", 0.5, seeds=SEEDS),
     ],
-    "elastic": [*grid("unpruned", 0.0), *grid("elastic", 0.9), *grid("saliency", 0.3, 0.5, 0.8, 0.9)],
     "depth": [  # the paper's Figure 6. "deepest" unpruned is what its other connector alone does
         *grid("unpruned deepest", 0.0), *grid("stts deeper", 0.5, seeds=SEEDS),
         *grid("saliency deepest saliency-deeper saliency-deepest", 0.5),
@@ -219,6 +217,4 @@ def askings(row: Row) -> dict[str, Asking]:
         ways["scaled"] = at(2 * FRAMES)
     elif row.method.endswith("-range"):
         ways |= {"half the frames": at(FRAMES // 2), "other rows' frames": at(FRAMES)}
-    elif row.method == "elastic":
-        ways |= {f"k = {k}": dataclasses.replace(trained, k=k) for k in (0.0, 0.3, 0.5, 0.8)}
     return ways

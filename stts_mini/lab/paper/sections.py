@@ -100,7 +100,7 @@ def methods(results: Results) -> str:
 
 def pairs(results: Results) -> str:
     """STTS, as in the paper and as trained with saliency, against every other trained method, paired."""
-    alone = ("unpruned", "blind", "elastic", "unpruned-range", "saliency-range")  # have tables of their own
+    alone = ("unpruned", "blind", "unpruned-range", "saliency-range")  # have tables of their own
     others = [m for m in (*METHODS, *results.own) if m not in alone and not m.startswith("young-")]
     rows = []
     for k, own, other in itertools.product((0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), ("stts", "saliency"), others):
@@ -204,17 +204,6 @@ def depth(results: Results) -> str:
     return table(COLUMNS, rows)
 
 
-def elastic(results: Results) -> str:
-    """One model asked at every k up to its own, beside a model for each, of the same seeds."""
-    rows = []
-    for most in sorted({k for method, k, _ in results.records if method == "elastic"}):
-        own = ("elastic", most)
-        for k in (k for k in (0.0, 0.3, 0.5, 0.8, 0.9) if k <= most):
-            rows.append(facts(results, own if k == most else (*own, f"k = {k}"), f"elastic, asked at k = {k}"))
-            rows.append(facts(results, ("saliency", k) if k else UNPRUNED, only=results.seeds(*own)))
-    return table(COLUMNS, rows)
-
-
 def images(results: Results) -> str:
     """Table 4: single images lose no cell at any k. What does training with pruned videos do to them?"""
     rows = []
@@ -283,7 +272,6 @@ PAGES = {  # the tables of each page: the title, the table, and the number of pa
         ("Without panels: shorter and longer training", clock, 0),
         ("Shorter and longer training", clock, MOST_PANELS),
         ("Learning in the same time, from a base after its first run", learning, MOST_PANELS),
-        ("One model for every k (ours)", elastic, MOST_PANELS),
         ("Single images, which lose no cell (Table 4)", images, MOST_PANELS),
     ),
 }

@@ -1,4 +1,4 @@
-"""The training command with the lab's additions: saliency, spreading, elastic k, any number of frames.
+"""The training command with the lab's additions: saliency, spreading, any number of frames.
 
     python -m stts_mini.lab.paper.train --saliency-steps 60 --spread 0.3 --sim-weight 0 --k 0.8
     python -m stts_mini.lab.paper.train --preset base           the first run of the unpruned model that rows start from
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from stts_mini.data.files import require
 from stts_mini.train import job
@@ -32,7 +30,6 @@ class PaperConfig(TrainConfig):
     scorer_steps: int = setting(
         400, "steps of L_sim alone for the scorer, before pruning begins. At most as many as are pruned", may_be_0=True
     )
-    elastic: bool = setting(False, "draw k at random in each step, from 0 to --k: one model for every budget")
     video_size: int = setting(0, "side of a frame in pixels, in the world's files. 0: as --image-size", may_be_0=True)
 
     def __post_init__(self):
@@ -44,22 +41,6 @@ class PaperConfig(TrainConfig):
         require(not steps or self.llm_depth >= 2, f"{named} need an LLM of 2 layers or more: give --llm-depth 2")
         blind = "blind training has no cells whose saliency could be learned: give --saliency-steps 0"
         require(not steps or not self.blind, blind)
-
-    @property
-    def least_k(self) -> float:
-        """The smallest share of the cells that a long clip loses in any step."""
-        return 0.0 if self.elastic else super().least_k
-
-    def k_at(self, step: int) -> float:
-        """k at a step. If `elastic`, a random share of it.
-
-        >>> config = PaperConfig(k=0.8, elastic=True, stages={})
-        >>> ks = [config.k_at(step) for step in range(99)]
-        >>> min(ks) < 0.1, max(ks) > 0.7
-        (True, True)
-        """
-        k = super().k_at(step)
-        return round(k * np.random.default_rng((self.seed, 5, step)).random(), 4) if self.elastic else k
 
 
 BASE = dict(

@@ -158,7 +158,7 @@ def test_every_row_is_on_the_page(lab):
     text = "\n".join(pages(Results(lab[1] / "rows")).values())
     assert "| 2 | 18 | " in text and "| 4 | 36 | " in text  # the two of frames in a range share a table
     for method in {*TRAINED, *TWINS} - {"unpruned-range", "saliency-range"}:
-        name = {"elastic": "elastic, asked at k = 0.5", "saliency-few": "unpruned"}.get(method, named(method))
+        name = {"saliency-few": "unpruned"}.get(method, named(method))
         title = "## Learning in the same time" if method.startswith("young-") else "# Results"
         assert f"| {name} |" in text.split(title)[1], method
 

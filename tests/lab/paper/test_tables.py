@@ -123,7 +123,6 @@ def test_the_page_says_what_the_files_say(tmp_path):
     write(tmp_path, "saliency", 0.9, 0, p=short_only, ways=("as trained", "scaled"))
     write(tmp_path, "oracle", 0.9, 0, p=1.0)
     write(tmp_path, "frames", 0.5, 1, p=1.0, tokens=50 * 3 * 40)
-    write(tmp_path, "elastic", 0.9, 0, p=short_only, tokens=20, ways=("as trained", "k = 0.5"))
     main(["--results", str(tmp_path)])
     text = written(tmp_path)
     halved = "100.0 (100.0–100.0) | 0.0 (0.0–0.0) | 50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)"
@@ -144,7 +143,6 @@ def test_the_page_says_what_the_files_say(tmp_path):
     few, scaled = (line for line in text.splitlines() if line.startswith("| trained with saliency"))
     assert few.endswith("| 0.0 (0.0–0.0) | – | 32 | 40 | 1 |")
     assert scaled.startswith("| trained with saliency, spread (ours), on half of the frames | 50 | 32, 32 | 50 |")
-    assert "| elastic, asked at k = 0.5 | 90 | 80.0 | 100.0" in text
     assert (
         "| 0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 32 | 40 | 1 |" in scaled
     )  # against "frames", not the whole model
@@ -426,7 +424,6 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
         write(tmp_path, "saliency", 0.9, seed, p=p)
         write(tmp_path, "saliency", 0.5, seed, p=lambda t, p=p: p if t.startswith("image") else 0.5)
     write(tmp_path, "deeper", 0.5, 0, p=short_only)
-    write(tmp_path, "elastic", 0.9, 1, p=short_only)
     main(["--results", str(tmp_path)])
     parts = dict(part.split("\n", 1) for part in written(tmp_path).split("\n## ")[1:])
     lines = {title.split(" (")[0]: text.split("\n")[3:] for title, text in parts.items()}
@@ -434,9 +431,6 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     assert (
         plain.startswith("| STTS | 50 | 60.0 | 100.0") and plain.endswith("| 20.0 | 0 |") and deeper.endswith("| 0 |")
     )
-    rows = lines["One model for every k"]
-    one = next(line for line in rows if line.startswith("| STTS trained") and "| 90 |" in line)
-    assert "| 0.0 (0.0–0.0) | −100.0" in one and one.endswith("| 1 |")
     image = next(line for line in lines["Single images, which lose no cell"] if line.startswith("| STTS trained"))
     half = "50.0 (0.0–100.0) | −50.0 (−100.0 to +0.0)"
     assert image == f"| STTS trained with saliency, spread (ours) | 50 | {half} | {half} | 0, 1 |"
