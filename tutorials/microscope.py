@@ -10,7 +10,8 @@ the loss. Cells are of three kinds: an answer depends on it (evidence), a panel 
             errors, from how the steps' means differ
     noise   the standard deviation of that push from cell to cell
 
-A teacher can move a kind of cell if mean and error are far apart. It needs matplotlib, as the notebooks do.
+A teacher can move a kind of cell if mean and error are far apart. At the end it says what the kept cells of the last
+steps show. It needs matplotlib, as the notebooks do.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def kinds_of(clips: Sequence[Clip], reader: Reader, T: int, cells: int) -> np.nd
     return kinds
 
 
-def run(config: TrainConfig) -> np.ndarray:
-    """Train, and return for every step, teacher and kind: cells, sum of pushes, sum of their squares."""
+def run(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Train, and return for every step, teacher and kind: cells, sum of pushes, sum of their squares. And for every
+    step and kind: kept cells of frames t ≥ 1."""
     device = torch.device("cpu")
     clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size, config.panels))
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
@@ -65,6 +67,7 @@ def run(config: TrainConfig) -> np.ndarray:
     sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed)
     warm_up(model, optimizers, sampler.beyond(config.steps, config.lessons), config, device)
     pushes = np.zeros((config.steps, len(TEACHERS), len(KINDS), 3))
+    kept = np.zeros((config.steps, len(KINDS)))
     for step in range(config.steps):
         output = model(sampler(step), config.k)
         encoded = output.encoded
@@ -73,6 +76,7 @@ def run(config: TrainConfig) -> np.ndarray:
         if encoded.target is not None:  # not a batch of pictures
             B, T, C = encoded.scores.shape
             kinds = kinds_of([clips[n] for n in sampler.clip_numbers(step)], reader, T, C)
+            kept[step] = [(encoded.keep[:, 1:].numpy() & (kinds == kind)).sum() for kind in range(len(KINDS))]
             for teacher, gradient in enumerate(gradients(encoded, config.sim_weight / B)):
                 push = (-gradient * encoded.scores.detach()[:, 1:]).numpy()  # ∂/∂log s = s · ∂/∂s
                 for kind in range(len(KINDS)):
@@ -84,7 +88,7 @@ def run(config: TrainConfig) -> np.ndarray:
                 group["lr"] = group["peak_lr"] * rate_at(step, config)
             optimizer.step()
             optimizer.zero_grad()
-    return pushes
+    return pushes, kept
 
 
 def moments(pushes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,11 +129,14 @@ def main() -> None:
     args = parser.parse_args()
     config = Row("stts", 0.8, 0).config(args.data, SHIPPED / "base0.pt")
     config = dataclasses.replace(config, steps=args.steps)
-    pushes = run(config)
+    pushes, kept = run(config)
     print("| teacher | cells | mean push on log s, × 10⁻⁶ | its error | noise |\n|---|---|---|---|---|")
     for teacher, name in enumerate(TEACHERS):
         for kind, values in zip(KINDS, 1e6 * np.stack(moments(pushes[:, teacher])).T, strict=True):
             print(f"| {name} | {kind} | {values[0]:+.2f} | {values[1]:.2f} | {values[2]:.1f} |")
+    last = kept[-len(kept) // 4 :].sum(0)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in zip(KINDS, last / last.sum(), strict=True))
+    print(f"of the kept cells in the last quarter of the steps, without frame 0: {shares}")
     draw(pushes, args.out)
 
 
