@@ -48,8 +48,8 @@ def check_k(k: float) -> None:
 def num_removed(k: float, cells: int, frames: int) -> int:
     """How many cells a video of `frames` frames loses: floor(k·C·T), but never one of frame 0.
 
-    The product is exact in decimal: 0.3 · 90 is 27, while binary floats give 26.99…. Raises ValueError for a k outside
-    [0, 1) or a video without frames.
+    The product is exact in decimal: 0.3 · 9 · 10 is 27, while floats, rounded twice, give 26.999…. Raises ValueError
+    for a k outside [0, 1) or a video without frames.
 
     >>> num_removed(0.3, cells=9, frames=10), num_removed(0.9, cells=9, frames=2)
     (27, 9)

@@ -10,7 +10,7 @@ One linear layer: what a cell shows (its mean token), and how much it changed. N
 import torch
 from torch import Tensor, nn
 
-from stts_mini.scorer import ScorerConfig, temporal_target
+from stts_mini.scorer import START, ScorerConfig, temporal_target
 
 
 class MyScorer(nn.Module):
@@ -22,6 +22,7 @@ class MyScorer(nn.Module):
         super().__init__()
         self.config = config
         self.linear = nn.Linear(config.width + 1, 1)
+        nn.init.constant_(self.linear.bias, START)  # scores of about 0.05, near their targets
 
     def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         w = self.config.w

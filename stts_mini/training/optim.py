@@ -70,7 +70,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices, AdamW for the rest, each with a group for every part of the model.
+    """Muon for hidden matrices, AdamW for the rest, each with a group for every part of the model. A matrix with one
+    row is the last layer of a scorer, and so AdamW's.
 
     Every group has its peak rate as `peak_lr`. Weight decay is 0 and β = (0.9, 0.95), as in the public code. The paper
     gives neither."""
@@ -78,8 +79,8 @@ def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimi
     groups: dict[tuple[str, str], list] = {}
     for name, p in model.named_parameters():
         part = name.split(".")[0]
-        ends = ("embed_tokens", "lm_head", "position_embedding", "patch_embedding", "scorer.mlp.2")
-        hidden = p.ndim == 2 and not any(end in name for end in ends) and config.muon_lr > 0
+        ends = ("embed_tokens", "lm_head", "position_embedding", "patch_embedding")
+        hidden = p.ndim == 2 and len(p) > 1 and not any(end in name for end in ends) and config.muon_lr > 0
         groups.setdefault(("muon" if hidden else "adamw", part), []).append(p)
     optimizers = []
     for kind, rate in (("muon", config.muon_lr), ("adamw", config.lr)):

@@ -57,9 +57,9 @@ def test_of_any_size_and_type_the_direction_is_the_same():
 
 
 def test_ends_and_vectors_are_adamws_and_each_part_has_its_rate():
-    matrices = ["llm.embed_tokens", "llm.lm_head", "vit.position_embedding", "vit.patch_embedding", "scorer.mlp.2"]
+    matrices = ["llm.embed_tokens", "llm.lm_head", "vit.position_embedding", "vit.patch_embedding", "scorer.last"]
     hidden = ["llm.layers.0.q_proj", "vit.blocks.0.up", "connector.down", "scorer.mlp.0"]
-    every = {name: torch.nn.Parameter(torch.zeros(2, 2)) for name in (*matrices, *hidden)}
+    every = {name: torch.nn.Parameter(torch.zeros(1 if "last" in name else 2, 2)) for name in (*matrices, *hidden)}
     every |= {"llm.norm": torch.nn.Parameter(torch.zeros(2))}
     model = SimpleNamespace(named_parameters=every.items)
     config = TrainConfig(lr=2.0, muon_lr=3.0, scorer_lr_ratio=0.5, vision_lr_ratio=0.25)

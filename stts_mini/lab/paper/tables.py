@@ -119,7 +119,7 @@ def draw(dials: Mapping[str, Results], path: Path) -> Figure:
         axes.set(title=title, xlabel="processor time of an inference pass, % of unpruned")
         axes.margins(x=0.12)
     figure.axes[0].set_ylabel("average accuracy, %")
-    how = "filled: inference only, hollow: trained, at the same time · line: unpruned"
+    how = "filled: inference only, hollow: trained, at the time of inference only · line: unpruned"
     figure.suptitle(f"circles: k = 0.5, squares: 0.8 · {how}", fontsize=11)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=130, format="png")
