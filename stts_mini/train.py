@@ -61,7 +61,7 @@ from stts_mini.sequence import Batch
 from stts_mini.training import checkpoint, distributed
 from stts_mini.training.config import PRESETS, SHIPPED, TrainConfig, as_text, describe, parse_flags
 from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
-from stts_mini.training.optim import build_optimizers, rate_at
+from stts_mini.training.optim import build_optimizers, rate_at, update
 from stts_mini.training.step import CLIP_NORM, Seen, eagerly, forward_backward, learns, warm_up, wrap
 
 
@@ -318,11 +318,7 @@ def one_step(
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM))
     if not math.isfinite(seen.task + seen.sim + norm):
         raise NotFinite(f"loss {seen.task:.4g}, L_sim {seen.sim:.4g}, gradient norm {norm:.4g}")
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * rate_at(step, config)
-        optimizer.step()
-        optimizer.zero_grad()
+    update(optimizers, rate_at(step, config))
     return seen, norm
 
 

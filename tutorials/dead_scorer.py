@@ -32,7 +32,7 @@ from stts_mini.scorer import similarity_loss, temporal_target
 from stts_mini.train import CLIP_NORM, build_model
 from stts_mini.training import checkpoint
 from stts_mini.training.config import SHIPPED, TrainConfig
-from stts_mini.training.optim import build_optimizers, rate_at
+from stts_mini.training.optim import build_optimizers, rate_at, update
 
 HERE = Path(__file__).parent
 STEPS, BATCH, HELD_OUT, SEEDS = 100, 4, 8, (0, 1, 2)
@@ -75,11 +75,7 @@ def learn(config: TrainConfig, start: float, batches: list[Features]) -> tuple[l
         scores = scorer(grid, num_frames)
         similarity_loss(scores, target, num_frames).backward()
         torch.nn.utils.clip_grad_norm_(scorer.parameters(), CLIP_NORM)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate_at(step, config)
-            optimizer.step()
-            optimizer.zero_grad()
+        update(optimizers, rate_at(step, config))
         means.append(float(scores[:, 1:].detach().mean()))
     s, t = [], torch.cat([target[after_frame_0(n)].flatten() for _, n, target in batches[-HELD_OUT:]]).double()
     for grid, num_frames, _ in batches[-HELD_OUT:]:

@@ -34,7 +34,7 @@ from stts_mini.train import build_model
 from stts_mini.training import checkpoint
 from stts_mini.training.config import SHIPPED, TrainConfig
 from stts_mini.training.health import gradients, watch
-from stts_mini.training.optim import build_optimizers, rate_at
+from stts_mini.training.optim import build_optimizers, rate_at, update
 from stts_mini.training.step import CLIP_NORM, warm_up
 
 HERE = Path(__file__).parent
@@ -83,11 +83,7 @@ def run(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
                     x = push[kinds == kind]
                     pushes[step, teacher, kind] = len(x), x.sum(), (x * x).sum()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate_at(step, config)
-            optimizer.step()
-            optimizer.zero_grad()
+        update(optimizers, rate_at(step, config))
     return pushes, kept
 
 

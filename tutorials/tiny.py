@@ -21,8 +21,9 @@ from stts_mini.data.video import Video
 from stts_mini.model import VLM, Output
 from stts_mini.sequence import Batch
 from stts_mini.toy import drawing
-from stts_mini.train import CLIP_NORM, build_model, build_optimizers
+from stts_mini.train import CLIP_NORM, build_model
 from stts_mini.training.config import TrainConfig
+from stts_mini.training.optim import build_optimizers, update
 
 TIMES = np.arange(5) / 2  # seconds
 SIZE = 48  # pixels
@@ -95,11 +96,7 @@ def train(
         loss(output).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         rate = min((step + 1) / 10, 1.0) * 0.5 * (1 + np.cos(np.pi * step / cfg.steps))  # warm-up, then a cosine
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate
-            optimizer.step()
-            optimizer.zero_grad()
+        update(optimizers, rate)
         if step >= unpruned and step % 10 == 9:
             rows.append((step + 1, *_losses(output), *by_kind(output.encoded.scores, shows(seeds))))
     return model.eval(), rows

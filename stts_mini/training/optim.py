@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -94,6 +95,15 @@ def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimi
         elif own:
             optimizers.append(torch.optim.AdamW(own, betas=(0.9, 0.95), weight_decay=0.0))
     return optimizers
+
+
+def update(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Step every optimiser at this share of its peak rates, and forget the gradients."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * rate
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def rate_at(step: int, config: TrainConfig) -> float:
