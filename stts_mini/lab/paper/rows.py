@@ -170,7 +170,7 @@ TABLES = {  # the rows that a table needs, the most important first
     "clock": [  # shorter and longer runs, beside the time that they take
         *grid("unpruned unpruned@100 unpruned@200", 0.0), *grid("saliency cosine", 0.8, 0.9),
         *grid("saliency@800", 0.8, seeds=SEEDS), *grid("cosine@800 saliency@200", 0.8), *grid("saliency@800", 0.9),
-        *grid("stts stts@800", 0.5), *grid("unpruned@800", 0.0),
+        *grid("stts stts@800", 0.5, seeds=SEEDS), *grid("unpruned@800", 0.0, seeds=SEEDS),
         *grid("saliency-many", 0.9), *grid("saliency-many@800", 0.9, seeds=(0, 1)),
         *grid("young-unpruned", 0.0, seeds=SEEDS), *grid("young-saliency@500", 0.5, seeds=SEEDS),  # the same time each
         *grid("young-cosine@600 young-random@600 young-frames@750", 0.5), *grid("young-saliency@800", 0.8),

@@ -33,6 +33,7 @@ CELLS = PaperConfig().model.cells  # of a frame, in all rows but those of smalle
 CAUSES = ("unpruned, too", "evidence pruned", "kept, not used")  # of wrong answers: see `Results.causes`
 COLUMNS = "|k|effective k|short|long|average|against unpruned|evidence kept|seeds"
 IMAGE_TASKS = ("image/attribute", "image/count")
+GROUPS = (*SHORT_TASKS, "short", *LONG_TASKS, "long", "average", *IMAGE_TASKS)
 TIMED = "|k|steps|minutes of one core|short|long|average"
 
 
@@ -88,8 +89,8 @@ def ladder(results: Results) -> str:
 
 def methods(results: Results) -> str:
     """Tables 2 and 5: other ways to prune."""
-    trained = ("stts", "saliency", "saliency-plain", "cosine", "cosine-spread", "random", "no-aux", "no-bias", "tome")
-    trained += ("frames", "resolution", "oracle", "saliency-many", "saliency-many@800")
+    trained = ("stts", "stts-spread", "saliency", "saliency-plain", "cosine", "cosine-spread", "random", "no-aux")
+    trained += ("no-bias", "tome", "frames", "resolution", "oracle", "saliency-many", "saliency-many@800")
     rows = []
     for k in (0.5, 0.8, 0.9):
         rows += [facts(results, (method, k)) for method in trained]
@@ -124,11 +125,25 @@ def tasks(results: Results) -> str:
     whole, *others = there.values()
     record = results.records[(*UNPRUNED, whole.names[0])]
     rows = []
-    for group in (*SHORT_TASKS, "short", *LONG_TASKS, "long", "average", *IMAGE_TASKS):
+    for group in GROUPS:
         text = [averaged(x.get, x, group) for x in (record["asked"]["as trained"]["chance"], record["look_up"])]
         cells = [*map(percent, text), with_interval(whole, group), *(percent(value(s, group)) for s in others)]
         rows.append([f"**{group}**" if group in AVERAGES else group, *cells])
     return table("|".join(["|chance|look-up", *(f"{name} ({len(s.names)})" for name, s in there.items())]), rows)
+
+
+def tasks_pruned(results: Results) -> str:
+    """Every task of unpruned and pruned models, all of seed 0, so that columns compare."""
+    ways = {"unpruned": UNPRUNED, "STTS, k = 0.5": ("stts", 0.5), "spread": ("stts-spread", 0.5)}
+    ways |= {"800 steps": ("stts@800", 0.5), "heuristic, k = 0.5": ("cosine", 0.5), "STTS, k = 0.8": ("stts", 0.8)}
+    ways |= {"heuristic, k = 0.8": ("cosine", 0.8), "saliency, k = 0.8": ("saliency", 0.8)}
+    there = {name: results.scores(*row, seeds=[0]) for name, row in ways.items() if 0 in results.seeds(*row)}
+    if len(there) < 2:
+        return ""
+    mark = lambda group: f"**{group}**" if group in AVERAGES else group
+    rows = [[mark(group), *(percent(value(s, group)) for s in there.values())] for group in GROUPS]
+    how = "Seed 0, percent. *Spread* and *800 steps* are STTS at k = 0.5, spread over time, and trained twice as long."
+    return f"{how}\n\n" + table("|".join(["", *there]), rows)
 
 
 def clock(results: Results) -> str:
@@ -191,7 +206,7 @@ def in_range(results: Results) -> str:
             its = against(results, pruned, fixed, "long", both) if set(both) <= set(results.seeds(*fixed)) else "–"
             rows.append([*cells, against(results, pruned, whole, "long", both), its, many["seeds"]])
     head = "frames, unpruned|vision tokens|long|frames, at k = 0.5|vision tokens|long|minus"
-    return table(f"{head}|minus an unpruned model that was trained at just as many as it is asked|seeds", rows)
+    return table(f"{head}|minus unpruned, trained and asked at the same frames|seeds", rows)
 
 
 def depth(results: Results) -> str:
@@ -225,14 +240,14 @@ def rivals(results: Results) -> str:
         asked = facts(results, (method, 0.0, f"inference only, k = {k}"))
         trained = facts(results, (method, k))
         if known := asked or trained:
-            scores = [of[c] if of else "–" for of in (asked, trained) for c in ("seeds", "average", "against unpruned")]
-            rest = [known[column] for column in ("evidence kept", *CAUSES, "speedup", "limit")]
-            rows.append([named(method).removesuffix(", trained"), known["k"], *scores, *rest])
-    head = "|k|seeds|inference only|against unpruned|seeds|trained|against unpruned|evidence kept"
-    text = table(f"{head}|unpruned wrong, too|evidence pruned|kept, not used|times as fast|limit", rows)
-    how = "Asked with the unpruned row's model (*inference only*), and trained. Evidence and kinds of wrong answers are"
-    how += " those of inference only, if it was asked. *Times as fast*: an inference pass on four long clips, in turns"
-    how += " with the same model's unpruned, by processor time."
+            its = ("seeds", "average", "against unpruned")
+            rest = (*its, "evidence kept", *CAUSES, "speedup", "limit")
+            cells = [of[c] if of else "–" for of, columns in ((asked, rest), (trained, its)) for c in columns]
+            rows.append([named(method).removesuffix(", trained"), known["k"], *cells])
+    head = "|k|seeds|inference only|against unpruned|evidence kept|unpruned wrong, too|evidence pruned|kept, not used"
+    text = table(f"{head}|times as fast|limit|seeds|trained|against unpruned", rows)
+    how = "First asked with the unpruned row's model (*inference only*), then trained. *Times as fast*: an inference"
+    how += " pass on four long clips, in turns with the same model's unpruned, by processor time."
     return f"{how} *Limit*: by count, without what it costs to choose.\n\n{text}"
 
 
@@ -247,7 +262,8 @@ def wrong(results: Results) -> str:
             rows.append(facts(results, row, name, seeds))
     text = table("|".join(["|k|wrong", *CAUSES, "seeds"]), rows)
     how = "Percent of all questions, on average. *Unpruned, too*: the unpruned row of this seed is wrong as well."
-    how += " *Evidence pruned*: it is right, and of an object that the answer depends on no frame keeps half."
+    how += " *Evidence pruned*: it is right, but some object that the answer needs is not half kept in any frame. Rows"
+    how += " that were judged before the files said what was kept are not here."
     return text and f"{how}\n\n{text}"
 
 
@@ -260,6 +276,8 @@ PAGES = {  # the tables of each page: the title, the table, and the number of pa
         ("Without panels: why answers were wrong", wrong, 0),
         ("Why answers were wrong", wrong, MOST_PANELS),
         ("The tasks, unpruned", tasks, MOST_PANELS),
+        ("Without panels: the tasks, pruned", tasks_pruned, 0),
+        ("The tasks, pruned", tasks_pruned, MOST_PANELS),
     ),
     "MORE.md": (
         ("Without panels: STTS against others, paired", pairs, 0),

@@ -34,16 +34,16 @@ INTROS = {
 Here are the paper's findings beside ours, accuracy against k, rival methods, why answers were wrong, and the tasks.
 [MORE.md](MORE.md) has all other tables. [FINDINGS.md](FINDINGS.md) says what the tables show.
 
-Both pages are made by `python -m stts_mini.lab.paper.tables` from the files in [rows](rows), which
-`python -m stts_mini.lab.paper --all` makes. Test set {sets}; torch {torch}; commits {commit}.
+This page and MORE.md are made by `python -m stts_mini.lab.paper.tables` from the files in [rows](rows), which
+`python -m stts_mini.lab.paper --all` makes.
 
-Percent. Long is the mean of seven tasks, short of six, *average* the mean of the two. Intervals are 95%, from
-resampling seeds and clips. They are too narrow where seeds differ. One seed's interval knows only how clips differ, and
-three seeds on two bases are few. So paired differences are also given seed by seed. *Seeds* says which there are. A
-number in brackets after a column's name says how many. Seed s starts from unpruned base s mod 2, or from what that base
-was after its first run where a table says so. Bases differ (average, unpruned: {bases}). So compare lines with other
-seeds by their paired differences, never by their averages. *Against unpruned* compares roughly: a worse base has less
-to lose.
+All numbers are percent, k, too. Long is the mean of seven tasks, short of six, *average* the mean of the two. Intervals
+are 95%, from resampling seeds and clips. They are too narrow where seeds differ. One seed's interval knows only how
+clips differ, and three seeds on two bases are few. So paired differences are also given seed by seed. *Seeds* says
+which there are. A number in brackets after a column's name says how many. Seed s starts from unpruned base s mod 2, or
+from what that base was after its first run where a table says so. Bases differ (average, unpruned: {bases}). So compare
+lines with other seeds by their paired differences, never by their averages. *Against unpruned* compares roughly: a
+worse base has less to lose.
 
 *Effective k*: the share of the vision tokens that is really gone. Frame 0 stays, so at most C·(T−1) of C·T cells can
 go. *Evidence kept*: of the pixels that answers depend on, the share in kept cells (without frame 0). *Inference only*:
@@ -60,6 +60,8 @@ Here are paired differences, other ways to prune, numbers of frames, depth, trai
 
 """,
 }
+
+LAST = "Test set {sets}; torch {torch}; commits {commit}."
 
 
 def anchor(title: str) -> str:
@@ -88,7 +90,7 @@ def pages(results: Results, without: Results | None = None, bench: Mapping | Non
         there = {title: text for title, text in there.items() if text}
         contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in there)
         parts = [INTROS[name].format(**words) + contents, *(f"## {title}\n\n{text}" for title, text in there.items())]
-        made[name] = "\n\n".join(parts) + "\n"
+        made[name] = "\n\n".join([*parts, LAST.format(**words)]) + "\n"
     return made
 
 

@@ -136,6 +136,8 @@ def test_the_page_says_what_the_files_say(tmp_path):
         assert f"| 80 | STTS | {other} | {by} | {seed}: +50.0 |" in text
     assert "| **short** | 25.0 | 20.0 | 100.0 (100.0–100.0) | 100.0 | 0.0 |" in text
     assert "| | chance | look-up | 32 frames (2) | frame 0 only (2) | blind (1) |" in text
+    pruned = text.split("## The tasks, pruned")[1].split("##")[0]
+    assert "| | unpruned | STTS, k = 0.8 |" in pruned and "| **long** | 100.0 | 0.0 |" in pruned
     scaling = text.split("(Table 3)\n")[1].split("##")[0]
     assert "| STTS trained with saliency, spread (ours) | 90 | 32, 32 | 1 | 0.0" in scaling
     assert "oracle: the cells that answers depend on | 90 | 0.0 | 100.0" in text.split("(Tables 2 and 5)\n")[1]
@@ -194,12 +196,12 @@ def test_rivals_stand_beside_their_time(tmp_path):
     text = written(tmp_path).split("## Rivals")[1].split("##")[0].strip().splitlines()
     half, all_right = "50.0 (50.0–50.0) | −50.0 (−50.0 to −50.0)", "100.0 (100.0–100.0) | +0.0 (+0.0 to +0.0)"
     kinds = "0.0 | 25.0 | 25.0 | 1.26 | 1.50"
-    assert text[4] == f"| EVS: pixels that change | 50 | 0 | {half} | 0 | {all_right} | 50.0 | {kinds} |"
-    nothing = "0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) | 50.0 | – | – | – | – | – |"
+    assert text[4] == f"| EVS: pixels that change | 50 | 0 | {half} | 50.0 | {kinds} | 0 | {all_right} |"
+    nothing, dashes = "0.0 (0.0–0.0) | −100.0 (−100.0 to −100.0) |", " | ".join("–" * 9)
     assert text[5:] == [
-        f"| cosine heuristic | 50 | – | – | – | 0 | {nothing}",
-        f"| Mine | 50 | 0 | {half} | – | – | – | 50.0 | {kinds} |",
-        f"| STTS | 50 | – | – | – | 0, 1 | {nothing}",
+        f"| cosine heuristic | 50 | {dashes} | 0 | {nothing}",
+        f"| Mine | 50 | 0 | {half} | 50.0 | {kinds} | – | – | – |",
+        f"| STTS | 50 | {dashes} | 0, 1 | {nothing}",
     ]
     pytest.importorskip("matplotlib")
     main(["--results", str(tmp_path), "--plot", str(tmp_path / "rivals.png")])
