@@ -145,4 +145,5 @@ def stacks(axes, rows: list[dict]) -> None:
         axes.bar(names, height, bottom=bottom, label=stage, width=0.7)
         bottom = [a + b for a, b in zip(bottom, height, strict=True)]
     axes.tick_params(axis="x", labelsize=8)
-    axes.set(title="Where the time goes", ylabel="% of the unpruned pass", xlim=(-0.5, len(rows) + 0.9))
+    load = "{videos} × {frames} frames".format(**rows[0]) if rows else ""
+    axes.set(title=f"Where the time goes, {load}", ylabel="% of the unpruned pass", xlim=(-0.5, len(rows) + 0.9))
