@@ -61,6 +61,13 @@ Here are paired differences, other ways to prune, numbers of frames, depth, trai
 """,
 }
 
+RULES = """Points of the average, ours with 95% intervals. Each finding has a *bar*. Against unpruned, and for images,
+it is the paper's own loss. Elsewhere it is zero, and the paper claims the side that its number lies on. A finding
+*holds* if our whole interval is on the paper's side of the bar, *does not* if it is on the other side, and is *unclear*
+if the bar lies inside. That is about the sign alone. The paper has 13 benchmarks and a model of 4 billion parameters,
+so sizes do not compare. For speed the bar is 0.95 of a limit that counts multiply-adds, and the interval is the range
+over the rounds of one run. [Runs differ](../../stts_mini/lab/speed/SPEED.md) more than that. Time can beat the limit,
+perhaps because the count leaves out memory traffic."""
 LAST = "Test set {sets}; torch {torch}; commits {commit}."
 
 
@@ -86,11 +93,12 @@ def pages(results: Results, without: Results | None = None, bench: Mapping | Non
     for name, sections in PAGES.items():
         there = {title: of(dials[panels]) for title, of, panels in sections if panels in dials}
         if name == "README.md" and 0 in dials:
-            there = {"The paper beside ours": beside(without, results, bench), **there}
+            there = {"The paper beside ours": f"{RULES}\n\n{beside(without, results, bench)}", **there}
         there = {title: text for title, text in there.items() if text}
         contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in there)
         parts = [INTROS[name].format(**words) + contents, *(f"## {title}\n\n{text}" for title, text in there.items())]
-        made[name] = "\n\n".join([*parts, LAST.format(**words)]) + "\n"
+        last = [LAST.format(**words)] if name == "README.md" else []
+        made[name] = "\n\n".join([*parts, *last]) + "\n"
     return made
 
 
