@@ -64,10 +64,11 @@ Here are paired differences, other ways to prune, numbers of frames, depth, trai
 RULES = """Points of the average, ours with 95% intervals. Each finding has a *bar*. Against unpruned, and for images,
 it is the paper's own loss. Elsewhere it is zero, and the paper claims the side that its number lies on. A finding
 *holds* if our whole interval is on the paper's side of the bar, *does not* if it is on the other side, and is *unclear*
-if the bar lies inside. That is about the sign alone. The paper has 13 benchmarks and a model of 4 billion parameters,
-so sizes do not compare. For speed the bar is 0.95 of a limit that counts multiply-adds, and the interval is the range
-over the rounds of one run. [Runs differ](../../stts_mini/lab/speed/SPEED.md) more than that. Time can beat the limit,
-perhaps because the count leaves out memory traffic."""
+if the bar lies inside. Where the bar is zero, that is about the sign alone. The paper's own loss is a rough yardstick,
+because it has 13 benchmarks and a model of 4 billion parameters. For speed the bar is 0.95 of a limit that counts
+multiply-adds, and the interval is the range over the rounds of one run. [Runs
+differ](../../stts_mini/lab/speed/SPEED.md) more than that. Time can beat the limit, perhaps because the count leaves
+out memory traffic."""
 LAST = "Test set {sets}; torch {torch}; commits {commit}."
 
 
