@@ -64,19 +64,30 @@ for line in sys.stdin:
 """
 
 
+def pytest_collection_finish(session):
+    """Let `in_new_process` take its seconds to begin while the first tests run."""
+    if any("in_new_process" in item.fixturenames for item in session.items if hasattr(item, "fixturenames")):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        session.config.warm = subprocess.Popen([sys.executable, "-c", WARM], env=environment, **pipes)
+
+
 @pytest.fixture(scope="session")
-def in_new_process():
+def in_new_process(pytestconfig):
     """`python -c CODE WORDS` in a folder, as a process that knows nothing of ours, but others' packages already."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen([sys.executable, "-c", WARM], env=environment, **pipes) as warm:
+    warm = pytestconfig.warm
 
-        def run(folder, code, *words):
-            print(json.dumps([str(folder), code, *map(str, words)]), file=warm.stdin, flush=True)
-            status, said = json.loads(warm.stdout.readline())
-            return SimpleNamespace(returncode=status, stdout=said)
+    def run(folder, code, *words):
+        print(json.dumps([str(folder), code, *map(str, words)]), file=warm.stdin, flush=True)
+        status, said = json.loads(warm.stdout.readline())
+        return SimpleNamespace(returncode=status, stdout=said)
 
-        yield run
+    return run
+
+
+def pytest_unconfigure(config):
+    if warm := getattr(config, "warm", None):
+        warm.communicate()  # closes its input, at which it ends
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -75,10 +75,10 @@ def test_every_wrong_module_is_listed():
     assert {path.stem for path in WRONG.glob("*.py")} == set(CAUGHT_BY)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CAUGHT_BY if name != "ties_reversed"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CAUGHT_BY if name != "one_row_per_frame"]
 
 
-@pytest.mark.parametrize("name", ["ties_reversed", *SLOW])
+@pytest.mark.parametrize("name", ["one_row_per_frame", *SLOW])
 def test_a_wrong_module_is_caught_with_a_small_counter_example(name, elsewhere, grade):
     module, test = CAUGHT_BY[name]
     shutil.copy(WRONG / f"{name}.py", elsewhere / "wrong.py")
@@ -118,7 +118,10 @@ class Mine:
 """
 
 
-@pytest.mark.parametrize("batch, caught", [("", None), ("* (1.5 - len(x))", "test_a_video_alone_is_as_in_a_batch")])
+@pytest.mark.parametrize(
+    "batch, caught",
+    [pytest.param("", None, marks=pytest.mark.slow), ("* (1.5 - len(x))", "test_a_video_alone_is_as_in_a_batch")],
+)
 def test_a_rival_is_graded(batch, caught, elsewhere, grade):
     """One that is right, and one that sees how many videos there are in the batch."""
     (elsewhere / "mine.py").write_text(RIVAL.replace("BATCH", batch))

@@ -30,7 +30,7 @@ from stts_mini.training.checkpoint import CheckpointError
 from stts_mini.training.config import PRESETS, TrainConfig, parse_flags
 from stts_mini.training.logging import Log
 from stts_mini.training.step import forward_backward, wrap
-from tests.tiny import flags_of, forks, tiny
+from tests.tiny import flags_of, forks, slow_but, tiny
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,9 @@ def same(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("scorer, workers", [("stts", 0), ("random", 0), pytest.param("random", 2, marks=forks)])
+@pytest.mark.parametrize(
+    "scorer, workers", [("stts", 0), ("random", 0), pytest.param("random", 2, marks=[forks, pytest.mark.slow])]
+)
 def test_resumed_is_uninterrupted_bit_for_bit(folder, tmp_path, scorer, workers, monkeypatch):
     """Killed at the worst moment, right after a checkpoint or between two; the random scorer also draws
     from torch's generator. With workers as without."""
@@ -312,7 +314,7 @@ def test_files_that_are_no_checkpoint_are_refused(folder, tmp_path):
         checkpoint.load_weights(larger, checkpoint.load(tmp_path / "good.pt"), tmp_path / "good.pt")
 
 
-@pytest.mark.parametrize("scorer", ["stts", "cosine", "random"])
+@pytest.mark.parametrize("scorer", slow_but(["stts", "cosine", "random"], "cosine"))
 def test_every_scorers_checkpoint_loads_and_is_evaluated_as_trained(folder, tmp_path, scorer, capsys):
     config = tiny(folder, out=str(tmp_path / scorer), scorer=scorer)
     train(config, False, CPU)
@@ -718,7 +720,7 @@ def test_the_exam_is_at_the_runs_k_and_blind_beside_it(folder, tmp_path, monkeyp
     assert asked == [(0.3, False, config.max_frames), (0.0, True, config.max_frames)]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", slow_but([False, True], False))
 def test_the_exam_of_a_compiled_run_is_eager(compiled, folder, tmp_path, monkeypatch):
     """Prompts and answers of all lengths would be compiled anew and anew."""
     config, graphs, eager = tiny(folder, out=str(tmp_path / "run"), k=0.3, compile=compiled), [], {}

@@ -15,6 +15,11 @@ TINY = dict(
 )  # fmt: skip
 
 
+def slow_but(values, *quick) -> list:
+    """A test's parameters, of which all but these are slow."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 forks = pytest.mark.skipif(sys.platform != "linux", reason="workers are forks, on Linux alone")
 CLIPS = tempfile.TemporaryDirectory(prefix="stts_mini_tests_")  # of the world: written once, for all tests
 

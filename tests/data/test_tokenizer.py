@@ -8,12 +8,13 @@ from stts_mini.data.batches import TOKENIZER
 from stts_mini.data.tokenizer import FIRST_BYTE, SPECIAL, Tokenizer
 from stts_mini.toy import world
 
+anything = st.characters(exclude_categories=["Cs"])  # no lone surrogates
 pieces = st.lists(
     st.sampled_from(["red", " ", "12.5", "128.0", "9", ".", "?", "circle", "redcircle", "<end>", "é", "\n"])
 )
 
 
-@given(st.one_of(st.text(), pieces.map("".join), pieces.map(" ".join)))
+@given(st.one_of(st.text(anything), pieces.map("".join), pieces.map(" ".join)))
 @example(" red")
 @example("")
 @example("12.55 1.2.3 0.05")

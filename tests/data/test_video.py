@@ -272,7 +272,9 @@ def test_truncated_at_every_tenth(name, tmp_path):
         assert read[-1] >= 5 and sum(n > 0 for n in read) >= 3  # an AVI begins with much empty room
 
 
-@pytest.mark.parametrize("name, cases", [("a.mp4", 220), ("a.mkv", 220), ("a.ts", 30), ("a.avi", 30)])
+@pytest.mark.parametrize(
+    "name, cases", [("a.mp4", 220), pytest.param("a.mkv", 220, marks=pytest.mark.slow), ("a.ts", 30), ("a.avi", 30)]
+)
 def test_flipped_bytes_never_crash(name, cases, tmp_path):
     """500 damaged copies in all (those that take FFmpeg long to probe, fewer): frames in order, or one error."""
     path = container_file(tmp_path, name)
@@ -318,6 +320,7 @@ def test_other_pixel_formats(pix_fmt, codec, tmp_path):
     assert check_against_oracle(path).times == [i / 2 for i in range(6)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from /proc")
 def test_two_hours_need_no_more_memory_than_the_frames_asked_for(tmp_path):
     """7,200 frames, 200 MB if they were all kept; in a process of its own."""

@@ -21,7 +21,7 @@ from stts_mini.scorer import CosineScorer
 from stts_mini.train import build_model
 from stts_mini.training import checkpoint
 from tests.test_model import batch_of, build
-from tests.tiny import tiny
+from tests.tiny import slow_but, tiny
 
 
 def cut(frames, sizes):
@@ -44,7 +44,7 @@ def cut(frames, sizes):
     st.booleans(), st.integers(0, 1), st.sampled_from([0.0, 0.7]), st.integers(0, 2**31),
 )  # fmt: skip
 @settings(deadline=None, phases=(Phase.explicit, Phase.generate))  # to shrink a failure takes minutes
-@pytest.mark.parametrize("bias", ["log", "rescaled", "none"])
+@pytest.mark.parametrize("bias", slow_but(["log", "rescaled", "none"], "log"))
 def test_in_chunks_is_in_one_piece(bias, T, k, sizes, cosine, score_after, spread, seed):
     model = build(depth=5, score_after=score_after, bias=bias, spread=spread, seed=seed)
     if cosine:
@@ -258,6 +258,7 @@ def test_the_command_on_a_file(tmp_path, capsys):
             long.main(wrong)
 
 
+@pytest.mark.slow
 def test_the_curve_measures_each_way(tmp_path, capsys, monkeypatch):
     """Seconds of this process, bytes of another."""
     asked = []

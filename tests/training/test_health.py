@@ -26,7 +26,7 @@ from stts_mini.training.optim import Muon
 from stts_mini.training.step import forward_backward
 from tests.test_model import batch_of, build
 from tests.test_train import make_sampler
-from tests.tiny import tiny
+from tests.tiny import slow_but, tiny
 
 CPU = torch.device("cpu")
 ALIVE = Health(0.5, 0.1, 0.0, 0.9, 0.0, 1.0, 0.1)
@@ -332,7 +332,7 @@ def test_a_run_warms_up_once_and_resumes_as_if_it_had_not_been_cut(settings, cou
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("stages", [{"image": 2}, {}])  # lessons after two steps, and before the first
+@pytest.mark.parametrize("stages", slow_but([{"image": 2}, {}], {}))  # lessons after two steps, and before the first
 def test_a_run_stopped_amid_its_lessons_resumes_as_if_it_had_not_been(stages, folder, tmp_path, monkeypatch, capsys):
     options = dict(stages=stages, steps=8, save_every=5)
     whole = training.train(tiny(folder, out=str(tmp_path / "whole"), **options), False, CPU).state_dict()

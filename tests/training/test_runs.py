@@ -28,7 +28,7 @@ from stts_mini.training import checkpoint, distributed
 from stts_mini.training.checkpoint import CheckpointError, alone, origin, restore, save_run
 from stts_mini.training.config import TrainConfig, parse_flags
 from stts_mini.training.logging import Interrupt, Log, one_line_errors, sigterm_as_ctrl_c
-from tests.tiny import forks, tiny
+from tests.tiny import forks, slow_but, tiny
 
 CPU = torch.device("cpu")
 HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -286,7 +286,7 @@ def parts(saved):
 
 
 @pytest.mark.parametrize("part", ["model_config", "model", "train_config", "step", "optimizers", "rng", "clips"])
-@pytest.mark.parametrize("value", [None, "absent", 7])
+@pytest.mark.parametrize("value", slow_but([None, "absent", 7], "absent"))
 def test_a_checkpoint_without_a_part_is_refused(folder, saved, parts, tmp_path, part, value):
     state = {**parts, part: value}
     if value == "absent":
@@ -442,7 +442,7 @@ def test_a_kind_that_comes_twice_is_refused(capsys):
 # --------------------------------------------------------------------------------------- compiled
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", slow_but([False, True], True))
 def test_blocks_are_compiled_with_recomputing_too(folder, recompute):
     """How torch.compile is called is counted, and not what a compiler makes of it."""
     config, graphs = tiny(folder, compile=True, recompute=recompute), []
@@ -465,8 +465,9 @@ def test_blocks_are_compiled_with_recomputing_too(folder, recompute):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # PyTorch's own imports
 @pytest.mark.parametrize(
     "backend, recompute",
-    [("eager", True), *(pytest.param("inductor", recompute, marks=pytest.mark.slow) for recompute in (False, True))],
+    [("eager", True), ("inductor", False), ("inductor", True)],
 )
+@pytest.mark.slow
 def test_a_compiled_run_logs_what_a_plain_one_logs_with_few_graphs(folder, tmp_path, monkeypatch, backend, recompute):
     """The scorer's health, too. A ViT block comes plain, with a bias, and with a mask (of which PyTorch makes two
     graphs), an LLM layer in one form; and what runs without gradients is not compiled."""

@@ -20,7 +20,7 @@ from stts_mini.lab.paper.tables import pages
 from stts_mini.lab.paper.train import BASE, PaperConfig
 from stts_mini.toy import world
 from stts_mini.training import checkpoint
-from tests.tiny import TINY
+from tests.tiny import TINY, slow_but
 
 TINY_ROW = dict(stages={}, steps=2, max_frames=4)
 TINIER = dict(saliency_steps=lambda _: 1, max_frames=lambda n: n // 8)
@@ -80,7 +80,9 @@ TWINS = {  # trained as another method is, but for one number: their records are
 TRAINED = [m for m in METHODS if (m not in RIVALS or m in ("tome", "rlt")) and m not in TWINS]  # all are asked below
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(
+    "method", slow_but(TRAINED, "unpruned", "stts", "saliency", "oracle", "frames", "tome", "blind")
+)
 def test_every_method_makes_a_row(method, lab):
     record = made(method, lab)
     assert record["base"] == 1 and record["config"]["seed"] == 1 and record["device"] == "cpu"
@@ -113,7 +115,7 @@ def test_every_method_makes_a_row(method, lab):
     assert not {"data", "init", "out"} & set(record["config"])  # nothing of the machine
 
 
-@pytest.mark.parametrize("method", ASKED)
+@pytest.mark.parametrize("method", slow_but(ASKED, "dycoke", "fastv", "cosine"))
 def test_a_rival_is_asked_with_the_unpruned_rows_model(method, lab, monkeypatch):
     """Which is trained once; and it is timed beside itself, unpruned."""
     unpruned = made("unpruned", lab)
@@ -148,6 +150,7 @@ def test_without_the_unpruned_rows_model_it_is_trained_first(lab, monkeypatch):
         assert len(seen) == 1 + n and path.parent.with_name(f"{path.parent.name}.{n}").exists()  # nothing is lost
 
 
+@pytest.mark.slow
 def test_every_row_is_on_the_page(lab):
     for method in TRAINED:
         made(method, lab)

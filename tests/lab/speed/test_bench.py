@@ -424,6 +424,7 @@ def test_a_scorer_of_ones_own_is_timed(name, target, tmp_path):
     assert task.counted(task.work(usual, 0.5, "training"), "training")["score"] == 0
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_scorer_of_ones_own(tmp_path, monkeypatch, capsys):
     """So does the process that measures memory, which is one of its own and holds what tensors hold."""
     ran = []
