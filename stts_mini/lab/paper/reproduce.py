@@ -257,9 +257,11 @@ def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
+        except BlockingIOError:
             yield False
             return
+        except OSError:  # a file system without locks
+            pass
         yield True
 
 
@@ -314,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             find_rival(args.rival)
             rows = [Row(args.rival, 0.0, seed) for seed in args.seeds]
         rows = [dataclasses.replace(r, panels=args.panels) for r in dict.fromkeys(rows) if r.seed in args.seeds]
+        require(rows, f"no row of this table has a seed of {args.seeds}: give others")
         lab = Lab(args.data, args.clips, device, args.panels, args.split)
         folder = args.results / "rows" if args.split == "test" else Path("runs/val")
         for row in rows:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,8 +22,10 @@ MACHINE = "{device}, {threads} threads, torch {torch}, commit {commit}, load {st
 
 
 def commit() -> str:
-    """The checked-out commit, with a + if anything in the package differs from it."""
+    """The checked-out commit, with a + if anything in the package differs from it. "unknown" without git."""
     package = Path(__file__).parents[2]
+    if not shutil.which("git"):
+        return "unknown"
     git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=package)
     head = git("rev-parse", "--short", "HEAD").stdout.strip()
     return head + "+" * bool(git("status", "--porcelain", ".").stdout.strip()) if head else "unknown"

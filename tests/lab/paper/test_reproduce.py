@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from stts_mini.lab.paper.rows import ASKED, METHODS, TABLES, Asking, Row, named,
 from stts_mini.lab.paper.scores import Results
 from stts_mini.lab.paper.tables import pages
 from stts_mini.lab.paper.train import BASE, PaperConfig
+from stts_mini.lab.speed import machine
 from stts_mini.toy import world
 from stts_mini.training import checkpoint
 from tests.tiny import TINY, slow_but
@@ -395,3 +397,18 @@ def test_a_rows_weights_can_be_shipped(lab):
         reproduce.main(["--ship", "stts-k50-seed0", "--results", str(lab[1])])
     with pytest.raises(SystemExit, match="no checkpoint at"):
         reproduce.main(["--ship", "nothing", "--results", str(lab[1])])
+
+
+def test_no_git_no_locks_and_no_rows(monkeypatch, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert machine.commit() == "unknown"
+
+    def unsupported(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with reproduce.claimed(tmp_path / "a.lock") as mine:
+        assert mine
+    with pytest.raises(SystemExit, match="no row of this table has a seed of"):
+        reproduce.main(["--table", "k", "--seeds", "7"])
