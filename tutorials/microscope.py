@@ -11,7 +11,7 @@ the loss. Cells are of three kinds: an answer depends on it (evidence), a panel 
     noise   the standard deviation of that push from cell to cell
 
 A teacher can move a kind of cell if mean and error are far apart. At the end it says what the kept cells of the last
-steps show. It needs matplotlib, as the notebooks do.
+steps show, for each kind of clip. It needs matplotlib, as the notebooks do.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from stts_mini.training.step import CLIP_NORM, warm_up
 HERE = Path(__file__).parent
 KINDS = {"neither": "#999999", "evidence": "#d95f02", "panel": "#7570b3"}
 TEACHERS = ("L_sim", "the LM's loss")
+CLIPS = ("short", "watch", "parade")
 
 
 def kinds_of(clips: Sequence[Clip], reader: Reader, T: int, cells: int) -> np.ndarray:
@@ -57,7 +58,7 @@ def kinds_of(clips: Sequence[Clip], reader: Reader, T: int, cells: int) -> np.nd
 
 def run(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Train, and return for every step, teacher and kind: cells, sum of pushes, sum of their squares. And for every
-    step and kind: kept cells of frames t ≥ 1."""
+    step and kind of clip, of each kind of cell: kept ones of frames t ≥ 1."""
     device = torch.device("cpu")
     clips = load_clips(prepare(config.data, "train", config.train_counts, config.image_size, config.panels))
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
@@ -67,7 +68,7 @@ def run(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     sampler = Sampler(clips, reader, config.batch_size, config.questions, config.seed)
     warm_up(model, optimizers, sampler.beyond(config.steps, config.lessons), config, device)
     pushes = np.zeros((config.steps, len(TEACHERS), len(KINDS), 3))
-    kept = np.zeros((config.steps, len(KINDS)))
+    kept = np.zeros((config.steps, len(CLIPS), len(KINDS)))
     for step in range(config.steps):
         output = model(sampler(step), config.k)
         encoded = output.encoded
@@ -76,7 +77,9 @@ def run(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
         if encoded.target is not None:  # not a batch of pictures
             B, T, C = encoded.scores.shape
             kinds = kinds_of([clips[n] for n in sampler.clip_numbers(step)], reader, T, C)
-            kept[step] = [(encoded.keep[:, 1:].numpy() & (kinds == kind)).sum() for kind in range(len(KINDS))]
+            for clip, n in enumerate(sampler.clip_numbers(step)):
+                own = kinds[clip][encoded.keep[clip, 1:].numpy()]
+                kept[step, CLIPS.index(clips[n].kind)] += [(own == kind).sum() for kind in range(len(KINDS))]
             for teacher, gradient in enumerate(gradients(encoded, config.sim_weight / B)):
                 push = (-gradient * encoded.scores.detach()[:, 1:]).numpy()  # ∂/∂log s = s · ∂/∂s
                 for kind in range(len(KINDS)):
@@ -130,9 +133,9 @@ def main() -> None:
     for teacher, name in enumerate(TEACHERS):
         for kind, values in zip(KINDS, 1e6 * np.stack(moments(pushes[:, teacher])).T, strict=True):
             print(f"| {name} | {kind} | {values[0]:+.2f} | {values[1]:.2f} | {values[2]:.1f} |")
-    last = kept[-len(kept) // 4 :].sum(0)
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in zip(KINDS, last / last.sum(), strict=True))
-    print(f"of the kept cells in the last quarter of the steps, without frame 0: {shares}")
+    print("kept in the last quarter of the steps, without frame 0:")
+    for clip, last in zip(CLIPS, kept[-len(kept) // 4 :].sum(0), strict=True):
+        print(clip, ", ".join(f"{name} {share:.0%}" for name, share in zip(KINDS, last / last.sum(), strict=True)))
     draw(pushes, args.out)
 
 

@@ -175,11 +175,16 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
     with claimed(Path(f"{config.out}.lock"), wait=True) if row.asked else nullcontext():
         model, took = trained_model(row, lab, config)
     return dict(
-        row=dataclasses.asdict(row), base=row.seed % BASES,
+        row=dataclasses.asdict(row), own_file=own_file(row), base=row.seed % BASES,
         base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
         config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
         threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), **took, asked=ask_all(row, model, lab),
     )  # fmt: skip
+
+
+def own_file(row: Row) -> str | None:
+    """A digest of the file that holds your own scorer or rival. None for ours."""
+    return checkpoint.contents(row.method) if ":" in row.method else None
 
 
 def trained_model(row: Row, lab: Lab, config: PaperConfig) -> tuple[VLM, dict]:
@@ -270,8 +275,10 @@ def make(row: Row, path: Path, lab: Lab, folder: Path) -> None:
     row of another class of the same name."""
     with claimed(Path("runs") / "rows" / f"{row.name}.lock") as mine:
         if path.exists():
-            other = json.loads(path.read_text()).get("row", {}).get("method", row.method)
+            record = json.loads(path.read_text())
+            other, now = record.get("row", {}).get("method", row.method), own_file(row)
             require(other == row.method, f"{path} is the row of {other}: move it, or rename your class")
+            require(record.get("own_file", now) == now, f"{path} was made before {row.method} changed: move it")
         elif mine:
             print(f"row {row.name}", flush=True)
             train_base(folder, lab.data, row.seed % BASES, lab.device, row.young)
@@ -302,6 +309,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.k != 0.5 and not args.scorer:
         parser.error("--k goes with --scorer alone: rivals are asked at k = 0.5 and 0.8, tables have their own")
+    if round(100 * args.k, 9) % 1:
+        parser.error(f"--k {args.k}: rows are named by whole percents, such as 0.5 or 0.55")
+    if args.panels != MOST_PANELS and (args.base is not None or args.ship):
+        parser.error("--panels has no effect beside --base and --ship: leave it out")
     device = pick_device("auto")
     try:
         if args.base is not None:

@@ -260,6 +260,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for k in args.k:
             check_k(k)
         require(args.k[0] == 0, f"--k {args.k}: give 0 first, it is what the others are compared with")
+        others = {*args.k} - {0.0}
+        require(others and len(others) == len(args.k) - 1, f"--k {args.k}: give each once, and one above 0")
         report = measure(args, shape, device)
         print(page(report))
         if args.out:

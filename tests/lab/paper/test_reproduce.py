@@ -370,6 +370,22 @@ def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkey
         reproduce.main(["--scorer", f"{tmp_path / 'other.py'}:Middle", "--results", str(lab[1]), "--clips", "3"])
     with pytest.raises(SystemExit, match="there is no file"):
         reproduce.main(["--scorer", "nowhere.py:Middle", "--results", str(lab[1])])
+    (tmp_path / "mine.py").write_text(f"{OWN_SCORER}\n# changed")
+    with pytest.raises(SystemExit, match=r"Middle-k50-seed0.json was made before .*mine.py:Middle changed: move it"):
+        reproduce.main(["--scorer", name, "--results", str(lab[1]), "--clips", "3"])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--scorer", "mine.py:Middle", "--k", "0.502"], "--k 0.502: rows are named by whole percents"),
+        (["--base", "0", "--panels", "0"], "--panels has no effect beside --base"),
+    ],
+)
+def test_what_would_have_another_effect_is_refused(words, message, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(words)
+    assert message in capsys.readouterr().err
 
 
 def test_the_real_settings_of_every_row_and_base_can_be():

@@ -326,6 +326,8 @@ def test_compiled_blocks_are_timed_in_training_alone(tmp_path, monkeypatch):
     "words, what",
     [
         (["--k", "0.5"], "give 0 first"),
+        (["--k", "0,0.5,0.5"], "give each once, and one above 0"),
+        (["--k", "0"], "give each once, and one above 0"),
         (["--k", "0,50"], "did you mean 0.5"),
         (["--varlen"], "--varlen is for CUDA"),
         (["--varlen", "--compile"], "give one of the two"),
