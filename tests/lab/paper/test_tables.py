@@ -433,6 +433,7 @@ def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
     assert (
         plain.startswith("| STTS | 50 | 60.0 | 100.0") and plain.endswith("| 20.0 | 0 |") and deeper.endswith("| 0 |")
     )
+    assert "| **short** | 100.0 | 100.0 |" in lines["The tasks, pruned"]  # seed 0's alone
     image = next(line for line in lines["Single images, which lose no cell"] if line.startswith("| STTS trained"))
     half = "50.0 (0.0–100.0) | −50.0 (−100.0 to +0.0)"
     assert image == f"| STTS trained with saliency, spread (ours) | 50 | {half} | {half} | 0, 1 |"
