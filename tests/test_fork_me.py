@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,12 +121,14 @@ def test_an_encoder_that_drops_frames_is_a_model_that_never_had_them(every_other
     assert model.generate(batch, 0.5, 4, every_other(model)) == model.generate(fewer, 0.0, 4)
 
 
-def test_an_encoder_that_drops_frames_trains_and_is_judged(every_other, tmp_path):
-    config = tiny(tmp_path, accumulate=2)
-    model = train(config, False, torch.device("cpu"), encoder=every_other)
-    clips = [clip for clip in held_out(config.data, 48, 2) if clip.kind == "short"]
-    result = evaluation.evaluate(model, clips, Reader(4, 48), 0.5, every_other(model))
+def test_an_encoder_that_drops_frames_trains_and_is_judged(every_other, tmp_path, monkeypatch, capsys):
+    """The page's script, at a size of seconds."""
+    monkeypatch.setitem(sys.modules, "every_other", SimpleNamespace(every_other=every_other))
+    monkeypatch.setattr("stts_mini.training.config.TrainConfig", lambda out: tiny(tmp_path, accumulate=2))
+    exec(dict(PYTHON)["half_the_frames.py"].replace("clips=200", "clips=2"), names := {})
+    result = names["result"]  # two videos of four frames
     assert (result.kept, result.cells, result.rows) == (2 * 2 * 9, 2 * 4 * 9, (4, 4)) and 0 < result.evidence_kept() < 1
+    assert "short (mean)" in capsys.readouterr().out
 
 
 def test_a_scorer_of_ones_own_is_compared_moved_and_exported(tmp_path, monkeypatch, capsys):
