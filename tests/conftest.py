@@ -34,6 +34,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(1)  # tensors here are tiny: a second thread costs more than it gains
+    if not torch.cuda.is_available():
+        torch.cuda.manual_seed_all = lambda seed: None  # keeps a stack of the caller for later, in every manual_seed
     files = {Path(arg.split("::")[0]).name for arg in config.args}
     paths = {module: config.getoption(f"--{module}") for module in GRADED}
     try:
@@ -64,30 +66,83 @@ for line in sys.stdin:
 """
 
 
-def pytest_collection_finish(session):
-    """Let `in_new_process` take its seconds to begin while the first tests run."""
-    if any("in_new_process" in item.fixturenames for item in session.items if hasattr(item, "fixturenames")):
+class Warm:
+    """Runs `python -c CODE WORDS` in a folder, one after the other, in processes that know nothing of ours, but others'
+    packages already."""
+
+    def __init__(self):
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        session.config.warm = subprocess.Popen([sys.executable, "-c", WARM], env=environment, **pipes)
+        self.process = subprocess.Popen([sys.executable, "-c", WARM], env=environment, **pipes)
+        self.asked, self.answers = 0, []
+
+    def ask(self, folder, code, *words) -> int:
+        print(json.dumps([str(folder), code, *map(str, words)]), file=self.process.stdin, flush=True)
+        self.asked += 1
+        return self.asked - 1
+
+    def answer(self, number: int) -> SimpleNamespace:
+        while len(self.answers) <= number:
+            self.answers.append(json.loads(self.process.stdout.readline()))
+        status, said = self.answers[number]
+        return SimpleNamespace(returncode=status, stdout=said)
+
+
+def pytest_collection_finish(session):
+    """Let it take its seconds to begin while the first tests run."""
+    names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if names & {"in_new_process", "report"}:
+        session.config.warm = Warm()
 
 
 @pytest.fixture(scope="session")
 def in_new_process(pytestconfig):
-    """`python -c CODE WORDS` in a folder, as a process that knows nothing of ours, but others' packages already."""
+    """See `Warm`."""
     warm = pytestconfig.warm
+    return lambda *asked: warm.answer(warm.ask(*asked))
 
-    def run(folder, code, *words):
-        print(json.dumps([str(folder), code, *map(str, words)]), file=warm.stdin, flush=True)
-        status, said = json.loads(warm.stdout.readline())
-        return SimpleNamespace(returncode=status, stdout=said)
 
-    return run
+GRADE = "import runpy; runpy.run_module('stts_mini.lab.grade', run_name='__main__')"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graders(request, tmp_path_factory):
+    """Of each test that is marked `graded(FILES, OPTIONS)`: its folder, and which answer of `Warm` is its report. All
+    begin at once, so that they run on a second core while other tests run on the first."""
+    started = {}
+    if not hasattr(request.config, "workerinput"):  # with pytest-xdist no core is idle
+        for item in request.session.items:
+            if mark := item.get_closest_marker("graded"):
+                started[item.nodeid] = start_grader(request.config.warm, tmp_path_factory, *mark.args)
+    return started
+
+
+def start_grader(warm, tmp_path_factory, files, options):
+    """Somebody's project: a package `tests`, a conftest.py that imports it, and settings of its own."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "tests").mkdir()
+    theirs = {
+        "tests/__init__.py": "", "tests/grading.py": "", "pytest.ini": "[pytest]\naddopts = --no-such-option\n",
+        "conftest.py": "import tests.grading\nraise RuntimeError('not ours')\n",
+    }  # fmt: skip
+    for name, text in {**theirs, **files}.items():
+        (folder / name).write_text(text)
+    return folder, {*folder.rglob("*")}, warm.ask(folder, GRADE, *options, "-x")
+
+
+@pytest.fixture
+def report(request, graders, tmp_path_factory):
+    """What `python -m stts_mini.lab.grade OPTIONS -x` said of FILES, and what it wrote beside them."""
+    warm, args = request.config.warm, request.node.get_closest_marker("graded").args
+    folder, before, number = graders.get(request.node.nodeid) or start_grader(warm, tmp_path_factory, *args)
+    done = warm.answer(number)
+    done.written = {path for path in folder.rglob("*") if "__pycache__" not in path.parts} - before
+    return done
 
 
 def pytest_unconfigure(config):
     if warm := getattr(config, "warm", None):
-        warm.communicate()  # closes its input, at which it ends
+        warm.process.communicate()  # closes its input, at which it ends
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from stts_mini import eval as evaluation
-from stts_mini.data.batches import Reader
-from stts_mini.data.clips import WORLD_ID, held_out
+from stts_mini.data.clips import WORLD_ID
 from stts_mini.lab import pretrained
 from stts_mini.scorer import SCORERS
 from stts_mini.sequence import Batch

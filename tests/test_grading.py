@@ -4,7 +4,6 @@ It runs from a folder outside the checkout, which has tests and settings of its 
 """
 
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,60 +50,45 @@ class MyScorer(nn.Module):
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """Somebody's project: a package `tests`, a conftest.py that imports it, and settings of its own."""
-    (tmp_path / "tests").mkdir()
-    for empty in ("tests/__init__.py", "tests/grading.py", "empty.py"):
-        (tmp_path / empty).touch()
-    (tmp_path / "conftest.py").write_text("import tests.grading\nraise RuntimeError('not ours')\n")
-    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    for empty in ("empty.py", "a.ini"):
+        (tmp_path / empty).touch()
     return tmp_path
-
-
-GRADE = "import runpy; runpy.run_module('stts_mini.lab.grade', run_name='__main__')"
-
-
-@pytest.fixture
-def grade(in_new_process):
-    """`python -m stts_mini.lab.grade OPTIONS -x` in a folder."""
-    return lambda folder, *options: in_new_process(folder, GRADE, *options, "-x")
 
 
 def test_every_wrong_module_is_listed():
     assert {path.stem for path in WRONG.glob("*.py")} == set(CAUGHT_BY)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CAUGHT_BY if name != "one_row_per_frame"]
-
-
-@pytest.mark.parametrize("name", ["one_row_per_frame", *SLOW])
-def test_a_wrong_module_is_caught_with_a_small_counter_example(name, elsewhere, grade):
+def wrong(name):
     module, test = CAUGHT_BY[name]
-    shutil.copy(WRONG / f"{name}.py", elsewhere / "wrong.py")
-    done = grade(elsewhere, f"--{module}", "wrong.py")
-    assert done.returncode == 1, done.stdout
-    assert re.search(rf"FAILED \S+::{test}\b", done.stdout), done.stdout[-2000:]
-    example = re.split(r"(?:Falsifying|Failing) (?:explicit )?(?:example|test case)", done.stdout)[1]
+    marks = [pytest.mark.graded({"wrong.py": (WRONG / f"{name}.py").read_text()}, [f"--{module}", "wrong.py"])]
+    return pytest.param(test, marks=marks + [pytest.mark.slow] * (name != "one_row_per_frame"), id=name)
+
+
+@pytest.mark.parametrize("test", [*map(wrong, CAUGHT_BY)])
+def test_a_wrong_module_is_caught_with_a_small_counter_example(test, report):
+    assert report.returncode == 1, report.stdout
+    assert re.search(rf"FAILED \S+::{test}\b", report.stdout), report.stdout[-2000:]
+    example = re.split(r"(?:Falsifying|Failing) (?:explicit )?(?:example|test case)", report.stdout)[1]
     assert len(example.split("Explanation:")[0].split("short test summary")[0]) < 1500, example
 
 
-def test_a_right_module_passes_and_nothing_is_written_beside_it(elsewhere, grade):
+@pytest.mark.graded({"mine.py": MINE}, ["--packing", "mine.py", "-k", "test_select_is_the_oracle or round_trip"])
+def test_a_right_module_passes_and_nothing_is_written_beside_it(report):
     """What the file only imports from us is not graded."""
-    before = {path for path in elsewhere.rglob("*") if "__pycache__" not in path.parts}
-    done = grade(elsewhere, "--packing", "mine.py", "-k", "test_select_is_the_oracle or round_trip")
-    assert done.returncode == 0, done.stdout
+    assert report.returncode == 0, report.stdout
     first = "grading mine.py: pack (ours: num_removed, select, first_fit_descending, block_mask)"
-    assert done.stdout.splitlines()[0] == first and "2 passed" in done.stdout
-    assert {path for path in elsewhere.rglob("*") if "__pycache__" not in path.parts} == before
+    assert report.stdout.splitlines()[0] == first and "2 passed" in report.stdout
+    assert not report.written
 
 
-def test_a_scorer_class_is_graded(elsewhere, grade):
+@pytest.mark.graded({"my_file.py": dict(PYTHON)["my_file.py"]}, ["--scorer", "my_file.py:Contrast"])
+def test_a_scorer_class_is_graded(report):
     """The one of the page for forks."""
-    (elsewhere / "my_file.py").write_text(dict(PYTHON)["my_file.py"])
-    done = grade(elsewhere, "--scorer", "my_file.py:Contrast")
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines()[0] == "grading my_file.py:Contrast" and "8 passed" in done.stdout
+    assert report.returncode == 0, report.stdout
+    assert report.stdout.splitlines()[0] == "grading my_file.py:Contrast" and "8 passed" in report.stdout
 
 
 RIVAL = """
@@ -118,22 +102,27 @@ class Mine:
 """
 
 
+def rival(batch):
+    return pytest.mark.graded({"mine.py": RIVAL.replace("BATCH", batch)}, ["--rival", "mine.py:Mine", "-k", "[mine"])
+
+
 @pytest.mark.parametrize(
-    "batch, caught",
-    [pytest.param("", None, marks=pytest.mark.slow), ("* (1.5 - len(x))", "test_a_video_alone_is_as_in_a_batch")],
+    "caught",
+    [
+        pytest.param(None, marks=[rival(""), pytest.mark.slow]),
+        pytest.param("test_a_video_alone_is_as_in_a_batch", marks=rival("* (1.5 - len(x))")),
+    ],
 )
-def test_a_rival_is_graded(batch, caught, elsewhere, grade):
+def test_a_rival_is_graded(caught, report):
     """One that is right, and one that sees how many videos there are in the batch."""
-    (elsewhere / "mine.py").write_text(RIVAL.replace("BATCH", batch))
-    done = grade(elsewhere, "--rival", "mine.py:Mine", "-k", "[mine")
-    assert done.stdout.splitlines()[0] == "grading mine.py:Mine"
-    assert done.returncode == bool(caught) and (caught or "11 passed") in done.stdout, done.stdout
+    assert report.stdout.splitlines()[0] == "grading mine.py:Mine"
+    assert report.returncode == bool(caught) and (caught or "11 passed") in report.stdout, report.stdout
 
 
 @pytest.mark.slow
-def test_the_encoder_is_tested_with_the_part_inside(elsewhere, grade):
-    done = grade(elsewhere, "--packing", str(WRONG / "frames_mixed.py"), "--encoder", "-k", "any_batch")
-    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
+@pytest.mark.graded({}, ["--packing", str(WRONG / "frames_mixed.py"), "--encoder", "-k", "any_batch"])
+def test_the_encoder_is_tested_with_the_part_inside(report):
+    assert report.returncode == 1 and "1 failed" in report.stdout, report.stdout
 
 
 def test_a_part_is_replaced_wherever_the_package_holds_it():
@@ -157,7 +146,7 @@ def test_what_cannot_be_graded_is_refused(elsewhere):
             ("missing.py", "no such file"),
             ("empty.py", "defines none of"),
             ("broken.py", "cannot be imported"),
-            ("pytest.ini", r"must end in \.py"),
+            ("a.ini", r"must end in \.py"),
         ):
             with pytest.raises(ValueError, match=message):
                 put_in_place(module, str(elsewhere / name), {f"test_{module}.py"})
