@@ -23,6 +23,7 @@ import torch
 
 from stts_mini.data.batches import AnyTokenizer, Reader, collate
 from stts_mini.data.clips import OWN, Clip
+from stts_mini.data.files import printable, require
 from stts_mini.eval import parse_k
 from stts_mini.llm import KVCache
 from stts_mini.model import VLM
@@ -60,9 +61,15 @@ class Conversation:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time that the block takes to a stage."""
-        began = time.perf_counter()
+        began = self.now()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + self.now() - began
+
+    def now(self) -> float:
+        """Seconds of a clock. What was asked of a GPU is done by then."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     @torch.no_grad()
     def hidden(self, ids: list[int], cache: KVCache) -> torch.Tensor:
@@ -141,10 +148,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
+    require(args.question is None or args.question.strip(), "the question is empty: give one, or none for a prompt")
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, pick_device("auto"), args.scorer)
     train = state["train_config"]
-    if train.get("blind"):
-        raise ValueError(f"{args.checkpoint} was trained blind: it has learned nothing of videos")
+    require(not train.get("blind"), f"{args.checkpoint} was trained blind: it has learned nothing of videos")
     frames = train["max_frames"] if args.frames is None else args.frames
     k = train["k"] if args.k is None else args.k
     reader = Reader(frames, model.config.vit.image_size, train["fps"])
@@ -152,11 +159,14 @@ def run(args: argparse.Namespace) -> None:
     talk = Conversation(model, tokenizer, Clip(args.video, OWN, OWN, 0, (), images=images), reader, k)
     print(f"{talk.summary()} (k = {k})")
     print(broken_clips({}, reader.skipped), end="")
-    if args.question:
+    if args.question is not None:
         return ask(talk, args.question, args.options)
     with suppress(EOFError, KeyboardInterrupt):
         while question := input("? ").strip():
-            ask(talk, question, args.options)
+            try:
+                ask(talk, question, args.options)
+            except ValueError as error:  # half a character, for example: the next question may be better
+                print(printable(f"  {error}"))
     print()
 
 

@@ -40,7 +40,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -154,8 +154,10 @@ def pick_scorers(model: VLM, names: Sequence[str]) -> dict[str, torch.nn.Module]
     return picked
 
 
-def remarks(model: VLM, state: dict, video: Video) -> list[str]:
+def remarks(model: VLM, state: dict, video: Video, scorers: Mapping[str, torch.nn.Module]) -> list[str]:
     """What you must know before you trust the page."""
+    own = (model.config.scored_by, "stts")
+    fresh = ", ".join(name for name, scorer in scorers.items() if name not in own and any(scorer.parameters()))
     train, config = state.get("train_config", {}), model.config
     k, blind = train.get("k", 0), ", blind" * bool(train.get("blind"))
     batch = collate([video], [[]]).to(next(model.parameters()).device)
@@ -166,6 +168,7 @@ def remarks(model: VLM, state: dict, video: Video) -> list[str]:
         " nothing. Cosine still says what changed, and random is random.": not state,
         f"This model was trained with scorer {config.scored_by} at k = {k:g}{blind}: its STTS scorer has learned"
         " nothing, and its scores mean nothing.": state and (config.scored_by != "stts" or not k or blind),
+        f"The weights of {fresh} are fresh, not trained: its scores mean nothing.": fresh,
         f"This model spreads what it keeps over time (spread = {config.spread:g}), whatever scores: a cell may stay"
         " where another with a higher score goes.": config.spread,
         "One frame: an image is never pruned, whatever k, and nothing is scored.": len(video.frames) == 1,
@@ -259,6 +262,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command line says: write the files and print what they show."""
     page_file = args.out or (None if args.mp4 or args.json else Path(f"{args.video.stem}.html"))
     outputs = [path for path in (page_file, args.mp4, args.json) if path]
+    files.require(args.video.exists(), f"no such file: {args.video}")
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
     files.check_outputs(outputs, [args.video, args.checkpoint or DEFAULT])
@@ -270,10 +274,11 @@ def run(args: argparse.Namespace) -> None:
     video = read_video(args.video, args.frames, args.fps, model.config.vit.image_size)
     start = (state.get("train_config", {}).get("k") or 0.5) if args.k is None else args.k
     asked = [*known_questions(args.video), *((question, None) for question in args.ask)] if state else []
-    notes = remarks(model, state, video)
+    scorers = pick_scorers(model, args.scorer)
+    notes = remarks(model, state, video, scorers)
     data = dict(
         format=FORMAT, video=args.video.name, model=name, notes=notes, start=start,
-        **explore(model, video, pick_scorers(model, args.scorer), sorted({*LADDER, start}), asked, tokenizer),
+        **explore(model, video, scorers, sorted({*LADDER, start}), asked, tokenizer),
     )  # fmt: skip
 
     cells = f"{len(video.frames)} frames of {video.duration:.1f} s, {model.config.cells} cells each"

@@ -238,8 +238,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, least in (("--chunk", args.chunk), ("--frames", min(args.frames))):
             if least < 1:
                 raise ValueError(f"{name} {least}: give at least 1 frame")
-        if args.curve and (args.video or args.scorer or args.one_pass):
-            raise ValueError("--curve measures a model of its own, each way: give no video, --scorer or --one-pass")
+        alone = ("video", "checkpoint", "scorer", "fps", "one_pass") if args.curve else ("frames",)
+        idle = [name for name in alone if getattr(args, name) != parser.get_default(name)]
+        what = "--curve, which measures a model of its own" if args.curve else "a video"
+        require(not idle, f"{', '.join(idle)} has no effect with {what}: leave it out".replace("_", "-"))
         if args.curve:
             writable(args.curve)  # before the work
             report = curve(args.frames, 0.5 if args.k is None else args.k, args.chunk)

@@ -340,6 +340,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--export has no use for {' '.join(others)}: leave it out")
     rest += ["--scorer", args.scorer] if args.scorer else []
     with one_line_errors(parser.prog):
+        for flag, size in (("--image-size", args.image_size), ("--vit-depth", args.vit_depth)):
+            require(size is None or size > 0, f"{flag} {size}: give 1 or more, or leave it out")
         if args.export:
             model, _, tokenizer = checkpoint.load_trained(args.export[0], scorer=args.scorer)
             return save_folder(Path(args.export[1]), model, tokenizer)

@@ -68,11 +68,12 @@ def test_the_command_shows_tokens_times_and_answers(trained, capsys, monkeypatch
     said = capsys.readouterr().out
     assert "4 frames, 9 of 36 cells kept (packed rows: 1), 21 tokens before a question (k = 0.8)" in said
     assert all(word in said for word in ("read", "encode", "prefill", "decode", "options", " ms", "red", "blue"))
-    questions = iter(["who ?", "what ?", ""])
+    questions = iter(["who ?", "wh\udce9 ?", "what ?", ""])  # the second is no text
     monkeypatch.setattr(builtins, "input", lambda _: next(questions))
     ask.main([str(clips[0].video), *flags])
     said = capsys.readouterr().out.splitlines()
     times = [line for line in said if " ms" in line]
+    assert sum("no UTF-8 near" in line for line in said) == 1
     assert len(times) == 2 and "encode" in times[0] and "encode" not in times[1]  # one video, read once
     ask.main([str(clips[3].video), "who ?", "--pictures", str(clips[3].video), *flags])
     assert "2 frames, 18 of 18 cells kept" in capsys.readouterr().out
@@ -96,6 +97,8 @@ def test_errors_are_one_line(trained, tmp_path):
     flags = ["--checkpoint", str(folder / "run" / "checkpoint.pt")]
     with pytest.raises(SystemExit, match=r"no checkpoint at .*: `python -m stts_mini.train` makes one"):
         ask.main([str(clips[0].video), "who ?", "--checkpoint", str(tmp_path / "none.pt")])
+    with pytest.raises(SystemExit, match="the question is empty"):
+        ask.main([str(clips[0].video), " ", *flags])
     with pytest.raises(SystemExit, match=r"no such file: .*none.mp4"):
         ask.main([str(tmp_path / "none.mp4"), "who ?", *flags])
     with pytest.raises(SystemExit, match=r"max_frames = 0"):

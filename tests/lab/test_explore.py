@@ -184,7 +184,12 @@ def test_a_scorer_of_one_s_own_is_one_more_choice(place, monkeypatch, capsys):
     main(["clip.mp4", "--checkpoint", "model.pt", "--scorer", "mine.py:Late", "--json", "mine.json"])
     own = json.loads((place / "mine.json").read_text())["scorers"]["mine.py:Late"]
     assert own["levels"][5]["keep"] == ["1" * 9] + ["0" * 9] * 6 + ["1" * 9] * 5 and own["scores"][2][1] == 19
-    assert "mine.py:Late" in capsys.readouterr().out and own["levels"][5]["cost"]["score"] == 0
+    said = capsys.readouterr().out
+    assert "mine.py:Late" in said and own["levels"][5]["cost"]["score"] == 0 and "fresh" not in said
+    lines.insert(5, "        self.a = torch.nn.Linear(1, 1)")
+    (place / "weights.py").write_text("\n".join(lines) + "\n")
+    main(["clip.mp4", "--checkpoint", "model.pt", "--scorer", "weights.py:Late", "--json", "mine.json"])
+    assert "note: The weights of weights.py:Late are fresh, not trained" in capsys.readouterr().out
 
 
 def test_a_film_dims_what_goes(place, data):
@@ -223,6 +228,7 @@ def test_a_jpeg_is_the_picture():
         (["clip.mp4", "--scorer", "mine"], 1, "mine"),
         (["clip.mp4", "--ask", "what ?"], 1, "--checkpoint"),
         (["clip.mp4", "--frames", "0"], 1, "max_frames"),
+        (["nowhere.mp4", "-o", "new/a.html"], 1, "no such file: nowhere.mp4"),
     ],
 )
 def test_what_is_refused_and_how(arguments, code, text, place, monkeypatch, capsys):
@@ -234,7 +240,7 @@ def test_what_is_refused_and_how(arguments, code, text, place, monkeypatch, caps
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     said = capsys.readouterr().err if code == 2 else stopped.value.code
-    assert stopped.value.code == 2 or code == 1
+    assert (stopped.value.code == 2 or code == 1) and not (place / "new").exists()
     assert text in said and (place / "clip.mp4").read_bytes() == before and "Traceback" not in said
 
 
@@ -410,4 +416,4 @@ def test_a_model_that_spreads_is_shown_as_it_prunes(tmp_path):
     frames = torch.zeros(1, 12, 3, 48, 48, dtype=torch.uint8)
     keep = model.encode_video(frames, None, 0.5).keep[0]
     assert level["keep"] == ["".join("01"[cell] for cell in frame) for frame in keep.tolist()]
-    assert any("spread = 0.5" in note for note in explore.remarks(model, {"train_config": {"k": 0.5}}, video))
+    assert any("spread = 0.5" in note for note in explore.remarks(model, {"train_config": {"k": 0.5}}, video, {}))

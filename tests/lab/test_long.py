@@ -252,7 +252,9 @@ def test_the_command_on_a_file(tmp_path, capsys):
     for wrong, message in (
         ([], "give a video, or --curve out.json"),
         ([*words, "--chunk", "0"], "--chunk 0: give"),
-        ([*words, "--curve", str(tmp_path / "c.json")], "give no video, --scorer or --one-pass"),
+        ([*words, "--curve", str(tmp_path / "c.json")], "video, checkpoint has no effect with --curve"),
+        (["--one-pass", "--fps", "1", "--curve", "c.json"], "fps, one-pass has no effect with --curve"),
+        ([*words, "--frames", "8"], "frames has no effect with a video: leave it out"),
     ):
         with pytest.raises(SystemExit, match=message):
             long.main(wrong)

@@ -429,6 +429,9 @@ def test_flags_without_an_effect_are_refused(tmp_path, capsys):
     vision(tmp_path / "vit")
     language(tmp_path / "llm")
     words = ["--vit", str(tmp_path / "vit"), "--llm", str(tmp_path / "llm"), "--dry-run", "--score-after", "0"]
+    for flag in ("--vit-depth", "--image-size"):  # not the same as leaving it out
+        with pytest.raises(SystemExit, match=f"{flag} 0: give 1 or more"):
+            pretrained.main([*words, flag, "0"])
     for flag, own, kept in (("--llm-mlp", 64, 24), ("--vit-heads", 2, 3), ("--llm-width", 32, 16)):
         with pytest.raises(SystemExit, match=f"{flag} {own}, but the weights have {kept}: leave it out"):
             pretrained.main([*words, flag, str(own)])

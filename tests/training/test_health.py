@@ -187,8 +187,8 @@ def test_the_explorer_says_so(folder):
     clip = held_out(config.data, 48, 1, kinds=["short"])[0]
     video, model = Reader(4, 48)(clip), training.build_model(config, CPU).eval()
     state = {"train_config": {"k": 0.5}}
-    assert not any("dead" in note for note in remarks(model, state, video))
-    assert any("the scorer is dead" in note for note in remarks(kill(model), state, video))
+    assert not any("dead" in note for note in remarks(model, state, video, {}))
+    assert any("the scorer is dead" in note for note in remarks(kill(model), state, video, {}))
 
 
 # ------------------------------------------------------------------------------------- the warm-up

@@ -109,7 +109,7 @@ def faster(bench: Mapping | None) -> list[list[str]]:
     """The lines about speed, from a bench.json: how many times as fast as unpruned, at k = 50 on 256 frames."""
     lines = []
     for row in (bench or {}).get("speed", ()):
-        if (row["videos"], row["frames"], row["k"]) == (1, 256, 0.5):
+        if (row["videos"], row["frames"], row["k"]) == (1, 256, 0.5) and "speedup" in row:
             low, high, limit = row["lowest"], row["highest"], row["limit"]
             found = f"{row['speedup']:.2f} ({low:.2f} to {high:.2f}; limit {limit:.2f})"
             speedup, at_most = PAPER_SPEED[row["what"]]

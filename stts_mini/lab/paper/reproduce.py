@@ -27,7 +27,6 @@ import functools
 import hashlib
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -55,6 +54,7 @@ from stts_mini.train import pick_device, train
 from stts_mini.training import checkpoint
 from stts_mini.training.config import SHIPPED
 from stts_mini.training.health import Health
+from stts_mini.training.logging import one_line_errors
 
 RESULTS = Path("tutorials/results")
 # A base is trained in three runs: on few frames, on any number of them, on many. Each begins where the one before
@@ -311,10 +311,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--k goes with --scorer alone: rivals are asked at k = 0.5 and 0.8, tables have their own")
     if round(100 * args.k, 9) % 1:
         parser.error(f"--k {args.k}: rows are named by whole percents, such as 0.5 or 0.55")
-    if args.panels != MOST_PANELS and (args.base is not None or args.ship):
-        parser.error("--panels has no effect beside --base and --ship: leave it out")
+    rows_alone = ("panels", "seeds", "clips", "split") if args.base is not None or args.ship else ()
+    if idle := [f"--{name}" for name in rows_alone if getattr(args, name) != parser.get_default(name)]:
+        parser.error(f"{' '.join(idle)} has no effect beside --base and --ship: leave it out")
     device = pick_device("auto")
-    try:
+    with one_line_errors(parser.prog):
         if args.base is not None:
             return print(f"{train_base(args.results, args.data, args.base, device)} is there")
         if args.ship:
@@ -332,6 +333,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = args.results / "rows" if args.split == "test" else Path("runs/val")
         for row in rows:
             make(row, folder / f"{row.name}.json", lab, args.results)
-        print(f"{len(rows)} rows: all there, but for what another process is making")
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"{parser.prog}: error: {error}")
+        missing = sum(not (folder / f"{row.name}.json").exists() for row in rows)
+        rest = "; other processes are making the rest" * bool(missing)
+        print(f"{len(rows) - missing} of {len(rows)} rows are there{rest}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from stts_mini.lab.paper.rows import ASKED
 from stts_mini.lab.paper.scores import UNPRUNED, Results, percent, value
 from stts_mini.lab.paper.sections import PAGES
 from stts_mini.toy.world import MOST_PANELS
+from stts_mini.training.logging import one_line_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,8 +163,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     how.add_argument("--check", action="store_true", help="write nothing, but exit 1 if anything is out of date")
     how.add_argument("--seeds", type=int, nargs="+", help="print the pages of these alone, and write nothing")
     args = parser.parse_args(argv)
-    try:
-        if not args.check and not args.seeds:
+    with one_line_errors(parser.prog):
+        if args.plot:
+            check_outputs([args.plot])
+        elif not args.check and not args.seeds:
             check_outputs([*(args.results / name for name in PAGES), *[args.readme] * bool(args.readme)])
         results, without = (Results(args.results / "rows", args.seeds, panels) for panels in (MOST_PANELS, 0))
         require(results.records, f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
@@ -181,13 +183,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             made[args.readme] = inserted(
                 args.readme.read_text(encoding="utf-8"), beside(without, results, bench, HEADLINES)
             )
-    except (ValueError, OSError, KeyError) as error:
-        sys.exit(f"{parser.prog}: error: {error}")
-    for path, text in made.items():
-        if not args.check:
-            write_text(path, text)
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"{path} is not what the rows say: run python -m stts_mini.lab.paper.tables --readme README.md")
+        for path, text in made.items():
+            if not args.check:
+                write_text(path, text)
+                continue
+            same = path.exists() and path.read_text(encoding="utf-8") == text
+            require(
+                same, f"{path} is not what the rows say: run python -m stts_mini.lab.paper.tables --readme README.md"
+            )
     print("the pages are what the rows say" if args.check else "\n".join(made.values()))
 
 

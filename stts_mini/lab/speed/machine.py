@@ -22,9 +22,10 @@ MACHINE = "{device}, {threads} threads, torch {torch}, commit {commit}, load {st
 
 
 def commit() -> str:
-    """The checked-out commit, with a + if anything in the package differs from it. "unknown" without git."""
+    """The checked-out commit, with a + if anything in the package differs from it. "unknown" without git, or if the
+    package lies in another project's repository."""
     package = Path(__file__).parents[2]
-    if not shutil.which("git"):
+    if not shutil.which("git") or not (package.parent / ".git").exists():
         return "unknown"
     git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=package)
     head = git("rev-parse", "--short", "HEAD").stdout.strip()

@@ -78,6 +78,7 @@ def test_speed_is_judged_by_the_share_of_its_limit():
     )
     runs = [line("training", 1.901, 2.1), line("inference", 1.8, 1.899), line("training", 1, 1, frames=64)]
     runs += [line("inference", 1.8, 1.901)]
+    runs += [dict(what="training", videos=1, frames=256, k=0.5, seconds=None)]  # was out of memory
     nothing = Results(Path("no rows"), None, 0)
     cells = [row.strip("| ").split(" | ") for row in beside(nothing, nothing, dict(speed=runs)).splitlines()[2:]]
     assert [c[1:] for c in cells] == [

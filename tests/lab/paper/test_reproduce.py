@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -232,7 +233,7 @@ def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, mo
         reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
     assert run == ["stts-k30-seed2"] and (lab[1] / "rows" / "stts-k30-seed2.json").exists()
     reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
-    assert run == ["stts-k30-seed2", "stts-k20-seed2"] and "3 rows: all there" in capsys.readouterr().out
+    assert run == ["stts-k30-seed2", "stts-k20-seed2"] and "2 of 3 rows are there; other" in capsys.readouterr().out
     assert bases == [0, 0]  # a base for each row that was run, and for no other
     reproduce.main(["--base", "0", "--results", str(lab[1])])
     assert capsys.readouterr().out.endswith("base0.pt is there\n")
@@ -380,6 +381,7 @@ def test_a_scorer_of_ones_own_gets_a_row_beside_the_others(lab, tmp_path, monkey
     [
         (["--scorer", "mine.py:Middle", "--k", "0.502"], "--k 0.502: rows are named by whole percents"),
         (["--base", "0", "--panels", "0"], "--panels has no effect beside --base"),
+        (["--ship", "a", "--seeds", "1", "--clips", "3"], "--seeds --clips has no effect beside --base and --ship"),
     ],
 )
 def test_what_would_have_another_effect_is_refused(words, message, capsys):
@@ -418,6 +420,14 @@ def test_a_rows_weights_can_be_shipped(lab):
 def test_no_git_no_locks_and_no_rows(monkeypatch, tmp_path):
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert machine.commit() == "unknown"
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "theirs" / "stts_mini" / "lab" / "speed" / "machine.py"))
+    for folder in (tmp_path, tmp_path / "theirs" / "stts_mini"):  # the package in somebody's repository
+        folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    git = "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a"
+    subprocess.run(["git", *git, "commit", "-qm", "theirs", "--allow-empty"], check=True)
     assert machine.commit() == "unknown"
 
     def unsupported(*_):

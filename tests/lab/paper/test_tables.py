@@ -416,6 +416,8 @@ def test_no_results_yet(tmp_path):
     with pytest.raises(SystemExit, match="no rows in"):
         main(["--results", str(tmp_path)])
     assert not (tmp_path / "README.md").exists()
+    with pytest.raises(SystemExit, match="is a folder"):  # before the work
+        main(["--results", str(tmp_path), "--plot", str(tmp_path)])
 
 
 def test_rows_of_one_seed_stand_beside_rows_of_that_seed(tmp_path):
