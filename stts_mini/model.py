@@ -17,7 +17,7 @@ Legend
 
 Where we differ from the paper
     - Only kept cells go through the connector, which has norms of its own.
-    - Padding frames are never computed.
+    - The ViT never computes padding frames.
     - A video with nothing to remove runs exactly as in the unpruned model: no bias, no L_sim.
     - The connector reads blocks −3 and −1 of a small ViT (`taps`). The public code reads −3 and −9 of 27.
     - Cells are selected before block l+1 runs, and removed after it. The result is the same.
