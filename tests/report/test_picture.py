@@ -50,6 +50,18 @@ def test_pruned_cells_are_dim_and_kept_ones_untouched():
     assert heated[0, 0, 0].sum() < heated[1, -1, -1].sum()
 
 
+def test_names_stand_above_the_axis_that_their_curve_has():
+    """Logarithmic ones from the left edge on, shares up to the right edge, each in its colour."""
+    colours, lines = [(200, 50, i) for i in range(4)], np.linspace(0.1, 0.9, 5)
+    a, b, c, d = ((lines, colour) for colour in colours)
+    picture, letter = drawing.panel({"ab": a, "c": b}, {"d": c, "ef": d}, (600, 200)), drawing.LETTER
+    places = {"ab": 96, "c": 96 + 2 * letter + 24, "d": 530 - letter, "ef": 530 - 3 * letter - 24}
+    for (name, x), colour in zip(places.items(), colours, strict=True):
+        alone = np.zeros_like(picture)
+        write_text(alone, name, x, 12, colour=colour)
+        assert np.array_equal((picture[:32] == colour).all(-1), (alone[:32] == colour).all(-1))
+
+
 def test_heat_grows_lighter():
     light = heat(np.linspace(0, 1, 20)).astype(int).sum(-1)
     assert (np.diff(light) > 0).all()
