@@ -111,6 +111,28 @@ def test_two_processes_have_the_gradients_of_one(folder, tmp_path, in_new_proces
     assert any(name.startswith("scorer") and g.abs().sum() > 0 for name, g in one["gradients"].items())
 
 
+OWN_SCORER = """
+import torch
+
+class Mine(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.linear, self.w2 = torch.nn.Linear(config.width, 1), config.w**2
+
+    def forward(self, x, num_frames=None):
+        return self.linear(x.unflatten(2, (-1, self.w2)).mean(3)).squeeze(-1).sigmoid()
+"""
+
+
+@pytest.mark.slow
+def test_scores_that_no_loss_reaches_do_not_stop_two_processes(folder, tmp_path):
+    """DistributedDataParallel waits for a gradient of all that the model gives back."""
+    (tmp_path / "mine.py").write_text(OWN_SCORER)
+    flags = flags_of(data=folder / "data", scorer="mine.py:Mine", steps=6)
+    said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "none", cwd=tmp_path)
+    assert "nothing trains the weights of scorer mine.py:Mine" in said and said.count("all done") == 1
+
+
 @pytest.mark.slow
 def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path):
     """One checkpoint, one log, one result; the weights of a single process; resumed with another number of them."""
