@@ -62,7 +62,7 @@ from stts_mini.toy import world
 from stts_mini.toy.drawing import Question, Scene, evidence
 from stts_mini.training import checkpoint, distributed
 from stts_mini.training.health import Health, dead, sums
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 
 @contextmanager
@@ -305,10 +305,7 @@ def parse_k(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m stts_mini.eval", description=__doc__.split("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("eval", __doc__)
     parser.add_argument("checkpoint", nargs="?", default="runs/cpu/checkpoint.pt", help="the checkpoint to evaluate")
     parser.add_argument("--k", type=parse_k, help="share of cells to remove; as in training if not given")
     parser.add_argument("--max-frames", type=int, help="most frames of a clip; as in training if not given")

@@ -155,7 +155,7 @@ class Output:
     task_loss  cross-entropy of the answer tokens, averaged per answer
     sim_loss   L_sim
     logits     (A, V); targets (A,); branch (A,): the answer's number in the batch
-    length     L; tokens: the number of real tokens in all sequences
+    tokens     the number of real tokens in all sequences
     """
 
     task_loss: Tensor
@@ -163,7 +163,6 @@ class Output:
     logits: Tensor
     targets: Tensor
     branch: Tensor
-    length: int
     tokens: int
     encoded: Encoded
 
@@ -332,8 +331,7 @@ class VLM(nn.Module):
         num_branches = sum(map(len, batch.branches))
         lengths = losses.new_zeros(num_branches).index_add(0, branch, torch.ones_like(losses))  # (R,)
         task_loss = (losses / lengths[branch]).sum() / num_branches
-        L, tokens = layout.ids.shape[1], layout.tokens
-        return Output(task_loss, encoded.sim_loss, logits, targets, branch, L, tokens, encoded)
+        return Output(task_loss, encoded.sim_loss, logits, targets, branch, layout.tokens, encoded)
 
     def read(
         self, batch: Batch, branches: Branches, k: float, encode: Encoder | None, cache: KVCache | None = None

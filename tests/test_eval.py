@@ -46,7 +46,7 @@ def test_a_test_set_holds_what_is_judged_and_nothing_else(setup):
 def test_likelihoods_sum_over_an_options_tokens_and_its_end():
     logits = torch.randn(5, 7)
     targets, branch = torch.tensor([3, 4, 1, 2, 1]), torch.tensor([0, 0, 0, 1, 1])
-    output = Output(torch.zeros(()), 0.0, logits, targets, branch, 0, 0, None)
+    output = Output(torch.zeros(()), 0.0, logits, targets, branch, 0, None)
     p = logits.log_softmax(-1)
     torch.testing.assert_close(
         option_likelihoods(output), torch.stack([p[0, 3] + p[1, 4] + p[2, 1], p[3, 2] + p[4, 1]])

@@ -31,7 +31,7 @@ from stts_mini.report.result import broken_clips
 from stts_mini.sequence import Layout, prefix_ids
 from stts_mini.train import pick_device
 from stts_mini.training import checkpoint
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 
 class Conversation:
@@ -129,10 +129,7 @@ def ask(talk: Conversation, question: str, options: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m stts_mini.lab.ask", description=__doc__.split("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("lab.ask", __doc__)
     parser.add_argument("video", type=Path, help="a video, or a picture")
     parser.add_argument("question", nargs="?", help="if none: a prompt, until an empty line or Ctrl-D")
     parser.add_argument("--pictures", nargs="+", type=Path, default=[], help="more pictures, besides the first")

@@ -11,7 +11,6 @@ What this file does not do: say what a line may hold (`data/clips.py`), decode (
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from stts_mini.data.files import printable
 from stts_mini.data.progress import Progress
 from stts_mini.data.tokenizer import LAST_STAMP
 from stts_mini.data.video import VideoError
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 
 def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
@@ -33,7 +32,7 @@ def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
         try:
             if line.strip():
                 clips[number] = parse_clip(line, number, index.parent)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             bad[number] = error
     count = len(clips) + len(bad)
     progress = Progress("decoding clips", len(clips))
@@ -54,7 +53,7 @@ def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser("python -m stts_mini.lab.check", description=__doc__.split("\n")[0])
+    parser = parser_of("lab.check", __doc__)
     parser.add_argument("index", type=Path, help="a file of JSON lines")
     parser.add_argument("--quick", action="store_true", help="decode only the first and the last frame of each clip")
     args = parser.parse_args(argv)

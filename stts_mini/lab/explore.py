@@ -66,7 +66,7 @@ from stts_mini.train import pick_device
 from stts_mini.training import checkpoint
 from stts_mini.training.config import TrainConfig
 from stts_mini.training.health import Health, dead, sums
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 FORMAT = "stts_mini explore 2"
 LADDER = tuple(i / 10 for i in range(10))
@@ -238,9 +238,7 @@ def film(data: dict, frames: np.ndarray, k: float) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m stts_mini.lab.explore", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+    parser = parser_of("lab.explore", __doc__)
     parser.add_argument("video", type=Path, help="any video file")
     parser.add_argument("--checkpoint", type=Path, help=f"trained model (default: {DEFAULT}, or random weights)")
     parser.add_argument(
@@ -249,8 +247,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mp4", type=Path, help="also a video: what is kept at --k, for each scorer")
     parser.add_argument("--json", type=Path, help="also the data: keep masks, scores, bins")
     parser.add_argument("--k", type=parse_k, help="the k to open with (default: as trained, or 0.5)")
-    parser.add_argument("--frames", type=int, default=32, help="frames, at most (default: 32)")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames a second, at most (default: 2)")
+    parser.add_argument("--frames", type=int, default=32, help="frames, at most")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second, at most")
     parser.add_argument("--scorer", action="append", default=[], help="one more scorer to choose: my_file.py:MyScorer")
     parser.add_argument("--ask", action="append", default=[], metavar="QUESTION", help="ask this at every k")
     args = parser.parse_args(argv)

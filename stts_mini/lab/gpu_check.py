@@ -15,7 +15,6 @@ What this file does not do: measure (`lab/speed`, `train.py`), or say what is ri
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -39,7 +38,7 @@ from stts_mini.lab.speed.machine import MACHINE, machine
 from stts_mini.lab.speed.page import memory_table, speed_table
 from stts_mini.report.markdown import markdown
 from stts_mini.train import pick_device
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 # flags of the two commands: without CUDA, with CUDA
 TRAINING = (
@@ -127,9 +126,9 @@ def page(report: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser("python -m stts_mini.lab.gpu_check", description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="auto", help="auto, cuda or cpu (default: auto)")
-    parser.add_argument("-o", "--out", default="gpu_check", help="name of the two files (default: gpu_check)")
+    parser = parser_of("lab.gpu_check", __doc__)
+    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument("-o", "--out", default="gpu_check", help="name of the two files")
     args = parser.parse_args(argv)
     with one_line_errors(parser.prog), tempfile.TemporaryDirectory() as folder:
         files = [Path(args.out + end) for end in (".json", ".md")]

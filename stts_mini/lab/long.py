@@ -40,7 +40,7 @@ from stts_mini.packing import check_k, num_removed, select
 from stts_mini.report.markdown import markdown
 from stts_mini.scorer import attention_bias, spread
 from stts_mini.training import checkpoint
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 Chunks = Callable[[], Iterable[Tensor]]  # each call gives all frames, (n, 3, H, W) at a time
 
@@ -215,10 +215,7 @@ def encode_file(args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m stts_mini.lab.long", description=__doc__.split("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("lab.long", __doc__)
     numbers = lambda text: tuple(int(n) for n in text.split(","))
     parser.add_argument("video", nargs="?", type=Path, help="any video file")
     parser.add_argument("--checkpoint", default="runs/cpu/checkpoint.pt", help="the model")

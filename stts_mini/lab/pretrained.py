@@ -18,7 +18,6 @@ What this file does not do: define the architectures (`vit.py`, `llm.py`), train
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -40,7 +39,7 @@ from stts_mini.model import VLM
 from stts_mini.train import job
 from stts_mini.training import checkpoint
 from stts_mini.training.config import TrainConfig, parse_flags
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 from stts_mini.vit import ViTConfig, from_siglip, resized_positions
 
 # the paper's rates (§4), all with AdamW: LLM 1e-5, ViT and connector half of that, scorer ten times that
@@ -322,10 +321,8 @@ def load_folder(folder: Path) -> tuple[VLM, AnyTokenizer]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m stts_mini.lab.pretrained", description=__doc__.split("\n")[0], allow_abbrev=False,
-        epilog="All flags of python -m stts_mini.train may follow.",
-    )  # fmt: skip
+    parser = parser_of("lab.pretrained", __doc__)
+    parser.epilog = "All flags of python -m stts_mini.train may follow."
     parser.add_argument("--vit", metavar="FOLDER|NAME", help="a SigLIP or SigLIP 2 (fixed resolution)")
     parser.add_argument("--llm", metavar="FOLDER|NAME", help="a Qwen3")
     parser.add_argument("--image-size", type=int, help="side of a frame in pixels, if not the ViT's own")

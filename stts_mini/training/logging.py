@@ -1,7 +1,8 @@
-"""How a command reports and is stopped: the log of training steps, errors in one line, Ctrl-C and SIGTERM."""
+"""How a command reads its flags, reports and is stopped: the log of steps, errors in one line, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 import signal
@@ -110,6 +111,12 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def parser_of(command: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of `python -m stts_mini.` + command. The first line of a module's docstring says what it does."""
+    how = dict(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    return argparse.ArgumentParser(f"python -m stts_mini.{command}", description=doc.split("\n")[0], **how)
 
 
 @contextmanager

@@ -21,7 +21,6 @@ the files.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -54,7 +53,7 @@ from stts_mini.train import pick_device, train
 from stts_mini.training import checkpoint
 from stts_mini.training.config import SHIPPED
 from stts_mini.training.health import Health
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 RESULTS = Path("tutorials/results")
 # A base is trained in three runs: on few frames, on any number of them, on many. Each begins where the one before
@@ -288,10 +287,7 @@ def make(row: Row, path: Path, lab: Lab, folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m stts_mini.lab.paper", description=__doc__.split("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("lab.paper", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--base", type=int, metavar="SEED", help="train the unpruned model with this seed")
     what.add_argument("--table", choices=TABLES, help="train what is missing of one table")

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from stts_mini.lab.paper.rows import ASKED
 from stts_mini.lab.paper.scores import UNPRUNED, Results, percent, value
 from stts_mini.lab.paper.sections import PAGES
 from stts_mini.toy.world import MOST_PANELS
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +154,7 @@ def inserted(readme: str, table: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser("python -m stts_mini.lab.paper.tables", description=__doc__.split("\n")[0])
+    parser = parser_of("lab.paper.tables", __doc__)
     parser.add_argument("--results", type=Path, default=Path("tutorials/results"), help="where the rows are")
     parser.add_argument("--readme", type=Path, default=None, help="a README that shows the first table's main lines")
     how = parser.add_mutually_exclusive_group()

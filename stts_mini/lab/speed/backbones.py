@@ -12,7 +12,6 @@ What this file does not do: look at pruning (`bench.py`).
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor
 from stts_mini.lab.speed.machine import MACHINE, in_turns, machine
 from stts_mini.llm import LLM, LLMConfig, from_qwen3
 from stts_mini.report.markdown import markdown
+from stts_mini.training.logging import parser_of
 from stts_mini.vit import ViT, ViTConfig, from_siglip
 
 Forward = Callable[[], Tensor]  # a model and its input
@@ -98,10 +98,7 @@ def ratio(pair: dict[str, Forward], what: Callable[[Forward], object], rounds: i
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m stts_mini.lab.speed.backbones", description=__doc__.split("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("lab.speed.backbones", __doc__)
     parser.add_argument("--rounds", type=int, default=30, help="times that each takes its turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     args = parser.parse_args(argv)

@@ -44,7 +44,7 @@ from stts_mini.model import VLM
 from stts_mini.packing import check_k, check_varlen
 from stts_mini.scorer import find_scorer
 from stts_mini.train import pick_device
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 PASSES = ("training", "inference")
 KS = (0.0, 0.3, 0.4, 0.5, 0.8)
@@ -215,10 +215,7 @@ def parser_of_flags() -> argparse.ArgumentParser:
     """The command's flags."""
     load = lambda text: tuple(int(n) for n in text.split("x"))
     numbers = lambda text: tuple(float(n) for n in text.split(","))
-    parser = argparse.ArgumentParser(
-        "python -m stts_mini.lab.speed", description=__doc__.split("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("lab.speed", __doc__)
     add = parser.add_argument
     add("--shape", choices=tuple(SHAPES), default="scaled", help="the model's sizes")
     add("--scorer", default="stts", help="or my_file.py:MyScorer. Its time counts, not its choice of cells")

@@ -16,8 +16,6 @@ gradient. We do not count norms, activations, softmax, rotations, sums inside a 
 that moves data. One multiply-add is two FLOP.
 
 Work says how much there is to do, `multiply_adds` what it costs. `needed` gives the Work of a perfect implementation.
-`computed` gives the Work of a real run, with padding and masked pairs. So the formula can be compared with PyTorch's
-own count of that run.
 
 Legend: B videos · T frames of a video, F of a batch · N patches of a frame, C cells · w² patches of a cell
 n kept patches of a frame · P tokens of a video's prefix in the LLM, V of them vision · D, W widths of ViT, LLM
@@ -32,7 +30,7 @@ from dataclasses import dataclass
 
 from stts_mini.data.files import require
 from stts_mini.llm import LLMConfig
-from stts_mini.model import Output, VLMConfig
+from stts_mini.model import VLMConfig
 from stts_mini.packing import num_removed
 from stts_mini.vit import ViTConfig
 
@@ -56,7 +54,6 @@ class Work:
     kept     cells through the connector
     tokens   of the LLM, and seen: pairs (query, key) of its attention
     logits   tokens whose next one is predicted
-    biased   channels that carry the key bias of block l+1 (a perfect implementation adds it without a product)
     """
 
     frames: int = 0
@@ -67,7 +64,6 @@ class Work:
     tokens: int = 0
     seen: int = 0
     logits: int = 0
-    biased: int = 0
 
 
 def evenly_kept(k: float, cells: int, frames: int) -> list[int]:
@@ -111,18 +107,6 @@ def needed(config: VLMConfig, kept: Sequence[Sequence[int]], k: float, text: Tex
     )  # fmt: skip
 
 
-def computed(config: VLMConfig, output: Output) -> Work:
-    """What `VLM.forward` did in training, with spare room in rows, masked pairs and padded sequences."""
-    encoded, N = output.encoded, config.vit.num_patches
-    B, rows = len(encoded.kept), len(encoded.packed.frame)
-    scored = 0 if encoded.scores is None else encoded.scores.numel()
-    return Work(
-        frames=int(encoded.shown.sum()), scored=scored, slots=rows * N, pairs=rows * N * N,
-        kept=len(encoded.tokens), tokens=B * output.length, seen=B * output.length**2, logits=len(output.targets),
-        biased=int(scored > 0 and config.scored_by == "stts" and config.bias != "none"),
-    )  # fmt: skip
-
-
 def decoded(config: VLMConfig, cached: Sequence[int]) -> Work:
     """The Work of one more token for each row, after so many cached ones."""
     return Work(tokens=len(cached), seen=sum(cached) + len(cached), logits=len(cached))
@@ -145,7 +129,6 @@ def multiply_adds(config: VLMConfig, work: Work, backward: bool = False, recompu
 
     embed = work.frames * N * 3 * vit.patch_size**2 * D
     dense = blocks(config.score_after + 2, work.frames * N, work.frames * N * N)
-    dense += work.frames * N * N * 2 * vit.heads * work.biased
     packed = blocks(config.num_packed, work.slots, work.pairs)
     learned = config.scored_by == "stts"
     score = work.scored * (pooler(D) + (2 * D + config.scorer_mlp + 1) * config.scorer_mlp) if learned else 0
@@ -188,24 +171,3 @@ def saved_floats(config: VLMConfig, work: Work) -> int:
     floats += work.kept * (w2 * (2 * taps + 2 * D) + taps + 3 * D + 4 * config.connector_mlp + 2 * llm.width)
     layer = 4 * llm.width + 3 * heads + 3 * kv_heads + 4 * llm.mlp
     return floats + work.tokens * llm.depth * layer + work.logits * llm.vocab_size
-
-
-def limit(config: VLMConfig, videos: int, frames: int, k: float, questions: int = 1, stamp: int = 1) -> float:
-    """How many times faster than unpruned a training step could be at best. Kept cells are spread evenly, and a
-    question has 16 tokens.
-
-    For Molmo2-4B, two videos of 64 frames and one of 256, where a stamp like "12.5" is about four tokens:
-    >>> [round(limit(PAPER, B, T, 0.5, stamp=4), 2) for B, T in ((2, 64), (1, 256))]
-    [1.95, 2.33]
-
-    More text lowers the limit, because text is not pruned. With 150 questions, 2,400 tokens:
-    >>> [round(limit(PAPER, B, T, 0.5, questions=150, stamp=4), 2) for B, T in ((2, 64), (1, 256))]
-    [1.71, 2.22]
-    """
-
-    def total(k: float) -> int:
-        kept = [evenly_kept(k, config.cells, frames)] * videos
-        work = needed(config, kept, k, [[(14, 2)] * questions] * videos, stamp)
-        return sum(multiply_adds(config, work, backward=True).values())
-
-    return total(0.0) / total(k)

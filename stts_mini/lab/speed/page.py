@@ -8,6 +8,7 @@ A report is what `bench.measure` returns and its JSON file holds. This file meas
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stts_mini.lab.speed.machine import MACHINE
@@ -46,23 +47,23 @@ def break_even(rows: list[dict]) -> str:
     """The number of frames from which pruning pays, for each k that was measured on the shortest single video."""
     alone = [row for row in rows if row["videos"] == 1]
     fewest = min((row["frames"] for row in alone), default=0)
-    lines = ["Pruning pays, one video, from:"]
+    lines = ["Pruning pays, one video:"]
     for what, k in [(row["what"], row["k"]) for row in alone if row["frames"] == fewest and row["k"] > 0]:
-        frames = pays_from(rows, what, k)
-        lines.append(f"- {what}, k = {k:g}: {f'{frames} frames' if frames else 'nowhere measured'}")
+        own = [row for row in alone if (row["what"], row["k"]) == (what, k) and "speedup" in row]
+        faster = {row["frames"]: row["speedup"] > 1 for row in own}
+        lines.append(f"- {what}, k = {k:g}: {pays_from(faster.get, sorted(faster)) if own else 'nowhere measured'}")
     return "\n".join(lines)
 
 
-def pays_from(rows: list[dict], what: str, k: float) -> int | None:
-    """The number of frames of one video from which on pruning was faster, or None.
+def pays_from(gains: Callable[[int], bool], numbers: Sequence[int]) -> str:
+    """From which number of frames on there is a gain at every one of these numbers.
 
-    >>> row = lambda frames, speedup: dict(what="training", videos=1, k=0.5, frames=frames, speedup=speedup)
-    >>> pays_from([row(8, 0.9), row(16, 1.1), row(32, 1.4)], "training", 0.5)
-    16
+    >>> pays_from(lambda frames: frames > 5, [2, 4, 8, 16]), pays_from(lambda frames: frames < 5, [2, 4, 8, 16])
+    ('from 8 frames on', 'at none of 2, 4, 8, 16 frames')
     """
-    own = [row for row in rows if (row["what"], row["videos"], row["k"]) == (what, 1, k) and "speedup" in row]
-    slower = max((row["frames"] for row in own if row["speedup"] <= 1), default=0)
-    return min((row["frames"] for row in own if row["frames"] > slower), default=None)
+    last = max((i for i, frames in enumerate(numbers) if not gains(frames)), default=-1)
+    paying = numbers[last + 1 :]
+    return f"from {paying[0]} frames on" if paying else f"at none of {', '.join(map(str, numbers))} frames"
 
 
 def stage_table(plain: dict, pruned: dict) -> str:

@@ -11,11 +11,10 @@ What this file does not do: judge answers, or time a training step (`bench.py`).
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +27,11 @@ from stts_mini.lab.speed import passes
 from stts_mini.lab.speed.bench import stopwatch
 from stts_mini.lab.speed.flops import decoded, evenly_kept, multiply_adds, needed
 from stts_mini.lab.speed.machine import MACHINE, in_turns, machine
+from stts_mini.lab.speed.page import pays_from
 from stts_mini.packing import check_k
 from stts_mini.report.markdown import markdown
 from stts_mini.toy import drawing, world
-from stts_mini.training.logging import one_line_errors
+from stts_mini.training.logging import one_line_errors, parser_of
 
 PARTS = {  # what `multiply_adds` and `stopwatch` call them
     "ViT, scorer, packing": ("stem", "score", "select", "pack", "packed", "unpack", "connector"),
@@ -82,17 +82,6 @@ def file_seconds(frames: int, size: int, rounds: int = 3) -> float:
     return statistics.median(seconds)
 
 
-def pays_from(gains: Callable[[int], bool], numbers: Sequence[int]) -> str:
-    """From which number of frames on there is a gain at every one of these numbers.
-
-    >>> pays_from(lambda frames: frames > 5, [2, 4, 8, 16]), pays_from(lambda frames: frames < 5, [2, 4, 8, 16])
-    ('from 8 frames on', 'at none of 2, 4, 8, 16 frames')
-    """
-    last = max((i for i, frames in enumerate(numbers) if not gains(frames)), default=-1)
-    paying = numbers[last + 1 :]
-    return f"from {paying[0]} frames on" if paying else f"at none of {', '.join(map(str, numbers))} frames"
-
-
 def parts_table(name: str, unit: str, whole: dict[str, float], pruned: dict[str, float], k: float, scale: float) -> str:
     """A table of the parts, what binds, and what is saved."""
     total = sum(whole.values()), sum(pruned.values())
@@ -105,7 +94,7 @@ def parts_table(name: str, unit: str, whole: dict[str, float], pruned: dict[str,
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
-    parser = argparse.ArgumentParser("python -m stts_mini.lab.speed --pays", description=__doc__.split("\n")[0])
+    parser = parser_of("lab.speed --pays", __doc__)
     parser.add_argument("--pays", action="store_true", help="this command, instead of the benchmark")
     parser.add_argument("--frames", type=int, default=64, help="of the video")
     parser.add_argument("--k", type=float, default=0.5, help="share of cells to remove")

@@ -15,7 +15,7 @@ import stts_mini.model
 from stts_mini.lab.speed import bench, flops, machine
 from stts_mini.lab.speed.bench import speedups, stages, stopwatch
 from stts_mini.lab.speed.machine import in_own_process
-from stts_mini.lab.speed.page import OVERHEAD, STAGES, draw, page, pays_from
+from stts_mini.lab.speed.page import OVERHEAD, STAGES, break_even, draw, page
 from stts_mini.lab.speed.passes import Shape, Uneven, build, job
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLMConfig
@@ -144,8 +144,10 @@ def test_pruning_pays_from_where_it_always_does():
         what=what, videos=videos, k=k, frames=frames, speedup=speedup
     )
     rows = [row(8, 1.2), row(16, 0.9), row(32, 1.1), row(64, 1.3), row(16, 2.0, k=0.3), row(16, 2.0, videos=2)]
-    assert pays_from(rows, "training", 0.5) == 32 and pays_from(rows, "training", 0.3) == 16
-    assert pays_from([row(8, 0.9)], "training", 0.5) is None and pays_from(rows, "inference", 0.5) is None
+    rows += [row(8, 0.9, k=0.3), row(8, 0.8, what="inference"), dict(row(16, 0, what="inference"), seconds=None)]
+    del rows[-1]["speedup"]  # did not fit into memory
+    said = "Pruning pays, one video:\n- training, k = 0.5: from 32 frames on\n- training, k = 0.3: from 16 frames on\n"
+    assert break_even(rows) == said + "- inference, k = 0.5: at none of 8 frames"
 
 
 def test_drawn_scores_with_the_scorers_own_gradient():
@@ -263,7 +265,11 @@ REPORT = dict(
 def test_the_page():
     text = page(REPORT)
     assert "| training | 1 × 16 | 0.5 | 2.000 | 1.50 | 1.00–2.00 (4) | 2.50 | 0.90 | 8 (7) |" in text
-    assert "- training, k = 0.8: 8 frames" in text and "- inference, k = 0.5: 8 frames" in text and "k = 0:" not in text
+    assert (
+        "- training, k = 0.8: from 8 frames" in text
+        and "- inference, k = 0.5: from 8 frames" in text
+        and "k = 0:" not in text
+    )
     assert "| llm | 2.00 | 1.50 | 1.33 | 2.00 |" in text
     assert "take 30.0% of the time of the unpruned pass" in text  # 4 of 10 stages, at three quarters of their time
     assert "| 1 × 8 frames | 0 | did not fit | 3 | |" in text and "| 0.5 | 4 | 2 | 2.00 |" in text

@@ -1,6 +1,7 @@
 """The count against PyTorch's own, and against the masks."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -9,17 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stts_mini.lab.speed.flops import (
-    PAPER,
-    Work,
-    computed,
-    decoded,
-    evenly_kept,
-    limit,
-    multiply_adds,
-    needed,
-    saved_floats,
-)  # fmt: skip
+from stts_mini.lab.speed.flops import PAPER, Work, decoded, evenly_kept, multiply_adds, needed, saved_floats
 from stts_mini.llm import KVCache, Layer, LLMConfig, rotary
 from stts_mini.model import VLM, Connector, VLMConfig
 from stts_mini.packing import block_mask, num_removed
@@ -41,6 +32,23 @@ def batch(counts=(4, 6, 1)):
     frames = torch.rand(len(counts), max(counts), 3, 24, 24)
     branches = [[([9] * p, [10] * a) for p, a in video] for video in TEXT[: len(counts)]]
     return Batch(frames, torch.tensor(counts), [[[8, 8]] * n for n in counts], branches)
+
+
+def computed(config, output):
+    """The Work that `VLM.forward` did in training, with spare room in rows, masked pairs and padded sequences."""
+    encoded, N = output.encoded, config.vit.num_patches
+    B, rows = len(encoded.kept), len(encoded.packed.frame)
+    length = max(prefix + sum(p + a for p, a in text) for prefix, text in zip(read(encoded), TEXT, strict=False))
+    return Work(
+        frames=int(encoded.shown.sum()), scored=0 if encoded.scores is None else encoded.scores.numel(),
+        slots=rows * N, pairs=rows * N * N, kept=len(encoded.tokens), tokens=B * length, seen=B * length**2,
+        logits=len(output.targets),
+    )  # fmt: skip
+
+
+def read(encoded):
+    """Tokens of each video's prefix: cells, two tokens of a stamp, two markers."""
+    return (encoded.kept.sum(1) + 4 * encoded.shown.sum(1)).tolist()
 
 
 def kept(output):
@@ -68,16 +76,18 @@ def test_the_count_is_pytorchs(options, k, again):
         by_module = {name: sum(of.values()) for name, of in by_module.items()}
         (output.task_loss + output.sim_loss).backward()
     work = computed(config, output)
-    assert 2 * sum(multiply_adds(config, work, True, again).values()) == counter.get_total_flops()
-    count = multiply_adds(config, work, False)
-    assert 2 * sum(count.values()) == forward
+    learned = work.scored > 0 and config.scored_by == "stts" and config.bias != "none"
+    channel = learned * 11 * 36 * 36 * 2 * config.vit.heads  # carries the key bias of block l+1; a sum would do
+    step, count = sum(multiply_adds(config, work, True, again).values()), multiply_adds(config, work)
+    assert 2 * (step + (3 + again) * channel) == counter.get_total_flops()
+    assert 2 * (sum(count.values()) + channel) == forward
     assert 2 * count["score"] == by_module.get("VLM.scorer", 0)
     assert 2 * count["connector"] == by_module["VLM.connector"]
     logits = len(output.targets) * config.llm.width * config.llm.vocab_size
     assert 2 * (count["llm"] - logits) == by_module["VLM.llm"]
     embed = 11 * 36 * 48 * 12  # 11 real frames, 36 patches of 48 numbers, width 12
     dense = sum(by_module[f"VLM.vit.blocks.{i}"] for i in range(3))
-    assert 2 * (count["stem"] - embed) == dense
+    assert 2 * (count["stem"] - embed + channel) == dense
     assert 2 * count["packed"] == sum(by_module[f"VLM.vit.blocks.{i}"] for i in range(3, 6))
 
 
@@ -129,9 +139,19 @@ def test_evenly_kept_is_the_budget(k, cells, frames):
 
 
 def test_the_limit_grows_with_k_and_frames():
-    at = lambda frames, k: limit(PAPER, 1, frames, k)
+    def limit(videos, frames, k, questions=1, stamp=1):
+        works = (
+            needed(PAPER, [evenly_kept(k, 81, frames)] * videos, k, [[(14, 2)] * questions] * videos, stamp)
+            for k in (0.0, k)
+        )
+        whole, pruned = (sum(multiply_adds(PAPER, work, backward=True).values()) for work in works)
+        return whole / pruned
+
+    at = functools.partial(limit, 1)
     assert 1 == at(8, 0.0) < at(8, 0.3) < at(8, 0.5) < at(64, 0.5) < at(256, 0.5) < at(256, 0.8)
     assert at(1, 0.5) == 1  # one frame is never pruned
+    molmo = [round(limit(*load, 0.5, text, stamp=4), 2) for text in (1, 150) for load in ((2, 64), (1, 256))]
+    assert molmo == [1.95, 2.33, 1.71, 2.22]  # a stamp like "12.5" is four tokens; more text lowers the limit
 
 
 def held(module, *inputs):
