@@ -38,6 +38,7 @@ from stts_mini.data.clips import (
     fingerprint,
     held_out,
     index_file,
+    is_own,
     load_clips,
     normalised,
 )
@@ -374,11 +375,6 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     if args.json and distributed.rank() == 0:
         write_json(args.json, summary)
     return summary
-
-
-def is_own(data: str) -> bool:
-    """Whether --data names a list of your own clips (or the folder of the toy world's)."""
-    return data.endswith(".jsonl")
 
 
 def clips_to_judge(args: argparse.Namespace, train: dict, number: int) -> tuple[list[Clip], Path]:

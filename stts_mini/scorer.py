@@ -188,12 +188,10 @@ def similarity_loss(
     return per_video.sum() / (frames > 1).sum().clamp(min=1)
 
 
-def attention_bias(
-    scores: Tensor, w: int, num_frames: Tensor | None = None, rescale: bool = False, eps: float = SATURATED
-) -> Tensor:
+def attention_bias(scores: Tensor, w: int, num_frames: Tensor | None = None, rescale: bool = False) -> Tensor:
     """S, the attention bias of each key: log of its cell's score (paper §3.2).
 
-    scores (B, T, C) in (0, 1) → (B, T, N), cell-major. S = log max(s, eps). Frame 0 and padding get 0, so an image
+    scores (B, T, C) in (0, 1) → (B, T, N), cell-major. S = log max(s, 1e-4). Frame 0 and padding get 0, so an image
     gets no bias. `rescale` clamps no score. It scales each frame's scores to [e⁻², 1] before the log, by min–max, as
     the public code does for each row of an image. The range is floored at 0.01, so that a flat frame does not blow up
     the gradient.
@@ -211,7 +209,7 @@ def attention_bias(
         low_end = math.exp(-2)
         bias = (low_end + (1 - low_end) * (scores - low) / (high - low).clamp(min=0.01)).log()
     else:
-        bias = scores.clamp(min=eps).log()
+        bias = scores.clamp(min=SATURATED).log()
     return torch.where(biased, bias, 0).repeat_interleave(w * w, dim=-1)
 
 

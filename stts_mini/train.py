@@ -48,7 +48,7 @@ except ImportError:  # Windows
     resource = None
 
 from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
-from stts_mini.data.clips import Clip, fingerprint, held_out, load_clips, prepare
+from stts_mini.data.clips import Clip, fingerprint, held_out, is_own, load_clips, prepare
 from stts_mini.data.files import printable, require, write_json
 from stts_mini.data.progress import Progress, clock
 from stts_mini.eval import judge, share_losses
@@ -96,7 +96,7 @@ def build_model(config: TrainConfig, device: torch.device) -> VLM:
 
 def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
     """The training clips, and the file that lists them: your own, or the toy world's, which are made if missing."""
-    if config.own_data:
+    if is_own(config.data):
         return load_clips(config.data), Path(config.data)
     index = distributed.in_turn(
         lambda: prepare(config.data, "train", config.train_counts, config.video_size, config.panels)
@@ -106,7 +106,7 @@ def training_clips(config: TrainConfig) -> tuple[list[Clip], Path]:
 
 def judged_clips(config: TrainConfig, split: str = "test") -> list[Clip]:
     """The clips to evaluate on: your own, or held-out ones of the kinds trained on, which are made if missing."""
-    if config.own_data:
+    if is_own(config.data):
         return load_clips(config.val, judged=True)
     kinds = [kind for kind, count in config.train_counts.items() if count]
     size, clips = config.video_size, config.test_clips
@@ -252,7 +252,9 @@ def all_steps(
                 seen, norm = step_of(step)
             except NotFinite as error:
                 clips = where(step if error.batch is None else error.batch)
-                raise went_wrong(step, error, clips, Path(config.out) / "checkpoint.pt" if saved else None) from error
+                good = f"the last good checkpoint is {Path(config.out) / 'checkpoint.pt'}"
+                last = good if saved else "nothing was saved yet"
+                raise TrainError(f"step {step}: {error}, on {clips}; {last}. Try a lower --lr and --muon-lr") from error
             if log:
                 right, passed = seen.right / seen.answers, time.monotonic() - began
                 log.add(step, seen.task, seen.sim, norm, right, seen.tokens, seen.health, seen.skills, seconds=passed)
@@ -322,12 +324,6 @@ def one_step(
     return seen, norm
 
 
-def went_wrong(step: int, error: NotFinite, clips: str, saved: Path | None) -> TrainError:
-    """The error that ends a run whose numbers are not finite."""
-    last = f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"
-    return TrainError(f"step {step}: {error}, on {clips}; {last}. Try a lower --lr and --muon-lr")
-
-
 def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:
     """Time of forward and backward at k, divided by that at 0: the median over pairs, after one pair of warm-up. The
     two of a pair run on the same batch and take turns in being first."""
@@ -383,7 +379,7 @@ def finish(
 ) -> dict:
     """Evaluate on held-out clips of a split, time a step against the unpruned model, draw. Prints and saves it all."""
     out = Path(config.out)
-    if config.own_data and not config.val:
+    if is_own(config.data) and not config.val:
         print("no --val, so there are no held-out clips to evaluate on")
         return {}
     train_clips, clips = training_clips(config)[0], judged_clips(config, split)

@@ -41,7 +41,7 @@ def test_the_first_reason_that_holds_counts():
     kinds = wrong_kinds(*zip(*every, strict=True))
     assert kinds == dict(unpruned=5, pruned=2, unused=3)
     assert wrong_kinds([1] * 3, [0] * 3, [0.0] * 3) == dict(unpruned=0, pruned=0, unused=0)  # right is right
-    assert wrong_kinds([0, 0], [1, 1], [0.4, 0.5], cut=0.5) == dict(unpruned=0, pruned=1, unused=1)
+    assert wrong_kinds([0, 0], [1, 1], [0.4, 0.5]) == dict(unpruned=0, pruned=1, unused=1)
     with pytest.raises(ValueError, match="shorter"):
         wrong_kinds([0, 0], [1, 1], [0.5])
 

@@ -35,12 +35,6 @@ TOKENIZER = Tokenizer(world.words())
 AnyTokenizer = Tokenizer | PretrainedTokenizer
 
 
-def tokenizer_of(state: dict) -> AnyTokenizer:
-    """The tokenizer that a checkpoint's model was trained with: a real LLM's own, or the world's."""
-    own = state.get("tokenizer")
-    return PretrainedTokenizer(own["json"], own["marks"]) if own else TOKENIZER
-
-
 def try_read(clip: Clip, max_frames: int, fps: float, size: int, thorough: bool = False) -> Video | VideoError:
     """Decode a clip's video, or its pictures, with frames of size × size pixels. `thorough`: see `read_video`. An error
     is returned and not raised, so that a worker process can send it back."""

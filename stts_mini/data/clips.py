@@ -252,10 +252,15 @@ def _parse_qa(q: dict, kind: str) -> QA:
     return QA(task if kind != OWN or len(options) > 1 else FREE, question, (same or [answer])[0], tuple(options))
 
 
+def is_own(data: str) -> bool:
+    """Whether --data names a list of your own clips (or the folder of the toy world's)."""
+    return data.endswith(".jsonl")
+
+
 def lines_of(index: Path) -> list[str]:
     """The lines of a file. As in all JSON lines, they end at a line feed and nowhere else, so not at U+2028. Bytes that
     are not UTF-8 stay as lone surrogates, and `parse_clip` refuses them. Raises ValueError for another kind of file."""
-    require(index.name.endswith(".jsonl"), "{}: a list of clips of your own ends in .jsonl: rename it", index)
+    require(is_own(index.name), "{}: a list of clips of your own ends in .jsonl: rename it", index)
     require(index.is_file() or not index.exists(), "{} is no regular file: give a file of JSON lines", index)
     raw = index.read_bytes()
     require(b"\0" not in raw, "{} is no UTF-8 text: save it as UTF-8", index)

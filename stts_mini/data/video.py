@@ -38,9 +38,6 @@ BACK = Fraction(1, 10)  # a stamp may run backwards by so many seconds, as for t
 MOST_FRAMES = 1_000_000  # that `read_chunks` plans: six days at two a second
 
 
-Wanted = Callable[[Fraction, Fraction], list[Fraction]]
-
-
 class VideoError(ValueError):
     """A file that cannot be read as a video. The message names the file and says why, in one printable line."""
 
@@ -411,7 +408,9 @@ class _Pass:
             yield from stream.codec_context.decode(None)  # a stream that broke off still holds frames
 
 
-def _decode(path: Path, wanted: Wanted, size: int | None, thorough: bool = False) -> tuple[list, _Pass]:
+def _decode(
+    path: Path, wanted: Callable[[Fraction, Fraction], list[Fraction]], size: int | None, thorough: bool = False
+) -> tuple[list, _Pass]:
     """Pairs (frame, its time) at the wanted times, and the pass that found them, with `first`, `last` and `lost` set.
 
     wanted(length, how long the last frame is shown) gives times from the first frame on. The packets may promise a

@@ -67,11 +67,10 @@ class Result:
         if (scoring == "generated") == (task in GENERATED):
             self.said.append(Answer(clip, qa.question, said, qa.answer, right))
 
-    def evidence_kept(self, tasks: Sequence[str] | None = None) -> float:
+    def evidence_kept(self) -> float:
         """The share of the answers' pixels, without frame 0, that lies in kept cells. Mean over the tasks that have any
         such pixels, NaN if none has."""
-        parts = [self.evidence.get(t, (0, 0)) for t in (self.evidence if tasks is None else tasks)]
-        shares = [kept / every for kept, every in parts if every]
+        shares = [kept / every for kept, every in self.evidence.values() if every]
         return float(np.mean(shares)) if shares else float("nan")
 
     def answers(self, task: str, scoring: str | None = None) -> list[tuple[int, int]]:
@@ -134,13 +133,11 @@ def examples(said: Sequence[Answer], clips: Sequence[Clip], count: int = 3) -> s
     return "\n".join(map(printable, lines))
 
 
-def wrong_kinds(
-    answers: Sequence[int], reference: Sequence[int], shares: Sequence[float | None], cut: float = CUT
-) -> dict[str, int]:
+def wrong_kinds(answers: Sequence[int], reference: Sequence[int], shares: Sequence[float | None]) -> dict[str, int]:
     """Why was it wrong? Count a task's wrong answers by the first reason that holds:
 
     unpruned   the unpruned model is wrong, too
-    pruned     the evidence was pruned: an object that the answer depends on has less than `cut` of its pixels in kept
+    pruned     the evidence was pruned: an object that the answer depends on has less than `CUT` of its pixels in kept
                cells, in every frame after frame 0
     unused     the evidence was kept, or there is none after frame 0
 
@@ -159,7 +156,7 @@ def wrong_kinds(
     """
     wrong = [(known, share) for right, known, share in zip(answers, reference, shares, strict=True) if not right]
     unpruned = sum(not known for known, _ in wrong)
-    pruned = sum(1 for known, share in wrong if known and share is not None and share < cut)
+    pruned = sum(1 for known, share in wrong if known and share is not None and share < CUT)
     return dict(unpruned=unpruned, pruned=pruned, unused=len(wrong) - unpruned - pruned)
 
 

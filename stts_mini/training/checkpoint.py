@@ -16,7 +16,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -25,9 +25,10 @@ try:
 except ImportError:  # Windows: folders are not locked there
     fcntl = None
 
-from stts_mini.data.batches import TOKENIZER, AnyTokenizer, tokenizer_of
+from stts_mini.data.batches import TOKENIZER, AnyTokenizer
 from stts_mini.data.clips import WORLD_ID
 from stts_mini.data.files import printable, replacing, require, sweep, writable
+from stts_mini.data.tokenizer import PretrainedTokenizer
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.scorer import SCORERS, find_scorer
@@ -187,9 +188,9 @@ def contents(scorer: str) -> str:
         raise CheckpointError(f"the file of scorer {scorer} cannot be read ({error})") from error
 
 
-def digest_of(path: Path) -> str:
-    """12 hex digits that identify the contents of a file. Raises OSError if it cannot be read."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+def digest_of(path: Path, digits: int = 12) -> str:
+    """Hex digits that identify the contents of a file. Raises OSError if it cannot be read."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:digits]
 
 
 def load_trained(
@@ -207,7 +208,21 @@ def load_trained(
     trained = state["train_config"].get("scorer", "stts")
     if other and class_of(scorer) != class_of(trained) and any(True for _ in model.scorer.parameters()):
         print(printable(f"note: {path} was trained with {trained}: the weights of {scorer} are fresh, not trained"))
-    return model, state, tokenizer_of(state)
+    real = state.get("tokenizer")  # an LLM's own
+    return model, state, PretrainedTokenizer(real["json"], real["marks"]) if real else TOKENIZER
+
+
+def locked(file: IO, wait: bool = False) -> bool:
+    """Lock an open file until its process ends. False if another process has it, unless we `wait`. Where there are no
+    locks, True without one."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 @contextmanager
@@ -224,18 +239,12 @@ def alone(out: str | os.PathLike) -> Iterator[None]:
         file = open(lock, "a+")  # noqa: SIM115
     except OSError as error:
         raise ValueError(f"cannot write to the folder {out} ({error}): give another --out") from error
-    inner = False
+    inner = ours = False
     with file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(file):
             file.seek(0)
             inner = (other := file.read()) == me
             require(inner, "{} is in use by process {}: wait for its end, or give another --out", out, other)
-        except OSError:  # a file system without locks
-            pass
-        ours = False
         with suppress(FileNotFoundError):  # another run has just ended: its lock is gone, or is a third run's
             ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())
         require(ours, "{} was in use just now: try again", out)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from stts_mini.data.batches import TOKENIZER
+from stts_mini.data.clips import is_own
 from stts_mini.data.files import require
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
@@ -122,7 +123,7 @@ class TrainConfig:
                 due = f"give --{name.replace('_', '-')} KIND=COUNT,… of {', '.join(TASKS)}"
                 good = kind in TASKS and isinstance(count, int) and count >= 0
                 require(good, "{} has {}={!r}: {}", name, kind, count, due)
-        if not self.own_data:
+        if not is_own(self.data):
             self._check_world()
         _ = self.model  # raises ValueError for sizes that do not fit together, before anything starts
 
@@ -158,11 +159,6 @@ class TrainConfig:
         )  # fmt: skip
 
     @property
-    def own_data(self) -> bool:
-        """Whether to train on clips of your own."""
-        return self.data.endswith(".jsonl")
-
-    @property
     def video_size(self) -> int:
         """Side of a frame in the world's files, in pixels."""
         return self.image_size
@@ -175,7 +171,7 @@ class TrainConfig:
     @property
     def curriculum(self) -> dict[str, int]:
         """The stages before the clips come mixed. Clips of your own have none."""
-        return {} if self.own_data else self.stages
+        return {} if is_own(self.data) else self.stages
 
     @property
     def curriculum_steps(self) -> int:
@@ -337,7 +333,7 @@ def idle(config: TrainConfig, given: Iterable[str]) -> list[str]:
     taught = ("bias", "sim_weight", "scorer_lr_ratio")
     of_the_world = ("stages", "train_clips", "test_clips", "panels", "video_size")
     reasons = [
-        (config.own_data, of_the_world, "--data has clips of your own"),
+        (is_own(config.data), of_the_world, "--data has clips of your own"),
         (config.blind, ("k", "scorer", *taught), "--blind has no vision tokens"),
         (not config.k and not config.blind, ("scorer", *taught), "--k 0 prunes nothing"),
         (not learns, taught, f"the scorer {config.scorer} does not learn from it"),
@@ -390,7 +386,7 @@ def describe(config: TrainConfig, device: torch.device, model: VLM | None = None
     activations = saved_floats(m, config, kept, row) * (2 if on_gpu else 4) / 1e9
     fixed = count(model) * 16 / 1e9  # weights, gradients, at most two moments, 4 bytes each
     num_clips = sum(config.train_counts.values())
-    if config.own_data:  # one line a clip, not read yet
+    if is_own(config.data):  # one line a clip, not read yet
         index = Path(config.data)
         num_clips = index.read_bytes().count(b"\n") if index.is_file() else 0
     clips = min(num_clips * T * 3 * config.image_size**2 / 1e9, config.cache_gb)

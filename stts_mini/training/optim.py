@@ -11,6 +11,7 @@ passes together. Here it is float32 on a CPU, with all matrices of one shape at 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -84,16 +85,14 @@ def build_optimizers(model: VLM, config: TrainConfig) -> list[torch.optim.Optimi
         hidden = p.ndim == 2 and len(p) > 1 and not any(end in name for end in ends) and config.muon_lr > 0
         groups.setdefault(("muon" if hidden else "adamw", part), []).append(p)
     optimizers = []
-    for kind, rate in (("muon", config.muon_lr), ("adamw", config.lr)):
+    adamw = functools.partial(torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.0)
+    for kind, rate, make in (("muon", config.muon_lr, Muon), ("adamw", config.lr, adamw)):
         own = [
             dict(params=params, lr=(peak := rate * ratios.get(part, config.scorer_lr_ratio)), peak_lr=peak)
             for (k, part), params in groups.items()
             if k == kind
         ]
-        if own and kind == "muon":
-            optimizers.append(Muon(own))
-        elif own:
-            optimizers.append(torch.optim.AdamW(own, betas=(0.9, 0.95), weight_decay=0.0))
+        optimizers += [make(own)] if own else []
     return optimizers
 
 

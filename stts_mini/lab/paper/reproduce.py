@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import time
@@ -138,7 +137,7 @@ def train_base(folder: Path, data: str, seed: int, device: torch.device, young: 
     """Train an unpruned model from nothing, in the runs of BASE_RUNS, or only the first of them if `young`. A run that
     was begun is resumed. Returns the file of its weights."""
     path = base_checkpoint(folder, seed, young)
-    with nullcontext() if path.exists() else claimed(Path("runs") / f"base{seed}.lock", wait=True):
+    with claimed(Path("runs") / f"base{seed}.lock", wait=True):
         if path.exists():  # another process may have made it meanwhile
             return path
         init = ""
@@ -175,7 +174,7 @@ def run_row(row: Row, lab: Lab, folder: Path) -> dict:
         model, took = trained_model(row, lab, config)
     return dict(
         row=dataclasses.asdict(row), own_file=own_file(row), base=row.seed % BASES,
-        base_sha256=sha256(base), device=lab.device.type, look_up=lab.look_up,
+        base_sha256=checkpoint.digest_of(base, 16), device=lab.device.type, look_up=lab.look_up,
         config=settings_of(dataclasses.asdict(config)), commit=commit(), torch=torch.__version__,
         threads=torch.get_num_threads(), fingerprint=fingerprint(lab.test), **took, asked=ask_all(row, model, lab),
     )  # fmt: skip
@@ -195,7 +194,7 @@ def trained_model(row: Row, lab: Lab, config: PaperConfig) -> tuple[VLM, dict]:
         had, now = (settings_of(of) for of in (state["train_config"], dataclasses.asdict(config)))
         init, end = Path(state["train_config"]["init"]), (config.steps, WORLD_ID, fingerprint(lab.train))
         same = end == tuple(map(state.get, ("step", "world", "clips"))) and all(now.get(n) == x for n, x in had.items())
-        if same and init.is_file() and sha256(init) == sha256(Path(config.init)):
+        if same and init.is_file() and checkpoint.digest_of(init) == checkpoint.digest_of(Path(config.init)):
             return model, {}
     reader = lab.reader(config.max_frames, config.image_size)
     if undecoded := [clip for clip in lab.train if clip.source not in reader.cache and not reader.full]:
@@ -210,11 +209,6 @@ def ask_all(row: Row, model: VLM, lab: Lab) -> dict[str, dict]:
     """Scores of a row's model, for each way of asking it. Of a row that only asks, also what each way saves."""
     times = lambda way: lab.timed(model, way) if row.asked else {}
     return {name: scores_of(lab.ask(model, way, row.seed), way) | times(way) for name, way in askings(row).items()}
-
-
-def sha256(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def settings_of(config: Mapping) -> dict:
@@ -254,19 +248,10 @@ def scores_of(result: Result, way: Asking) -> dict:
 @contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
     """Whether nobody else is at work on this file. With `wait`, wait until nobody is. The claim ends with the process
-    that holds it."""
-    import fcntl  # not on Windows: there, run one command at a time
-
+    that holds it. (On Windows there are no locks: run one command at a time.)"""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # a file system without locks
-            pass
-        yield True
+        yield checkpoint.locked(file, wait)
 
 
 def make(row: Row, path: Path, lab: Lab, folder: Path) -> None:

@@ -12,7 +12,7 @@ What this file does not do: look at pruning (`bench.py`).
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stts_mini.data.files import require
 from stts_mini.lab.speed.machine import MACHINE, in_turns, machine
 from stts_mini.llm import LLM, LLMConfig, from_qwen3
 from stts_mini.report.markdown import markdown
-from stts_mini.training.logging import parser_of
+from stts_mini.training.logging import one_line_errors, parser_of
 from stts_mini.vit import ViT, ViTConfig, from_siglip
 
 Forward = Callable[[], Tensor]  # a model and its input
@@ -102,12 +103,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=30, help="times that each takes its turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     args = parser.parse_args(argv)
-    try:
-        import transformers
-    except ImportError:
-        sys.exit(f"{parser.prog}: error: transformers is not installed: pip install -e '.[backbones]'")
-    if args.rounds < 1:
-        parser.error(f"--rounds {args.rounds}: give at least 1")
+    with one_line_errors(parser.prog):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    import transformers
+
+    require(args.rounds > 0, "--rounds {}: give at least 1", args.rounds)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     head = f"transformers {transformers.__version__}, {args.rounds} rounds, " + MACHINE

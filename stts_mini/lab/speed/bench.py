@@ -66,7 +66,7 @@ def rounds_of(rounds: int, frames: int) -> int:
 
 def speedups(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict]:
     """A row for every k: how much faster than unpruned, and how much of the limit that is."""
-    load = dict(what=what, videos=len(job.batch.num_frames), frames=job.batch.frames.shape[1])
+    load = dict(what=what, **job.load)
     seconds = job.turns(job.train if what == "training" else job.infer, ks, rounds)
     if seconds is None:
         return [dict(**load, k=k, seconds=None) for k in ks]
@@ -143,7 +143,7 @@ def stages(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict]:
 
     if job.turns(run, ks, rounds) is None:
         return []
-    rows, videos = [], len(job.batch.num_frames)
+    rows, videos = [], job.load["videos"]
     for k in ks:
         work = job.work(job.encoded(k), k, what)
         counted = job.counted(work, what)
@@ -151,8 +151,7 @@ def stages(job: Job, what: str, ks: Sequence[float], rounds: int) -> list[dict]:
             one_more = flops.decoded(job.shape.config, [work.tokens // videos] * videos)
             counted["decode"] = sum(job.counted(one_more, what).values())
         seconds = {stage: statistics.median(times[stage] for times in taken[k][-rounds:]) for stage in STAGES}
-        load = dict(what=what, videos=videos, frames=job.batch.frames.shape[1])
-        rows.append(dict(**load, k=k, seconds=seconds, multiply_adds=counted))
+        rows.append(dict(what=what, **job.load, k=k, seconds=seconds, multiply_adds=counted))
     return rows
 
 

@@ -104,6 +104,11 @@ class Job:
     known: dict[float, Encoded] = field(default_factory=dict)
     warm: bool = False
 
+    @property
+    def load(self) -> dict[str, int]:
+        """How many videos, and frames of each."""
+        return dict(videos=len(self.batch.num_frames), frames=self.batch.frames.shape[1])
+
     def train(self, k: float) -> None:
         """Fresh gradients of one batch."""
         with autocast(self.device):

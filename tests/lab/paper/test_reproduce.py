@@ -286,8 +286,8 @@ def test_a_young_base_is_made_when_a_row_wants_it(lab, monkeypatch):
     monkeypatch.setitem(TABLES, "k", [row])
     command(lab)
     record = json.loads((lab[1] / "rows" / f"{row.name}.json").read_text())
-    assert base.exists() and record["base_sha256"] == reproduce.sha256(base)
-    assert record["base_sha256"] != reproduce.sha256(lab[1] / "base0.pt")
+    assert base.exists() and record["base_sha256"] == checkpoint.digest_of(base, 16)
+    assert record["base_sha256"] != checkpoint.digest_of(lab[1] / "base0.pt", 16)
 
 
 def test_the_rows_of_the_tables():

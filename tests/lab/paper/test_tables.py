@@ -10,13 +10,14 @@ import pytest
 from stts_mini.data import clips as clips_module
 from stts_mini.data.clips import fingerprint
 from stts_mini.lab.paper import sections
-from stts_mini.lab.paper.reproduce import settings_of, sha256
+from stts_mini.lab.paper.reproduce import settings_of
 from stts_mini.lab.paper.rows import TABLES, Row
 from stts_mini.lab.paper.scores import Results, Scores, difference, idle, interval, kind_of, value
 from stts_mini.lab.paper.sections import PAGES
 from stts_mini.lab.paper.tables import BEGIN, END, draw, main, pages
 from stts_mini.toy import world
 from stts_mini.train import judged_clips
+from stts_mini.training import checkpoint
 from stts_mini.training.config import PRESETS, SHIPPED, TrainConfig, upgraded
 
 TASKS = (*world.SHORT_TASKS, *world.LONG_TASKS, "image/attribute", "image/count")
@@ -471,7 +472,7 @@ def test_what_is_shipped_with_the_package_is_the_unpruned_row(monkeypatch, tmp_p
     row = json.loads((Path(__file__).parents[3] / "tutorials/results/rows/unpruned-k0-seed0.json").read_text())
     shipped = json.loads((SHIPPED / "unpruned.json").read_text())
     assert shipped["answers"] == row["asked"]["as trained"]["answers"] and shipped["fingerprint"] == row["fingerprint"]
-    assert sha256(SHIPPED / "base0.pt") == row["base_sha256"]
+    assert checkpoint.digest_of(SHIPPED / "base0.pt", 16) == row["base_sha256"]
     monkeypatch.setattr(clips_module, "render", lambda *_: None)  # 800 clips need not be drawn to be known
     monkeypatch.setattr(clips_module, "write_video", lambda path, *_, **__: path.touch())
     monkeypatch.setattr(clips_module, "on_all_cores", map)
