@@ -267,8 +267,7 @@ def run(args: argparse.Namespace) -> None:
     for scorer in args.scorer:
         find_scorer(scorer)  # first, because the checkpoint may need it
     model, state, tokenizer, name = pick_model(args.checkpoint)
-    if args.ask and not state:
-        raise ValueError("--ask needs a model that has learned to answer: give --checkpoint")
+    files.require(state or not args.ask, "--ask needs a model that has learned to answer: give --checkpoint")
     video = read_video(args.video, args.frames, args.fps, model.config.vit.image_size)
     start = (state.get("train_config", {}).get("k") or 0.5) if args.k is None else args.k
     asked = [*known_questions(args.video), *((question, None) for question in args.ask)] if state else []

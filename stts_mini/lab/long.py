@@ -70,8 +70,7 @@ def encode_long(model: VLM, chunks: Chunks, k: float, one_pass: bool = False) ->
         tokens.append(model.encode_kept(x, keep[some], l + 2, pruned)[0])
         keeps.append(keep)
         scores.append(own)
-    if not keeps:
-        raise ValueError("there are no frames: chunks() must give all frames at each call")
+    require(keeps, "there are no frames: chunks() must give all frames at each call")
     keep = torch.cat(keeps)[None]  # (1, T, C)
     shown = torch.ones(keep.shape[:2], dtype=torch.bool)
     return Encoded(torch.cat(tokens), keep.sum(2).cpu(), shown, keep.nonzero(), keep, torch.cat(scores)[None])
@@ -233,8 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(parser.prog):
         torch.set_num_threads(args.threads)
         for name, least in (("--chunk", args.chunk), ("--frames", min(args.frames))):
-            if least < 1:
-                raise ValueError(f"{name} {least}: give at least 1 frame")
+            require(least > 0, "{} {}: give at least 1 frame", name, least)
+        require(args.curve or args.video, "give a video, or --curve out.json")
         alone = ("video", "checkpoint", "scorer", "fps", "one_pass") if args.curve else ("frames",)
         idle = [name for name in alone if getattr(args, name) != parser.get_default(name)]
         what = "--curve, which measures a model of its own" if args.curve else "a video"
@@ -244,10 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             report = curve(args.frames, 0.5 if args.k is None else args.k, args.chunk)
             write_json(args.curve, report)
             print(page(report))
-        elif args.video:
-            print(encode_file(args))
         else:
-            raise ValueError("give a video, or --curve out.json")
+            print(encode_file(args))
 
 
 if __name__ == "__main__":

@@ -309,10 +309,9 @@ def parse_flags(
     args = vars(parser.parse_args(argv))
     settings = {**presets[args["preset"]], **(given or {})}
     try:
-        if not 0 < args["scale"] < math.inf:
-            raise ValueError(f"scale = {args['scale']}: give more than 0")
-        if args["scale"] != 1 and given:
-            raise ValueError("--scale is for models made from nothing: these weights have their sizes")
+        require(0 < args["scale"] < math.inf, "scale = {}: give more than 0", args["scale"])
+        own = args["scale"] == 1 or not given
+        require(own, "--scale is for models made from nothing: these weights have their sizes")
         if args["scale"] != 1:
             settings |= scaled(settings, args["scale"])
         flags = {f.name: args[f.name] for f in dataclasses.fields(config_type) if f.name in args}

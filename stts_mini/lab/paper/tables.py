@@ -147,8 +147,7 @@ def inserted(readme: str, table: str) -> str:
     """
     before, mark, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if not mark or not end:
-        raise ValueError(f"the README has no place for the table, between {BEGIN.strip()} and {END}")
+    require(mark and end, f"the README has no place for the table, between {BEGIN.strip()} and {END}")
     return f"{before}{BEGIN}{table}\n{END}{after}"
 
 

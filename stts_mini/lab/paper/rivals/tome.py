@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stts_mini.lab.paper.rivals.protocol import Rival
-from stts_mini.model import Encoded
-from stts_mini.packing import block_mask, frame_counts, num_removed, pack
+from stts_mini.model import Encoded, ragged
+from stts_mini.packing import block_mask, num_removed, pack
 
 
 def merge(x: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,11 +70,9 @@ class ToMe(Rival):
 
     def __call__(self, frames: Tensor, num_frames: Tensor | None = None, k: float = 0.5) -> Encoded:
         model, cfg, first = self.model, self.model.config, self.model.config.score_after + 2
-        B, T = frames.shape[:2]
-        counts = frame_counts(num_frames, B, T)
-        real = torch.arange(T) < torch.tensor(counts)[:, None]  # (B, T)
+        counts, real, _ = ragged(frames, num_frames, k, cfg.cells, None)
         x = model.vit.blocks[first - 1](model.stem(frames[real.to(frames.device)]))  # (F, N, D)
-        removed = torch.tensor([r for n in counts for r in shares(k, cfg.cells, n)], device=x.device)
+        removed = torch.tensor([r for n in counts.tolist() for r in shares(k, cfg.cells, n)], device=x.device)
         cells, size = merge(x.unflatten(1, (cfg.cells, -1)), removed)
         x, size = cells.flatten(1, 2), size.repeat_interleave(cfg.w**2, dim=1)  # (F, N, D), (F, N)
         packed = pack(x, size > 0)
@@ -85,6 +83,6 @@ class ToMe(Rival):
             outputs.append(block(outputs[-1], key_bias=log_size, mask=mask))
         tapped = packed.unpack(torch.cat([outputs[tap] for tap in cfg.taps], dim=-1))
         tokens = model.connector(tapped.unflatten(0, (-1, cfg.w**2)))
-        keep = torch.zeros(B, T, cfg.cells, dtype=torch.bool, device=x.device)
+        keep = torch.zeros(*real.shape, cfg.cells, dtype=torch.bool, device=x.device)
         keep[real.to(x.device)] = size.unflatten(1, (cfg.cells, -1))[..., 0] > 0
         return Encoded(tokens, keep.sum(2).cpu(), real, keep.nonzero(), keep, None, packed)
