@@ -50,7 +50,7 @@ except ImportError:  # Windows
 from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
 from stts_mini.data.clips import Clip, fingerprint, held_out, is_own, load_clips, prepare
 from stts_mini.data.files import printable, require, write_json
-from stts_mini.data.progress import Progress, clock
+from stts_mini.data.progress import Progress, clock, in_turns
 from stts_mini.eval import judge, share_losses
 from stts_mini.model import VLM, Encoded, NotFinite, Output, check_scores
 from stts_mini.packing import check_varlen
@@ -62,7 +62,16 @@ from stts_mini.training import checkpoint, distributed
 from stts_mini.training.config import PRESETS, SHIPPED, TrainConfig, as_text, describe, parse_flags
 from stts_mini.training.logging import Interrupt, Log, sigterm_as_ctrl_c
 from stts_mini.training.optim import build_optimizers, rate_at, update
-from stts_mini.training.step import CLIP_NORM, Seen, eagerly, forward_backward, learns, warm_up, wrap
+from stts_mini.training.step import (
+    CLIP_NORM,
+    Seen,
+    eagerly,
+    forward_backward,
+    learns,
+    now,
+    warm_up,
+    wrap,
+)
 
 
 class TrainError(RuntimeError):
@@ -327,27 +336,12 @@ def one_step(
 def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:
     """Time of forward and backward at k, divided by that at 0: the median over pairs, after one pair of warm-up. The
     two of a pair run on the same batch and take turns in being first."""
-
-    def timed(batch: Batch, k: float) -> float:
-        """Seconds of a forward and backward pass."""
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        forward_backward(model, batch, config, device, k)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    ratios = []
-    for i in range(pairs + 1):
-        batch = sampler(i)
-        if i % 2:
-            unpruned, pruned = timed(batch, 0.0), timed(batch, config.k)
-        else:
-            pruned, unpruned = timed(batch, config.k), timed(batch, 0.0)
-        ratios.append(pruned / unpruned)
+    batches = [sampler(i) for i in range(pairs + 1)]  # drawn before, so that this is not timed
+    left = {k: iter(batches) for k in (0.0, config.k)}
+    run = lambda k: forward_backward(model, next(left[k]), config, device, k)
+    unpruned, pruned = in_turns(run, [*left], pairs, lambda: now(device), warm=[*left]).values()
     model.zero_grad()
-    return statistics.median(ratios[1:])
+    return statistics.median(b / a for a, b in zip(unpruned, pruned, strict=True))
 
 
 def step_time(

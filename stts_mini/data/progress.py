@@ -1,9 +1,11 @@
-"""A progress bar: one line that is redrawn on a terminal, and elsewhere a line now and then."""
+"""How long it takes: a progress bar, and what is timed in turns. The bar is one line that is redrawn on a terminal, and
+elsewhere a line now and then."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 
 def clock(seconds: float) -> str:
@@ -41,3 +43,19 @@ class Progress:
         """End the line."""
         if self.live and self.width:
             print(file=sys.stderr, flush=True)
+
+
+def in_turns(
+    run: Callable, sides: Sequence, rounds: int, now: Callable[[], float], warm: Sequence
+) -> dict[object, list[float]]:
+    """Seconds of run(side), for every side, in every round. Every other round runs in reverse. Before that, run(side)
+    is called for each side in `warm`, untimed."""
+    seconds: dict[object, list[float]] = {side: [] for side in sides}
+    for side in warm:
+        run(side)
+    for i in range(rounds):
+        for side in sides[:: -1 if i % 2 else 1]:
+            began = now()
+            run(side)
+            seconds[side].append(now() - began)
+    return seconds

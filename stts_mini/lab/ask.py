@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +31,7 @@ from stts_mini.sequence import Layout, prefix_ids
 from stts_mini.train import pick_device
 from stts_mini.training import checkpoint
 from stts_mini.training.logging import one_line_errors, parser_of
+from stts_mini.training.step import now
 
 
 class Conversation:
@@ -61,15 +61,9 @@ class Conversation:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time that the block takes to a stage."""
-        began = self.now()
+        began = now(self.device)
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + self.now() - began
-
-    def now(self) -> float:
-        """Seconds of a clock. What was asked of a GPU is done by then."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now(self.device) - began
 
     @torch.no_grad()
     def hidden(self, ids: list[int], cache: KVCache) -> torch.Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -179,6 +180,13 @@ def answers_right(output: Output, answers: int) -> torch.Tensor:
     """Whether all tokens of an answer were predicted, for each of so many answers: (answers,) bool."""
     wrong = (output.logits.argmax(-1) != output.targets).long()
     return wrong.new_zeros(answers).index_add(0, output.branch, wrong) == 0
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock. What a GPU was asked is done by then."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def autocast(device: torch.device):

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from stts_mini.data.files import require
-from stts_mini.lab.speed.machine import MACHINE, in_turns, machine
+from stts_mini.data.progress import in_turns
+from stts_mini.lab.speed.machine import MACHINE, machine
 from stts_mini.llm import LLM, LLMConfig, from_qwen3
 from stts_mini.report.markdown import markdown
 from stts_mini.training.logging import one_line_errors, parser_of

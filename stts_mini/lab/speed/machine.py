@@ -1,4 +1,4 @@
-"""Measure on this machine: seconds in turns, bytes in a process of its own, and which machine it is.
+"""Measure on this machine: bytes, in a process of its own, and which machine it is.
 
 What this file does not do: know what is measured (`bench.py`, `backbones.py`, `lab/long.py`).
 """
@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,22 +40,6 @@ def machine(device: torch.device) -> dict:
     return dict(
         device=name, threads=torch.get_num_threads(), torch=torch.__version__, commit=commit(), started_under_load=load
     )
-
-
-def in_turns(
-    run: Callable, sides: Sequence, rounds: int, now: Callable[[], float], warm: Sequence
-) -> dict[object, list[float]]:
-    """Seconds of run(side), for every side, in every round. Every other round runs in reverse. Before that, run(side)
-    is called for each side in `warm`, untimed."""
-    seconds: dict[object, list[float]] = {side: [] for side in sides}
-    for side in warm:
-        run(side)
-    for i in range(rounds):
-        for side in sides[:: -1 if i % 2 else 1]:
-            began = now()
-            run(side)
-            seconds[side].append(now() - began)
-    return seconds
 
 
 def process_memory(field: str = "VmHWM") -> int:

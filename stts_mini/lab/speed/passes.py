@@ -8,7 +8,6 @@ scorer runs and gets its gradient all the same.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from stts_mini.data.batches import TOKENIZER
+from stts_mini.data.progress import in_turns
 from stts_mini.data.tokenizer import END
 from stts_mini.lab.speed import flops
-from stts_mini.lab.speed.machine import in_turns
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, Encoded, VLMConfig, check_scores
 from stts_mini.scorer import find_scorer
 from stts_mini.sequence import Batch
 from stts_mini.training.config import TrainConfig
-from stts_mini.training.step import autocast, compile_blocks, recompute
+from stts_mini.training.step import autocast, compile_blocks, now, recompute
 from stts_mini.vit import ViTConfig
 
 PROMPT, ANSWER = 14, 2  # tokens of the one question that is asked of a video, and of its answer
@@ -155,9 +154,7 @@ class Job:
 
     def now(self) -> float:
         """Seconds. On CUDA it waits for the work to be done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        return now(self.device)
 
 
 def build(shape: Shape, device: torch.device) -> VLM:

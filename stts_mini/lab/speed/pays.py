@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from stts_mini.data.files import require
+from stts_mini.data.progress import in_turns
 from stts_mini.data.video import read_video, write_video
 from stts_mini.lab.speed import passes
 from stts_mini.lab.speed.bench import stopwatch
 from stts_mini.lab.speed.flops import decoded, evenly_kept, multiply_adds, needed
-from stts_mini.lab.speed.machine import MACHINE, in_turns, machine
+from stts_mini.lab.speed.machine import MACHINE, machine
 from stts_mini.lab.speed.page import pays_from
 from stts_mini.packing import check_k
 from stts_mini.report.markdown import markdown

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import torch
 
+from stts_mini.data.progress import in_turns
 from stts_mini.lab.paper.rivals import fastv
 from stts_mini.lab.speed.flops import Text, evenly_kept, multiply_adds, needed
-from stts_mini.lab.speed.machine import in_turns
 from stts_mini.model import VLM, Encoder, VLMConfig
 from stts_mini.sequence import Batch
 
