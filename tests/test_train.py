@@ -58,7 +58,12 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    "scorer, workers", [("stts", 0), ("random", 0), pytest.param("random", 2, marks=[forks, pytest.mark.slow])]
+    "scorer, workers",
+    [
+        pytest.param("stts", 0, marks=pytest.mark.slow),
+        ("random", 0),  # has a random state of its own
+        pytest.param("random", 2, marks=[forks, pytest.mark.slow]),
+    ],
 )
 def test_resumed_is_uninterrupted_bit_for_bit(folder, tmp_path, scorer, workers, monkeypatch):
     """Killed at the worst moment, right after a checkpoint or between two; the random scorer also draws
@@ -657,6 +662,7 @@ def test_resuming_goes_on_and_does_not_start_from_the_unpruned_model_again(folde
     assert same(dict(trained), dict(again))
 
 
+@pytest.mark.slow
 def test_a_run_may_be_resumed_when_the_file_it_began_with_has_moved_or_is_gone(folder, tmp_path):
     train(tiny(folder, out=str(tmp_path / "base"), k=0.0, seed=1), False, CPU)
     base, moved, other = (tmp_path / f"{name}.pt" for name in ("base", "moved", "other"))
@@ -721,7 +727,8 @@ def test_the_exam_is_at_the_runs_k_and_blind_beside_it(folder, tmp_path, monkeyp
     assert asked == [(0.3, False, config.max_frames), (0.0, True, config.max_frames)]
 
 
-@pytest.mark.parametrize("compiled", slow_but([False, True], False))
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
 def test_the_exam_of_a_compiled_run_is_eager(compiled, folder, tmp_path, monkeypatch):
     """Prompts and answers of all lengths would be compiled anew and anew."""
     config, graphs, eager = tiny(folder, out=str(tmp_path / "run"), k=0.3, compile=compiled), [], {}

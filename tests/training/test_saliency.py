@@ -105,6 +105,7 @@ def test_the_loss_is_the_distance_to_the_rank_of_saliency(small):
     assert nobody == 0
 
 
+@pytest.mark.slow
 def test_it_teaches_the_scorer_to_keep_what_answers_hang_on(small):
     model, batch = small
     optimizer = torch.optim.Adam(model.scorer.parameters(), lr=1e-2)
@@ -228,6 +229,7 @@ def test_saliency_under_recomputation_is_the_same():
     assert torch.equal(*grads)
 
 
+@pytest.mark.slow
 def test_resuming_amid_the_lessons_is_uninterrupted(folder, tmp_path, monkeypatch):  # noqa: F811
     options = dict(steps=8, saliency_steps=3, llm_depth=2, spread=0.4)
     options["save_every"] = 4

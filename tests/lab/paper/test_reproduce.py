@@ -137,6 +137,7 @@ def test_a_rival_is_asked_with_the_unpruned_rows_model(method, lab, monkeypatch)
     assert tokens == [None, None] if method == "fastv" else tokens[0] == 3 * 3 * 4 * 9 / 2 > tokens[1]
 
 
+@pytest.mark.slow
 def test_without_the_unpruned_rows_model_it_is_trained_first(lab, monkeypatch):
     seen, real = [], reproduce.train
     monkeypatch.setattr(reproduce, "train", lambda *a, **o: seen.append((a[0], o)) or real(*a, **o))
@@ -280,6 +281,7 @@ def command(lab):
     reproduce.main(["--table", "k", "--results", str(lab[1]), "--clips", "3"])
 
 
+@pytest.mark.slow
 def test_a_young_base_is_made_when_a_row_wants_it(lab, monkeypatch):
     base, row = lab[1] / "base0-few.pt", Row("young-cosine", 0.5, 2)
     assert not base.exists()
