@@ -142,6 +142,8 @@ def report(request, graders, tmp_path_factory):
 
 def pytest_unconfigure(config):
     if warm := getattr(config, "warm", None):
+        if len(warm.answers) < warm.asked:  # stopped before
+            warm.process.terminate()
         warm.process.communicate()  # closes its input, at which it ends
 
 
