@@ -113,9 +113,17 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help texts with the default of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_one = action.default not in (None, [], ()) and action.default is not False
+        return super()._get_help_string(action) if has_one else action.help
+
+
 def parser_of(command: str, doc: str) -> argparse.ArgumentParser:
     """The parser of `python -m stts_mini.` + command. The first line of a module's docstring says what it does."""
-    how = dict(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    how = dict(allow_abbrev=False, formatter_class=Defaults)
     return argparse.ArgumentParser(f"python -m stts_mini.{command}", description=doc.split("\n")[0], **how)
 
 

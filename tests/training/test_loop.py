@@ -24,7 +24,7 @@ from stts_mini.training import checkpoint
 from stts_mini.training import step as step_module
 from stts_mini.training.checkpoint import CheckpointError, keep_old_run, load_model, restore, save_run, start_from
 from stts_mini.training.config import PRESETS, TrainConfig
-from stts_mini.training.logging import Interrupt, Log
+from stts_mini.training.logging import Interrupt, Log, parser_of
 from stts_mini.training.optim import rate_at
 from stts_mini.training.step import Seen
 from stts_mini.vit import resized_positions
@@ -434,3 +434,13 @@ def test_a_run_writes_its_settings_and_may_be_given_a_model(folder, tmp_path):  
     assert state["step"] == 3 and state["train_config"] == asdict(config)
     for group in (group for saved in state["optimizers"] for group in saved["param_groups"]):
         assert group["lr"] == pytest.approx(group["peak_lr"] * rate_at(2, config))
+
+
+def test_help_shows_a_default_if_there_is_one():
+    parser = parser_of("lab.x", "What it does.\nMore.")
+    parser.add_argument("--seed", type=int, default=0, help="a number")
+    parser.add_argument("--json", help="a file")
+    parser.add_argument("--quick", action="store_true", help="less")
+    said = parser.format_help()
+    assert said.startswith("usage: python -m stts_mini.lab.x ") and "What it does." in said and "More" not in said
+    assert "a number (default: 0)" in said and said.count("default") == 1
