@@ -156,8 +156,8 @@ def pick_scorers(model: VLM, names: Sequence[str]) -> dict[str, torch.nn.Module]
 
 def remarks(model: VLM, state: dict, video: Video, scorers: Mapping[str, torch.nn.Module]) -> list[str]:
     """What you must know before you trust the page."""
-    own = (model.config.scored_by, "stts")
-    fresh = ", ".join(name for name, scorer in scorers.items() if name not in own and any(scorer.parameters()))
+    others = {name: scorer for name, scorer in scorers.items() if name not in (model.config.scored_by, "stts")}
+    fresh = ", ".join(name for name, scorer in others.items() if any(True for _ in scorer.parameters()))
     train, config = state.get("train_config", {}), model.config
     k, blind = train.get("k", 0), ", blind" * bool(train.get("blind"))
     batch = collate([video], [[]]).to(next(model.parameters()).device)

@@ -186,7 +186,7 @@ def test_a_scorer_of_one_s_own_is_one_more_choice(place, monkeypatch, capsys):
     assert own["levels"][5]["keep"] == ["1" * 9] + ["0" * 9] * 6 + ["1" * 9] * 5 and own["scores"][2][1] == 19
     said = capsys.readouterr().out
     assert "mine.py:Late" in said and own["levels"][5]["cost"]["score"] == 0 and "fresh" not in said
-    lines.insert(5, "        self.a = torch.nn.Linear(1, 1)")
+    lines.insert(5, "        self.a = torch.nn.Linear(2, 1)")
     (place / "weights.py").write_text("\n".join(lines) + "\n")
     main(["clip.mp4", "--checkpoint", "model.pt", "--scorer", "weights.py:Late", "--json", "mine.json"])
     assert "note: The weights of weights.py:Late are fresh, not trained" in capsys.readouterr().out

@@ -137,8 +137,10 @@ def train_base(folder: Path, data: str, seed: int, device: torch.device, young: 
     """Train an unpruned model from nothing, in the runs of BASE_RUNS, or only the first of them if `young`. A run that
     was begun is resumed. Returns the file of its weights."""
     path = base_checkpoint(folder, seed, young)
+    if path.exists():
+        return path
     with claimed(Path("runs") / f"base{seed}.lock", wait=True):
-        if path.exists():  # another process may have made it meanwhile
+        if path.exists():  # another process has made it meanwhile
             return path
         init = ""
         for name in list(BASE_RUNS)[: 1 if young else None]:

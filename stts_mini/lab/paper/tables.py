@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -162,33 +163,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     how.add_argument("--seeds", type=int, nargs="+", help="print the pages of these alone, and write nothing")
     args = parser.parse_args(argv)
     with one_line_errors(parser.prog):
-        if args.plot:
-            check_outputs([args.plot])
-        elif not args.check and not args.seeds:
-            check_outputs([*(args.results / name for name in PAGES), *[args.readme] * bool(args.readme)])
-        results, without = (Results(args.results / "rows", args.seeds, panels) for panels in (MOST_PANELS, 0))
-        require(results.records, f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
-        if args.plot:
-            draw({"without panels": without, "two panels": results}, args.plot)
-            return
-        bench = args.results / "bench.json"
-        bench = json.loads(bench.read_text()) if bench.exists() else {}
-        made = pages(results, without, bench)
-        if args.seeds:
-            return print(*made.values(), sep="\n")
-        made = {args.results / name: text for name, text in made.items()}
-        if args.readme:
-            made[args.readme] = inserted(
-                args.readme.read_text(encoding="utf-8"), beside(without, results, bench, HEADLINES)
-            )
-        for path, text in made.items():
-            if not args.check:
-                write_text(path, text)
-                continue
-            same = path.exists() and path.read_text(encoding="utf-8") == text
-            require(
-                same, f"{path} is not what the rows say: run python -m stts_mini.lab.paper.tables --readme README.md"
-            )
+        try:
+            run(args)
+        except KeyError as error:
+            raise ValueError(f"a row in {args.results / 'rows'} lacks {error}: make it again") from error
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    if args.plot:
+        check_outputs([args.plot])
+    elif not args.check and not args.seeds:
+        check_outputs([*(args.results / name for name in PAGES), *[args.readme] * bool(args.readme)])
+    results, without = (Results(args.results / "rows", args.seeds, panels) for panels in (MOST_PANELS, 0))
+    require(results.records, f"no rows in {args.results / 'rows'}: python -m stts_mini.lab.paper makes them")
+    if args.plot:
+        draw({"without panels": without, "two panels": results}, args.plot)
+        return
+    bench = args.results / "bench.json"
+    bench = json.loads(bench.read_text()) if bench.exists() else {}
+    made = pages(results, without, bench)
+    if args.seeds:
+        return print(*made.values(), sep="\n")
+    made = {args.results / name: text for name, text in made.items()}
+    if args.readme:
+        made[args.readme] = inserted(
+            args.readme.read_text(encoding="utf-8"), beside(without, results, bench, HEADLINES)
+        )
+    for path, text in made.items():
+        if not args.check:
+            write_text(path, text)
+            continue
+        same = path.exists() and path.read_text(encoding="utf-8") == text
+        require(same, f"{path} is not what the rows say: run python -m stts_mini.lab.paper.tables --readme README.md")
     print("the pages are what the rows say" if args.check else "\n".join(made.values()))
 
 

@@ -49,7 +49,9 @@ def untouched():
 
 
 def build():
-    """Random weights everywhere, in float64. A copy, because a rival may change its model."""
+    """Random weights everywhere, in float64. A copy, because a rival may change its model. One that draws when it is
+    made draws the same each time."""
+    torch.manual_seed(0)
     return copy.deepcopy(untouched())
 
 
@@ -404,6 +406,20 @@ class SeesItsNeighbours(Scoring):
     def score(self, frames, x, num_frames):
         score = x.unflatten(2, (C, -1)).std(dim=3).mean(-1)
         return (score - score.mean(0)).abs()  # over the videos of the batch
+
+
+class DrawsWhenItIsMade(Scoring):
+    def __init__(self, model):
+        super().__init__(model)
+        self.direction = torch.randn(8, dtype=torch.float64)
+
+    def score(self, frames, x, num_frames):
+        return x.unflatten(2, (C, -1)).mean(3) @ self.direction
+
+
+def test_a_rival_may_draw_when_it_is_made(monkeypatch):
+    monkeypatch.setitem(RIVALS, "DrawsWhenItIsMade", DrawsWhenItIsMade)
+    test_a_video_alone_is_as_in_a_batch("DrawsWhenItIsMade", 0.5)
 
 
 class AfterTheConnector(Rival):

@@ -417,6 +417,10 @@ def test_no_results_yet(tmp_path):
     with pytest.raises(SystemExit, match="no rows in"):
         main(["--results", str(tmp_path)])
     assert not (tmp_path / "README.md").exists()
+    (tmp_path / "rows").mkdir(exist_ok=True)
+    (tmp_path / "rows" / "a.json").write_text('{"row": {"method": "stts"}}')
+    with pytest.raises(SystemExit, match=r"a row in .*rows lacks 'k': make it again"):
+        main(["--results", str(tmp_path)])
     with pytest.raises(SystemExit, match="is a folder"):  # before the work
         main(["--results", str(tmp_path), "--plot", str(tmp_path)])
 
