@@ -334,8 +334,8 @@ def one_step(
 
 
 def step_time_ratio(model: VLM, sampler: Sampler, config: TrainConfig, device: torch.device, pairs: int = 5) -> float:
-    """Time of forward and backward at k, divided by that at 0: the median over pairs, after one pair of warm-up. The
-    two of a pair run on the same batch and take turns in being first."""
+    """Time of forward and backward at k > 0, divided by that at 0: the median over pairs, after one pair of warm-up.
+    The two of a pair run on the same batch and take turns in being first."""
     batches = [sampler(i) for i in range(pairs + 1)]  # drawn before, so that this is not timed
     left = {k: iter(batches) for k in (0.0, config.k)}
     run = lambda k: forward_backward(model, next(left[k]), config, device, k)

@@ -459,12 +459,14 @@ def test_questions_beyond_what_is_answered_at_once_have_the_same_answers(monkeyp
 def test_blind_sees_nothing_of_the_video():
     model = build()
     batch = batch_of(model, [3, 2])
+    widths = []
+    model.llm.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))
     one = model(batch, 0.0, model.encode_blind)
     batch.frames = torch.randn_like(batch.frames)
     batch.stamps = [[[25]] * 3, [[26]] * 2]
     other = model(batch, 0.0, model.encode_blind)
     assert torch.equal(one.logits, other.logits)
-    assert one.tokens == 2 * 2 * (3 + 2)  # only questions: two of three tokens, two answer tokens each
+    assert one.tokens == 2 * 2 * (3 + 2) and widths[0] == 2 * (3 + 2)  # two questions of three tokens, with answers
     assert model.generate(batch, 0.0, 3, model.encode_blind)
     encoded = model.encode_blind(batch.frames.to("meta"))
     assert encoded.tokens.shape == (0, LLM_SMALL.width) and encoded.tokens.is_meta

@@ -213,7 +213,7 @@ def load_trained(
 
 
 def locked(file: IO, wait: bool = False) -> bool:
-    """Lock an open file until its process ends. False if another process has it, unless we `wait`. Where there are no
+    """Lock a file until it is closed or its process ends. False if another process has it, unless we `wait`. Where there are no
     locks, True without one."""
     try:
         if fcntl:

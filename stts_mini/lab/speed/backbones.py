@@ -110,9 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
+    require(args.rounds > 0, "--rounds {}: give at least 1", args.rounds)
     import transformers
 
-    require(args.rounds > 0, "--rounds {}: give at least 1", args.rounds)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     head = f"transformers {transformers.__version__}, {args.rounds} rounds, " + MACHINE
