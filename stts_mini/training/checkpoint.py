@@ -213,8 +213,8 @@ def load_trained(
 
 
 def locked(file: IO, wait: bool = False) -> bool:
-    """Lock a file until it is closed or its process ends. False if another process has it, unless we `wait`. Where there are no
-    locks, True without one."""
+    """Lock a file until it is closed or its process ends. False if another process has it, unless we `wait`. Where
+    there are no locks, True without one."""
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
