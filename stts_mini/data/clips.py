@@ -23,6 +23,7 @@ import math
 import multiprocessing
 import os
 import re
+import reprlib
 import signal
 import threading
 import unicodedata
@@ -195,11 +196,11 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
     require(len(named) == 1, '{} of "video", "image" and "images": give one', len(named))
     paths = row["images"] if "images" in row else [row[named[0]]]
     good = isinstance(paths, list) and paths and all(isinstance(p, str) and p for p in paths)
-    require(good, "{} = {!r:.60}: give a path" + " or more, in square brackets" * ("images" in row), named[0], paths)
+    require(good, "{} = {}: give a path" + " or more, in square brackets" * ("images" in row), named[0], brief(paths))
     times = {name: row[name] for name in ("start", "end") if row.get(name) is not None}
     for name, value in times.items():
         good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
-        require(good, "{} = {!r:.60}: give seconds, 0 or more", name, value)
+        require(good, "{} = {}: give seconds, 0 or more", name, brief(value))
         times[name] = float(value)
     require(not times or "video" in row, "start and end are for videos")
     start, end = times.get("start", 0.0), times.get("end", math.inf)
@@ -207,7 +208,8 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
     split, kind, seed = scene = row.get("split", OWN), row.get("kind", OWN), row.get("seed", number)
     known = kind == split == OWN or (kind in tuple(world.TASKS) and split in world.SPLITS)
     known = known and type(seed) is int and seed >= 0
-    require(known, "kind {1!r:.60}, split {0!r:.60}, seed {2!r:.60} name no scene of the world: leave them out", *scene)
+    due = "kind {1}, split {0}, seed {2} name no scene of the world: leave them out"
+    require(known, due, *map(brief, scene))
     whole = "video" in row and not times and Path(paths[0]).name == _file_name(*scene)
     due = "kind, split and seed are for the whole of the world's {}: leave them out"
     require(kind == OWN or whole, due, _file_name(*scene))
@@ -229,26 +231,37 @@ def _listed(names: Sequence[str]) -> str:
     return printable(", ".join(names))[:200]
 
 
+class brief:
+    """A value for an error message. It is cut short only when the message is written, because few lines have errors."""
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __str__(self) -> str:
+        return reprlib.repr(self.value)
+
+
 def _parse_qa(q: dict, kind: str) -> QA:
     """One question of a line. ValueError as in `parse_clip`."""
-    require(isinstance(q, dict), "a question is {!r:.60}: give an object with question and answer", q)
+    require(isinstance(q, dict), "a question is {}: give an object with question and answer", brief(q))
     unknown = sorted(set(q) - {"question", "answer", "options", "task"})
     require(not unknown, "unknown in a question: {}. It has question, answer, options", _listed(unknown))
     for name in ("question", "answer"):
         text = q.get(name, "")
-        require(isinstance(text, str), "{} = {!r:.60}: give a text, in quotation marks", name, text)
-        require(text.strip(), "a question without {}: {!r:.100}", name, q)
+        require(isinstance(text, str), "{} = {}: give a text, in quotation marks", name, brief(text))
+        if not text.strip():
+            raise ValueError(f"a question without {name}: {json.dumps(q)[:100]}")
     options = [] if q.get("options") is None else q["options"]
     good = isinstance(options, list) and all(isinstance(o, str) and o.strip() for o in options)
-    require(good, "options = {!r:.60}: give a list of texts", options)
+    require(good, "options = {}: give a list of texts", brief(options))
     question, answer, *options = (utf8(text).strip() for text in (q["question"], q["answer"], *options))
     same = [option for option in options if normalised(option) == normalised(answer)]
-    require(not options or same, "the answer {!r:.60} is not among its options {!r:.60}", answer, options)
-    require(len(set(map(normalised, options))) == len(options), "options = {!r:.60}: an option comes twice", options)
+    require(not options or same, "the answer {} is not among its options {}", brief(answer), brief(options))
+    require(len(set(map(normalised, options))) == len(options), "options = {}: an option comes twice", brief(options))
     task = q.get("task", "question")
     good = isinstance(task, str) and task.strip() and task.isprintable()
     good = good and (kind != OWN or task not in (FREE, *world.GENERATED))  # these are judged without options
-    require(good, "task = {!r:.60}: give another name, or leave it out", task)
+    require(good, "task = {}: give another name, or leave it out", brief(task))
     return QA(task if kind != OWN or len(options) > 1 else FREE, question, (same or [answer])[0], tuple(options))
 
 
@@ -275,7 +288,7 @@ def load_clips(index: str | os.PathLike, judged: bool = False) -> list[Clip]:
         if line.strip():
             try:
                 clips.append(parse_clip(line, number, index.parent))
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 check = f"`python -m stts_mini.lab.check {index}` lists all such lines"
                 raise ValueError(f"{index}, line {number} is not a clip: {error}; {check}") from error
             asked = not judged or world.TASKS.get(clips[-1].kind, True)

@@ -32,7 +32,7 @@ def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
         try:
             if line.strip():
                 clips[number] = parse_clip(line, number, index.parent)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             bad[number] = error
     count = len(clips) + len(bad)
     progress = Progress("decoding clips", len(clips))

@@ -419,7 +419,9 @@ class DrawsWhenItIsMade(Scoring):
 
 def test_a_rival_may_draw_when_it_is_made(monkeypatch):
     monkeypatch.setitem(RIVALS, "DrawsWhenItIsMade", DrawsWhenItIsMade)
-    test_a_video_alone_is_as_in_a_batch("DrawsWhenItIsMade", 0.5)
+    batch = batch_of(build(), FRAMES)
+    one, again = (logits("DrawsWhenItIsMade", batch, 0.5).logits for _ in range(2))
+    assert torch.equal(one, again)  # made twice
 
 
 class AfterTheConnector(Rival):
