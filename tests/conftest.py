@@ -18,8 +18,8 @@ from tests.grading import GRADED, put_in_place
 collect_ignore = ["wrong"]  # modules that are wrong on purpose: see test_grading.py
 
 common = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-settings.register_profile("default", max_examples=40, **common)
-settings.register_profile("thorough", max_examples=400, **common)
+settings.register_profile("default", max_examples=25, **common)
+settings.register_profile("thorough", max_examples=250, **common)
 fast = dict(derandomize=True, phases=[Phase.explicit, Phase.generate])  # a mutant needs no small counter-example
 settings.register_profile("mutants", max_examples=25, **common, **fast)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -34,8 +34,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(1)  # tensors here are tiny: a second thread costs more than it gains
-    if not torch.cuda.is_available():
-        torch.cuda.manual_seed_all = lambda seed: None  # keeps a stack of the caller for later, in every manual_seed
+    for device in (torch.cuda, torch.mtia, torch.xpu):
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None  # keeps a stack of the caller for later, in every manual_seed
     files = {Path(arg.split("::")[0]).name for arg in config.args}
     paths = {module: config.getoption(f"--{module}") for module in GRADED}
     try:

@@ -126,11 +126,13 @@ def test_tokens_are_gone_from_the_stated_stage_on(name):
 
 
 @pytest.mark.parametrize("k", [0.5, 0.8])
+@torch.no_grad()
 def test_a_video_alone_is_as_in_a_batch(name, k):
-    batch = batch_of(build(), FRAMES)
-    together = logits(name, batch, k)
+    model, encode = applied(name, build())
+    batch = batch_of(model, FRAMES)
+    together = model(batch, k, encode)
     for b in range(3):
-        own = logits(name, alone(batch, b), k)
+        own = model(alone(batch, b), k, encode)
         mine = together.branch // 2 == b
         torch.testing.assert_close(together.logits[mine], own.logits)
 

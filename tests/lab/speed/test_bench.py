@@ -292,7 +292,9 @@ def test_the_picture(tmp_path):
     assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("words, base, weighed", [([], 1, (2, 3)), (["--thorough"], 3, (1, 4))])
+@pytest.mark.parametrize(
+    "words, base, weighed", [([], 1, (2, 3)), pytest.param(["--thorough"], 3, (1, 4), marks=pytest.mark.slow)]
+)
 def test_the_command(words, base, weighed, tmp_path, monkeypatch, capsys):
     loads = []
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
