@@ -1,6 +1,7 @@
 """One Hypothesis profile for all tests: no deadline (shared machines are slow now and then), and more examples with
 HYPOTHESIS_PROFILE=thorough. And the grader's options: see tests/README.md."""
 
+import gc
 import json
 import os
 import subprocess
@@ -90,7 +91,9 @@ class Warm:
 
 
 def pytest_collection_finish(session):
-    """Let it take its seconds to begin while the first tests run."""
+    """Let it take its seconds to begin while the first tests run. And what is there now will stay: the garbage
+    collector need not look at it again."""
+    gc.freeze()
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     if names & {"in_new_process", "report"}:
         session.config.warm = Warm()

@@ -75,7 +75,7 @@ class Conversation:
 
     def answer(self, question: str, options: Sequence[str] = (), max_new_tokens: int = 32) -> Iterator[str]:
         """The answer, piece by piece, while it is decoded."""
-        said, printed = [], ""
+        said, text, printed = [], "", ""
         with self.timed("question"):
             cache = copy.deepcopy(self.cache)  # for this question, so that the prefix does not change
             hidden = self.hidden(self.tokenizer.prompt(question, options), cache)
@@ -83,13 +83,15 @@ class Conversation:
             with self.timed("decode"):
                 token = int(self.model.llm.logits(hidden[0, -1]).argmax())
                 if token == self.model.config.marks.end:
-                    return
+                    break
                 said.append(token)
                 hidden = self.hidden([token], cache)
             text = self.tokenizer.decode(said)
             if not text.endswith("\ufffd"):  # half of a character: wait for the rest
                 yield text[len(printed) :]
                 printed = text
+        if text != printed:  # the rest did not come
+            yield text[len(printed) :]
 
     @torch.no_grad()
     def likelihoods(self, question: str, options: Sequence[str]) -> list[tuple[str, float]]:

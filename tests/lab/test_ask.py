@@ -8,6 +8,7 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, Reader, collate
 from stts_mini.data.clips import load_clips, prepare
+from stts_mini.data.tokenizer import END
 from stts_mini.eval import option_likelihoods
 from stts_mini.lab import ask
 from stts_mini.lab.ask import Conversation
@@ -45,6 +46,18 @@ def test_a_conversation_answers_as_generate_does(trained):
         again = ["".join(talk.answer(q, max_new_tokens=5)) for q in reversed(questions)]
         assert again == expected[::-1]  # what was asked before leaves no trace
     assert len(every) > 3
+
+
+@pytest.mark.parametrize("end", [[], [END]])
+def test_half_a_character_waits_for_the_rest_and_is_not_lost(end, trained, monkeypatch):
+    model, clips, _ = trained
+    talk = Conversation(model, TOKENIZER, clips[0], Reader(4, 48), 0.5)
+    ids = [TOKENIZER.bytes_of.index(bytes([byte])) for byte in "éé".encode()[:3]]
+    said = iter([*ids, *end])
+    one_hot = lambda _: torch.eye(model.config.llm.vocab_size)[next(said)]
+    monkeypatch.setattr(model.llm, "logits", one_hot)
+    assert list(talk.answer("what ?", max_new_tokens=len(ids) + len(end))) == ["é", "\ufffd"]
+    assert TOKENIZER.decode(ids) == "é\ufffd"  # as the exam has it
 
 
 def test_options_are_as_likely_as_in_an_evaluation(trained):
