@@ -3,7 +3,7 @@
 Pictures come through `video.py` as clips of one frame. FFmpeg decodes them, but does not turn them and does not fill
 what is transparent. This file does.
 
-What this file does not do: put the tiles of HEIC and AVIF together, or look for transparency in a second picture.
+What this file does not do: put the tiles of HEIC, AVIF and TIFF together, or look for transparency in a second picture.
 """
 
 from __future__ import annotations
@@ -38,33 +38,66 @@ def best_stream(container):
 
 
 def why_not(path: Path, container, stream) -> str | None:
-    """Why a picture cannot be shown properly, or None if it can. HEIC and AVIF may hold a picture in parts."""
-    brands = container.metadata.get("compatible_brands", "")
-    if "mif1" not in brands or (stream is not None and stream.frames > 1):  # an animation is an ordinary film
-        return None
-    if stream is None or not stream.disposition & av.stream.Disposition.default:
-        return "is a picture made of tiles or other parts"
+    """Why a picture cannot be shown properly, and what to do, or None if it can. HEIC, AVIF and TIFF may hold a picture
+    in parts. FFmpeg does not name what it leaves out."""
+    whole, head = None, b""
+    if "mif1" in container.metadata.get("compatible_brands", "") or container.format.name in ("image2", "webp_pipe"):
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+    if head[12:16] == b"VP8X" and int.from_bytes(head[20:21], "big") & 2:
+        return "is an animated WebP, which FFmpeg does not decode: convert it to GIF or MP4"
+    if container.format.name == "tiff_pipe" or head[:4] in (b"II*\0", b"MM\0*"):
+        whole = tiff_in_parts(path)
+    elif head[4:8] == b"ftyp" and (stream is None or stream.frames <= 1):  # an animation is an ordinary film
+        if stream is None or not stream.disposition & av.stream.Disposition.default:
+            whole = "made of tiles or other parts"
+        elif b"auxiliary:alpha" in head or b"hevc:2015:auxid:1\0" in head:
+            whole = "that keeps its transparency in a second one"
+        else:
+            coded = [s.codec_context for s in container.streams.video]
+            sizes = [struct.pack(">II", codec.width, codec.height) for codec in coded]
+            if b"clap" in head or not all(part[4:12] in sizes for part in head.split(b"ispe")[1:]):
+                whole = "that has to be cropped"
+    return whole and f"is a picture {whole}: convert it to PNG or JPEG"
+
+
+def tiff_in_parts(path: Path) -> str | None:
+    """What FFmpeg would decode wrongly, without an error, in the first picture of a TIFF. None: nothing."""
     with path.open("rb") as file:
-        head = file.read(1 << 20)  # FFmpeg does not name what it leaves out
-    if b"auxiliary:alpha" in head or b"hevc:2015:auxid:1\0" in head:
-        return "is a picture that keeps its transparency in a second one"
-    sizes = [struct.pack(">II", s.codec_context.width, s.codec_context.height) for s in container.streams.video]
-    whole = all(part[4:12] in sizes for part in head.split(b"ispe")[1:])
-    return None if whole and b"clap" not in head else "is a picture that has to be cropped"
+        order = "<" if file.read(4)[:2] == b"II" else ">"
+        file.seek(struct.unpack(f"{order}I", file.read(4).ljust(4, b"\0"))[0])
+        count = struct.unpack(f"{order}H", file.read(2).ljust(2, b"\0"))[0]
+        entries = file.read(12 * count)
+    tags = {}  # each tag's first value, if it has 16 bits
+    for at in range(0, len(entries) - 11, 12):
+        tag, value = struct.unpack_from(f"{order}H6xH", entries, at)
+        tags[tag] = value
+    if {322, 324} & tags.keys():
+        return "made of tiles"
+    if tags.get(259) in (6, 7):
+        return "of JPEGs in a TIFF"
+    extra = tags.get(262) == 2 and tags.get(277) == 4 and tags.get(338) not in (1, 2)
+    return "with a fourth band that is no transparency" if extra else None
 
 
 def cut_off(path: Path) -> bool:
-    """Whether a file is shorter than its own head says (AVI, MKV, WebM), or lacks its end mark (GIF)."""
+    """Whether a file is shorter than it says itself (AVI, MKV, WebM), or lacks its end mark (GIF)."""
     size = os.path.getsize(path)
     with path.open("rb") as file:
         head = file.read(4096)
         file.seek(-min(size, 16), os.SEEK_END)
         tail = file.read()
     if head.startswith(b"GIF8"):
-        return not tail.rstrip(b"\0").endswith(b";")
-    if head.startswith(b"RIFF"):
-        promised = struct.unpack_from("<I", head, 4)[0] + 8
-        return size < promised < 1 << 32
+        return not tail.rstrip(b"\0\r\n").endswith(b";")
+    if head.startswith(b"RIFF"):  # one after the other: an AVI of more than a gigabyte has several
+        at = 0
+        with path.open("rb") as file:
+            while at + 8 <= size and file.read(4) == b"RIFF":
+                promised = struct.unpack("<I", file.read(4))[0] + 8
+                if promised >= 1 << 32:  # nobody knows
+                    return False
+                file.seek(at := at + promised)
+        return size < at
     at = head.find(b"\x18\x53\x80\x67") + 4  # Matroska's segment. The first set bit gives the length of its size.
     if not head.startswith(b"\x1a\x45\xdf\xa3") or at < 4 or at + 8 > len(head) or not head[at]:
         return False

@@ -108,15 +108,18 @@ def read_video(
                 the size of the first frame shown.
     thorough    also decode what lies between the frames shown, so that everything broken is counted
 
-    Frames are turned and mirrored as the file says. What is transparent shows white, except in VP9, whose transparency
-    FFmpeg does not decode. Pixels count as square. A frame shown at two times comes twice. Broken packets are skipped
-    and counted. If the first or last frame is broken, the clip begins or ends with the first or last good one.
+    Frames are turned and mirrored as the file says. What is transparent shows white, except in VP8 and VP9, whose
+    transparency FFmpeg does not decode. Pixels count as square. A frame shown at two times comes twice. Broken packets
+    are skipped and counted. If the first or last frame is broken, the clip begins or ends with the first or last good
+    one.
     Raises VideoError: no such file, a directory, no permission, not a video, no video stream, no frame that can be
     decoded, nothing there at `start`, a picture in parts, an odd angle.
     """
+    real = all(x is None or (math.isfinite(x) and not isinstance(x, bool)) for x in (start, end))
+    require(real and (start or 0) >= 0, "start = {}, end = {}: give seconds, 0 ≤ start ≤ end", start, end)
     path, begin = Path(path), Fraction(str(start or 0.0))
     until = math.inf if end is None else Fraction(str(end))
-    require(0 <= begin <= until, "start = {}, end = {}: give seconds, 0 ≤ start ≤ end", start, end)
+    require(begin <= until, "start = {}, end = {}: give seconds, 0 ≤ start ≤ end", start, end)
     require(size is None or size >= 1, "size = {}: give at least 1 pixel, or None to keep the size", size)
 
     def wanted(length: Fraction, shown: Fraction) -> list[Fraction]:
@@ -186,14 +189,14 @@ def check_file(path: Path) -> None:
 def _open(path: Path):
     """The opened container and its video stream (`best_stream`)."""
     try:
-        # with the prefix "file:", names like "a:b.mp4" or "-.mp4" are read as names of files
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        # with the prefix "file:", names like "a:b.mp4" or "-.mp4" are read as names of files, and so are "a%d.png"
+        container = av.open(f"file:{path}", options={"pattern_type": "none"}, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path} is not a video, or is cut off before its index ({error})") from error
     stream = best_stream(container)
     if why := why_not(path, container, stream):
         container.close()
-        raise VideoError(f"{path} {why}: convert it to PNG or JPEG")
+        raise VideoError(f"{path} {why}")
     if stream is None or container.format.name == "tty":  # FFmpeg would play a text file as a terminal
         kinds = sorted({s.type for s in container.streams})
         name = container.format.name
@@ -206,32 +209,45 @@ def _open(path: Path):
         raise VideoError(f"{path} has a video stream in an unknown codec, or without a clock: re-encode it")
     # With more threads FFmpeg hides some of the damage, and the rest differs from machine to machine and even from run
     # to run. One thread is enough, because many processes read many clips.
-    stream.codec_context.thread_count = 1
-    if stream.codec_context.name == "mjpeg" and container.format.name in ("image2", "jpeg_pipe"):
-        stream.codec_context.options = {"err_detect": "explode"}  # half a JPEG is an error, like half a PNG
+    codec = stream.codec_context
+    codec.thread_count = 1
+    if (codec.name, codec.pix_fmt, codec.codec_tag) == ("rawvideo", "bgra", "\0\0\0\0"):  # BI_RGB has no alpha
+        codec.pix_fmt = "bgr0"
+    if codec.name == "mjpeg" and container.format.name in ("image2", "jpeg_pipe"):
+        codec.options = {"err_detect": "explode"}  # half a JPEG is an error, like half a PNG
     return container, stream
 
 
 def _packets(container, stream, leaps: list | None = None):
     """The stream's packets, on one clock. If it starts again or leaps, it continues from where it was, and the leap is
-    added to `leaps`. A leap is more than 10 s where the format expects leaps, else 30 h, as for the ffmpeg command.
-    Yields None where a container breaks off, and ends there."""
+    added to `leaps`. A leap is more than 10 s where the format expects leaps, else 30 h, as for the ffmpeg command. But
+    if two frames are so far apart, the next two may be, too. Yields None where a container breaks off, and ends there.
+    """
     breaks = container.format.flags & av.format.Flags.ts_discont.value
-    most, back = (int(seconds / Fraction(stream.time_base)) for seconds in (10 if breaks else 30 * 3600, BACK))
-    shift, last, due = 0, None, None
+    name, most, back = container.format.name, 10 if breaks else 30 * 3600, BACK
+    if name == SEEKABLE[0] and stream.frames:  # one index, one clock; parts of an edit list may begin before their time
+        back = most
+    elif name == SEEKABLE[1]:  # holds no times of decoding, and what FFmpeg guesses is wrong by a few frames
+        back = 1
+    most, back = (int(seconds / Fraction(stream.time_base)) for seconds in (most, back))
+    shift, step, last, due, top = 0, 0, None, None, 0  # top: the highest time of showing
     try:
         for packet in container.demux(stream):
             if packet.dts is not None:
-                if last is not None and not last - back <= packet.dts + shift <= due + most:
+                farthest, step = max(most, 2 * step), 0 if last is None else packet.dts + shift - last
+                if last is not None and not last - back <= packet.dts + shift <= due + farthest:
                     shift = due - packet.dts
+                    if packet.pts is not None:
+                        shift = max(shift, top + (packet.duration or 1) - packet.pts)
                     if leaps is not None:
                         leaps.append(shift)
                 last = packet.dts + shift
-                due = last + (packet.duration or 0)
+                due = last + (packet.duration or max(min(step, most), 1))
             if shift and packet.size:
                 packet.pts, packet.dts = (None if t is None else t + shift for t in (packet.pts, packet.dts))
             if None not in (packet.pts, due) and abs(packet.pts - due) > most:
                 packet.pts = due  # this stamp is wrong
+            top = max(top, packet.pts or 0)
             yield packet
     except (av.FFmpegError, ValueError):
         yield None
@@ -280,7 +296,8 @@ def _packet_times(path: Path) -> _Packets:
                     keys.append(stamp)
                 duration = packet.duration or 0
         if not stamps:
-            raise VideoError(f"{path} has a video stream but no frame with a time stamp: re-mux it into MP4")
+            remedy = "re-mux it into MP4, or save the picture as PNG"
+            raise VideoError(f"{path} has a video stream but no frame with a time stamp: {remedy}")
         exact = container.format.name in SEEKABLE and not leaps and not (flat and stream.codec_context.has_b_frames)
         cut = cut_off(path)
         promised = len(stream.index_entries) if indexed else stream.frames * cut
@@ -348,7 +365,7 @@ class _Pass:
                     return
                 if latest is None:
                     broken = f"none of its frames can be decoded ({self.skipped} broken)"
-                    raise VideoError(f"{self.path} has a video stream, but {broken}")
+                    raise VideoError(f"{self.path} is no video or picture, or is damaged: {broken}")
                 if picture is None:  # a frame shown at two times is converted once
                     try:
                         picture = to_rgb(convert, latest[0], self.size, shape)

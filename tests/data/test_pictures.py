@@ -115,6 +115,8 @@ def test_half_a_gif_is_counted(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     path = save(tmp_path / "a.gif", noise, "gif", "rgb8", "gif")
     assert read_video(path, 1).skipped == 0
+    path.write_bytes(path.read_bytes() + b"\r\n")
+    assert read_video(path, 1).skipped == 0
     path.write_bytes(path.read_bytes()[:-900])
     assert read_video(path, 1).skipped == 1
 
@@ -125,6 +127,8 @@ def test_half_a_gif_is_counted(tmp_path):
         (b"RIFF" + struct.pack("<I", 100), 100, False),
         (b"RIFF" + struct.pack("<I", 100), 99, True),
         (b"RIFF" + b"\xff" * 4, 10, False),  # nobody knows
+        (b"RIFF" + struct.pack("<I", 4) + b"AVI RIFF" + struct.pack("<I", 100), 100, False),  # more than a gigabyte
+        (b"RIFF" + struct.pack("<I", 4) + b"AVI RIFF" + struct.pack("<I", 100), 99, True),
         (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + (50).to_bytes(7), 50, False),
         (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + (50).to_bytes(7), 49, True),
         (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + b"\xff" * 7, 10, False),  # a live recording
@@ -138,6 +142,78 @@ def test_half_a_gif_is_counted(tmp_path):
 def test_files_shorter_than_they_say(head, body, cut, tmp_path):
     (tmp_path / "a").write_bytes(head + bytes(body))
     assert cut_off(tmp_path / "a") == cut
+
+
+@pytest.mark.parametrize("fourth", [0, 128, 255])
+def test_the_fourth_byte_of_an_uncompressed_avi_is_no_transparency(fourth, tmp_path):
+    """BI_RGB leaves it unused, and FFmpeg takes it for alpha."""
+    pixels = np.dstack([CORNERS, np.full(CORNERS.shape[:2], fourth, np.uint8)])
+    path = save(tmp_path / "a.avi", pixels, "rawvideo", "bgra", "avi", source="rgba")
+    raw = bytearray(path.read_bytes())
+    raw[(at := raw.index(b"strf") + 24) : at + 4] = bytes(4)  # as Windows writes it; FFmpeg writes a name
+    path.write_bytes(raw)
+    assert close(np.sort(read_video(path, 1).frames[0], 0), np.sort(CORNERS, 0), by=0.1)  # FFmpeg wrote it upside down
+
+
+def retagged(path, *changes):
+    """A TIFF of FFmpeg's, whose tags get other names or values: (tag, its new name, its new value or None)."""
+    raw = bytearray(path.read_bytes())
+    at = struct.unpack_from("<I", raw, 4)[0]
+    entries = range(at + 2, at + 2 + 12 * struct.unpack_from("<H", raw, at)[0], 12)
+    for tag, name, value in changes:
+        entry = next(e for e in entries if struct.unpack_from("<H", raw, e)[0] == tag)
+        struct.pack_into("<H", raw, entry, name)
+        if value is not None:
+            struct.pack_into("<H", raw, entry + 8, value)
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ((273, 324, None), "made of tiles"),
+        ((259, 259, 7), "of JPEGs in a TIFF"),
+        ((338, 338, 0), "with a fourth band that is no transparency"),
+        ((338, 65000, None), "with a fourth band that is no transparency"),
+    ],
+)
+def test_what_ffmpeg_decodes_wrongly_in_a_tiff_is_refused(change, why, big, tmp_path):
+    pixels = np.dstack([CORNERS, np.full(CORNERS.shape[:2], 128, np.uint8)])
+    path = save(tmp_path / "a.tif", pixels, "tiff", "rgba", source="rgba", compression_algo="raw")
+    shown = read_video(path, 1).frames[0]
+    assert np.abs(shown.astype(int) - (CORNERS + 255.0) / 2).max() <= 2
+    retagged(path, change)
+    if big:  # the other order of bytes
+        path.write_bytes(swapped(path.read_bytes()))
+    with pytest.raises(VideoError, match=rf"a\.tif is a picture {why}: convert it to PNG or JPEG"):
+        read_video(path, 1)
+
+
+def swapped(raw):
+    """The head and the tags of a TIFF in the other order of bytes."""
+    at = struct.unpack_from("<I", raw, 4)[0]
+    count = struct.unpack_from("<H", raw, at)[0]
+    out = bytearray(b"MM\0*" + struct.pack(">I", at) + raw[8:at] + struct.pack(">H", count))
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind, n, value = struct.unpack_from("<HHII", raw, entry)
+        small = struct.pack(">HH", value, 0) if kind == 3 and n == 1 else struct.pack(">I", value)
+        out += struct.pack(">HHI", tag, kind, n) + small
+    return bytes(out + raw[len(out) :])
+
+
+def test_an_animated_webp_is_refused(tmp_path):
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + bytes(6) + b"ANIM" + struct.pack("<I", 6) + bytes(6)
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    with pytest.raises(VideoError, match=r"a\.webp is an animated WebP, .*: convert it to GIF or MP4"):
+        read_video(tmp_path / "a.webp", 4)
+
+
+def test_a_name_is_no_pattern(tmp_path):
+    for name, pixels in (("a%d.png", plain(200)), ("a1.png", plain(30))):
+        save(tmp_path / "b.png", pixels).rename(tmp_path / name)
+    assert (read_video(tmp_path / "a%d.png", 1).frames == plain(200)).all()
 
 
 def box(kind, *parts):

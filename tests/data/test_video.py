@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -526,7 +527,7 @@ class Stream:
     which the container breaks off."""
 
     time_base = Fraction(1, 10)
-    name, flags = "mov,mp4,m4a,3gp,3g2,mj2", 0
+    name, flags, frames = "mov,mp4,m4a,3gp,3g2,mj2", 0, 0
 
     def __init__(self, *parts):
         self.parts, self.codec_context, self.format = parts, self, self
@@ -713,6 +714,56 @@ def test_a_clock_that_starts_again_or_leaps_goes_on(name, codec, later, tmp_path
     assert numbers(video) == [*range(30), *range(100, 130)] and video.skipped == 0
     assert video.times == pytest.approx([t / 25 for t in range(60)], abs=1e-3)
     assert numbers(read_video(path, 2, start=1.2, end=1.24)) == [100, 101]
+
+
+@pytest.mark.parametrize("bf", ["0", "3"])
+def test_one_matroska_file_after_the_other(bf, tmp_path):
+    """It holds no times of decoding, and FFmpeg's guesses run backwards by more than a frame."""
+    parts = [write(tmp_path / f"{i}.mkv", numbered(60, 100 * i), range(0, 6000, 100), bf=bf) for i in range(2)]
+    (tmp_path / "a.mkv").write_bytes(b"".join(part.read_bytes() for part in parts))
+    video = read_video(tmp_path / "a.mkv", 400, fps=10)
+    assert numbers(video) == [*range(60), *range(100, 160)] and video.skipped == 0
+    assert video.duration == pytest.approx(11.9, abs=0.11)
+
+
+@pytest.mark.parametrize("every", [9, 20])
+def test_frames_far_apart_are_all_there(every, tmp_path):
+    """A camera that sends a picture now and then: only the first gap of more than 10 s is taken for a leap."""
+    path = write(tmp_path / "a.ts", numbered(10), range(0, 250 * every, 25 * every), Fraction(1, 25), bf="0", g="1")
+    video = read_video(path, 1000, fps=1)
+    assert sorted({*numbers(video)}) == [*range(10)] and video.skipped == 0
+    assert video.duration == pytest.approx(every * (9 if every < 10 else 8), abs=1)
+
+
+@pytest.mark.parametrize("bf", ["0", "2"])
+@pytest.mark.parametrize("parts", [[(1, 0), (3, 3)], [(2, 0), (2, 4)], [(1, 4), (1, 0)]])
+def test_an_edit_list_of_several_parts_is_one_clock(parts, bf, tmp_path):
+    """Parts: (seconds, from which second of the film). Each begins with packets from before it."""
+    path = write(tmp_path / "a.mp4", numbered(60), range(0, 6000, 100), bf=bf, g="20", sc_threshold="0")
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"elst") - 4
+    begin, clock = struct.unpack_from(">i", raw, at + 20)[0], struct.unpack_from(">I", raw, raw.index(b"mdhd") + 16)[0]
+    entries = [struct.pack(">IiI", 1000 * length, begin + clock * start, 1 << 16) for length, start in parts]
+    longer = struct.pack(">I4sII", 16 + 12 * len(parts), b"elst", 0, len(parts)) + b"".join(entries)
+    raw[at : at + 28] = longer
+    for kind in (b"edts", b"trak", b"moov"):  # after the pictures, so that these may grow
+        size = raw.rindex(kind) - 4
+        struct.pack_into(">I", raw, size, struct.unpack_from(">I", raw, size)[0] + len(longer) - 28)
+    path.write_bytes(raw)
+    with av.open(str(path)) as container:
+        frames = [(_rgb(f), float(f.pts * f.time_base)) for f in container.decode(video=0)]
+    expected = numbers(SimpleNamespace(frames=np.stack([pixels for pixels, _ in frames])))
+    video = read_video(path, 400, fps=10)
+    seen = dict(zip([round(t, 3) for t in video.times], numbers(video), strict=True))
+    assert seen == {round(t - frames[0][1], 3): n for (_, t), n in zip(frames, expected, strict=True)}
+    assert len(seen) == 10 * sum(seconds for seconds, _ in parts)
+    assert video.skipped == 0
+
+
+@pytest.mark.parametrize("part", [dict(start=float("nan")), dict(end=float("inf")), dict(start=True), dict(start=-1)])
+def test_a_part_is_given_in_seconds(part, tmp_path):
+    with pytest.raises(ValueError, match="give seconds, 0 ≤ start ≤ end"):
+        read_video(tmp_path / "a.mp4", 4, **part)
 
 
 def test_a_clock_that_starts_again_is_not_jumped_into(tmp_path):
