@@ -150,6 +150,7 @@ def warm_up(
     Stops between two lessons if it is `asked` to. Raises NotFinite for a gradient that is not finite.
     """
     progress, cfg = Progress("scorer", config.lessons), model.config
+    weights = [p for p in model.scorer.parameters() if p.requires_grad]
     for i, batch in enumerate(batches):
         if asked():
             break
@@ -162,7 +163,11 @@ def warm_up(
                 x = model.stem(part.frames[own_frame])  # (F, N, D)
                 grid = x.new_zeros(*real.shape, *x.shape[1:]).index_put(own_frame, x)  # (B, T, N, D)
             loss = similarity_loss(model.scorer(grid, counts), temporal_target(grid, cfg.w), counts)
-            (loss * own / max(sum(videos), 1)).backward()
+            loss = loss * own / max(sum(videos), 1)
+            # not `backward`, which DDP would take for a part of its next step, where a batch may have no scores
+            for p, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+                if gradient is not None:
+                    p.grad = gradient if p.grad is None else p.grad + gradient
         norm = float(torch.nn.utils.clip_grad_norm_(model.scorer.parameters(), CLIP_NORM))
         if not math.isfinite(norm):
             raise NotFinite(f"lesson {i + 1} of the scorer: gradient norm {norm:.4g}", batch=config.steps + i)

@@ -134,6 +134,14 @@ def test_scores_that_no_loss_reaches_do_not_stop_two_processes(folder, tmp_path)
 
 
 @pytest.mark.slow
+def test_after_the_lessons_two_processes_may_meet_images_alone(folder, tmp_path):
+    """A step without scores. With this seed it is the first pruned one."""
+    flags = flags_of(data=folder / "data", train_clips="short=6,image=6,brief=2", steps=6, seed=2)
+    said = torchrun(2, "-m", "stts_mini.train", *flags, "--out", "images", cwd=tmp_path)
+    assert said.count("all done") == 1
+
+
+@pytest.mark.slow
 def test_the_command_in_two_processes_and_its_resumption_in_one(folder, tmp_path):
     """One checkpoint, one log, one result; the weights of a single process; resumed with another number of them."""
     flags = flags_of(data=folder / "data")
