@@ -65,6 +65,8 @@ from stts_mini.training import checkpoint, distributed
 from stts_mini.training.health import Health, dead, sums
 from stts_mini.training.logging import one_line_errors, parser_of
 
+ROUND = 2048  # tokens of a clip's questions that are read at a time; the toy world's clips have fewer than half
+
 
 @contextmanager
 def in_eval_mode(model: VLM) -> Iterator[None]:
@@ -100,31 +102,23 @@ def evaluate(
     with in_eval_mode(model):
         while some := list(itertools.islice(readable, batch_size)):  # only these in memory
             numbers, videos = zip(*some, strict=True)
-            asked = [pick_questions(clips[n]) for n in numbers]
-            prompt, ids_of = tokenizer.prompt, tokenizer.encode
-            choices = [[(prompt(qa.question, shown), ids_of(o)) for qa, shown in own for o in shown] for own in asked]
+            prompt, ids_of, seen = tokenizer.prompt, tokenizer.encode, encode
             scores = [annotate(clips[n], video) for n, video in zip(numbers, videos, strict=True)] if annotate else None
-            output = model(collate(videos, choices, scores, tokenizer).to(device), k, encode)
-            likelihood = iter(option_likelihoods(output).tolist())
-            spoken = [[qa for qa, _ in own if generate or qa.task in GENERATED] for own in asked]
-            said = [[] for _ in spoken]
-            if any(spoken):
-                open_ended = [[(prompt(qa.question), []) for qa in own] for own in spoken]
-                same = lambda *_, encoded=output.encoded: encoded  # both scorings answer from the same kept cells
-                longest = max([16, *(len(ids_of(qa.answer)) + 1 for own in spoken for qa in own)])
-                batch = collate(videos, open_ended, tokenizer=tokenizer).to(device)
-                said = model.generate(batch, k, longest, encode=same)
-            for b, n in enumerate(numbers):
-                for qa, shown in asked[b]:
-                    task = task_name(clips[n], qa)
-                    likely = [next(likelihood) for _ in shown]
-                    picked = shown[int(np.argmax(likely))]
-                    result.add("choice", task, n, qa, picked, picked == qa.answer)
-                    result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
-                for qa, ids in zip(spoken[b], said[b], strict=True):
-                    ended, text = len(ids) < longest, tokenizer.decode(ids)  # if cut, "red" may go on
-                    right = ended and normalised(text, lenient) == normalised(qa.answer, lenient)
-                    result.add("generated", task_name(clips[n], qa), n, qa, text + "…" * (not ended), right)
+            for asked in _in_rounds([pick_questions(clips[n]) for n in numbers], tokenizer):
+                choices = [
+                    [(prompt(qa.question, shown), ids_of(o)) for qa, shown in own for o in shown] for own in asked
+                ]
+                output = model(collate(videos, choices, scores, tokenizer).to(device), k, seen)
+                seen = lambda *_, encoded=output.encoded: encoded  # all is answered from the same kept cells
+                spoken = [[qa for qa, _ in own if generate or qa.task in GENERATED] for own in asked]
+                said, longest = [[] for _ in spoken], 0
+                if any(spoken):
+                    open_ended = [[(prompt(qa.question), []) for qa in own] for own in spoken]
+                    longest = max([16, *(len(ids_of(qa.answer)) + 1 for own in spoken for qa in own)])
+                    batch = collate(videos, open_ended, tokenizer=tokenizer).to(device)
+                    said = model.generate(batch, k, longest, encode=seen)
+                chosen = option_likelihoods(output).tolist()
+                _add_answers(result, clips, numbers, asked, chosen, spoken, said, longest, tokenizer, lenient)
             _count_kept(result, output.encoded, [clips[n] for n in numbers], videos, numbers)
             progress.update(numbers[-1] + 1)
     progress.close()
@@ -134,6 +128,41 @@ def evaluate(
         why = next(iter(reader.broken.values()), "there is none")
         raise VideoError(f"none of {len(clips)} clips can be read: {why}")
     return whole
+
+
+def _in_rounds(asked: list[list[tuple]], tokenizer: AnyTokenizer) -> Iterator[list[list[tuple]]]:
+    """The questions of each clip of a batch, some of them at a time: of a clip at most ROUND tokens, or one question.
+    So memory does not grow with the number of questions."""
+    waiting = [list(own) for own in asked]
+    while any(waiting):
+        now: list[list[tuple]] = [[] for _ in waiting]
+        for own, some in zip(waiting, now, strict=True):
+            room = ROUND
+            while own and (room > 0 or not some):
+                qa, shown = own[0]
+                room -= sum(len(tokenizer.prompt(qa.question, shown) + tokenizer.encode(o)) for o in shown)
+                if room >= 0 or not some:
+                    some.append(own.pop(0))
+        yield now
+
+
+def _add_answers(
+    result: Result, clips: Sequence[Clip], numbers: Sequence[int], asked: list, likelihoods: list[float], spoken: list,
+    said: list, longest: int, tokenizer: AnyTokenizer, lenient: bool,
+) -> None:  # fmt: skip
+    """Add a round's answers: the options' `likelihoods`, and what was `said` in fewer than `longest` tokens."""
+    likelihood = iter(likelihoods)
+    for b, n in enumerate(numbers):
+        for qa, shown in asked[b]:
+            task = task_name(clips[n], qa)
+            likely = [next(likelihood) for _ in shown]
+            picked = shown[int(np.argmax(likely))]
+            result.add("choice", task, n, qa, picked, picked == qa.answer)
+            result.chance[task].append(0 if task in GENERATED else 1 / len(shown))
+        for qa, ids in zip(spoken[b], said[b], strict=True):
+            ended, text = len(ids) < longest, tokenizer.decode(ids)  # if cut, "red" may go on
+            right = ended and normalised(text, lenient) == normalised(qa.answer, lenient)
+            result.add("generated", task_name(clips[n], qa), n, qa, text + "…" * (not ended), right)
 
 
 def share_losses(reader: Reader) -> None:

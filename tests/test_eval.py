@@ -208,6 +208,27 @@ def test_evaluate_scores_a_model_that_knows_everything(setup, monkeypatch):
         }
 
 
+@pytest.mark.parametrize("at_most", [1, 200])
+def test_many_questions_are_read_in_rounds_and_answered_as_at_once(at_most, setup, monkeypatch):
+    """So that an exam needs little more memory than a training step. Every clip is encoded once."""
+    model, clips = setup
+    lengths, encoded, read, encode = [], [], model.read, model.encode_video
+    length_of = lambda own: sum(len(prompt) + len(answer) for prompt, answer in own)
+    spied = lambda batch, *rest: lengths.extend(map(length_of, batch.branches)) or read(batch, *rest)
+    monkeypatch.setattr(model, "read", spied)
+    monkeypatch.setattr(model, "encode_video", lambda *args: encoded.append(1) or encode(*args))
+    whole = evaluate(model, clips, Reader(4, 48), 0.5, batch_size=4)
+    batches, together = len(encoded), max(lengths)
+    lengths.clear()
+    monkeypatch.setattr(evaluation, "ROUND", at_most)
+    rounds = evaluate(model, clips, Reader(4, 48), 0.5, batch_size=4)
+    assert len(encoded) == 2 * batches and max(lengths) <= max(at_most, 140) < together  # one question has up to 140
+    assert sorted(map(str, rounds.said)) == sorted(map(str, whole.said)) and rounds.rows == whole.rows
+    for scoring, tasks in whole.correct.items():
+        assert all(sorted(rounds.correct[scoring][task]) == sorted(of) for task, of in tasks.items())
+    assert rounds.chance == whole.chance
+
+
 def test_kept_cells_and_evidence_are_counted(setup):
     model, clips = setup
     short = [c for c in clips if c.kind == "short"]
