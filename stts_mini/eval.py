@@ -34,9 +34,11 @@ from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, co
 from stts_mini.data.clips import (
     OWN,
     QA,
+    WORLD_FOLDER,
     Clip,
     fingerprint,
     held_out,
+    holds_worlds,
     index_file,
     is_own,
     load_clips,
@@ -203,7 +205,7 @@ def judge(
     elif shipped:
         print(
             f"not compared with the unpruned model, which was run on test set {shipped['fingerprint']}: to compare,"
-            " leave out --test-clips, --train-clips, --panels and --split"
+            " leave out --data, --test-clips, --train-clips, --panels and --split"
         )
     print(examples(result.said, clips))
     if unpruned:
@@ -343,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, help="test clips of each kind; as in training if not given")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips to evaluate on")
     parser.add_argument("--panels", type=int, help="distractors in a scene; as in training if not given")
-    parser.add_argument("--data", default="data", help="folder of the toy world's clips, or your own mine.jsonl")
+    parser.add_argument("--data", help="folder of the toy world's clips (default: data), or your own mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random scorer")
     parser.add_argument("--lenient", action="store_true", help="ignore case and a final full stop in generated answers")
     parser.add_argument(
@@ -360,10 +362,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, device: torch.device) -> dict:
     """Evaluate as the command line says. Prints the table and returns what --json writes."""
     torch.manual_seed(args.seed)
-    inputs = [args.checkpoint, *[args.data] * is_own(args.data), *[args.why] * bool(args.why)]
-    check_outputs([args.json] if args.json else [], inputs)  # refuse them now, not after the work
+    check_outputs([args.json] if args.json else [])  # refuse it now, not after the work
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, device, args.scorer)
     train = state["train_config"]
+    own = "{} learned from clips of your own: give --data mine.jsonl, clips to judge it by"
+    require(args.data or not is_own(train["data"]), own, args.checkpoint)
+    args.data = args.data or "data"
+    inputs = [args.checkpoint, args.why, (args.scorer or "").split(":")[0]]
+    inputs += [index for index in (args.data, train["data"]) if is_own(index)]
+    check_outputs([args.json] if args.json else [], [*filter(None, inputs)])
     frames = train["max_frames"] if args.max_frames is None else args.max_frames
     k = train["k"] if args.k is None else args.k
     number = train.get("test_clips", 200) if args.clips is None else args.clips
@@ -394,8 +401,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     which = args.data if is_own(args.data) else f"{args.split} set"
     seeds = f"{count}, seed of this evaluation {args.seed}" + ", lenient" * args.lenient
     print(printable(f"{which} {fingerprint(clips)}: {seeds}"))
-    learned_from = load_clips(asked) if asked.is_file() else ()
-    numbers = judge(model, clips, reader, k, learned_from, blind, tokenizer, args.lenient, unpruned)
+    numbers = judge(model, clips, reader, k, learned_from(asked, state), blind, tokenizer, args.lenient, unpruned)
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
         lenient=args.lenient, split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__,
@@ -406,6 +412,18 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     return summary
 
 
+def learned_from(index: Path, state: dict) -> Sequence[Clip]:
+    """The training clips, for the look-up. None if the file is gone, or is another one of that name."""
+    if not index.is_file():
+        return ()
+    with suppress(ValueError):
+        clips = load_clips(index)
+        if not is_own(state["train_config"]["data"]) or fingerprint(clips) == state.get("clips"):
+            return clips
+    print(printable(f"note: {index} is not what the model learned from, so there is no look-up"))
+    return ()
+
+
 def clips_to_judge(args: argparse.Namespace, train: dict, number: int) -> tuple[list[Clip], Path]:
     """The clips that the command line names (`number` of each kind in the toy world), and the file of the training
     clips, for the look-up. Raises ValueError for a missing folder or one with other files, so that a typing error does
@@ -414,10 +432,7 @@ def clips_to_judge(args: argparse.Namespace, train: dict, number: int) -> tuple[
         world_only = "--clips, --split and --panels are for the toy world: leave them out"
         require((args.clips, args.split, args.panels) == (None, "test", None), world_only)
         return load_clips(args.data, judged=True), Path(train["data"])
-    folder = Path(args.data)
-    known = folder == Path("data") or (folder.is_dir() and (any(folder.glob("world-v*")) or not any(folder.iterdir())))
-    due = "--data {}: give a folder of the toy world's clips, an empty one, or your own list, which ends in .jsonl"
-    require(known, due, args.data)
+    require(Path(args.data) == Path("data") or holds_worlds(args.data), WORLD_FOLDER, args.data)
     counts = {kind: train["train_clips"].get(kind, 0) for kind in world.TASKS}
     kinds, size = [kind for kind, count in counts.items() if count], train.get("video_size", train["image_size"])
     panels = train.get("panels", world.MOST_PANELS) if args.panels is None else args.panels

@@ -47,10 +47,11 @@ try:
 except ImportError:  # Windows
     resource = None
 
-from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler
+from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler, try_read
 from stts_mini.data.clips import Clip, fingerprint, held_out, is_own, load_clips, prepare
-from stts_mini.data.files import printable, require, write_json
+from stts_mini.data.files import print_any_text, printable, require, write_json
 from stts_mini.data.progress import Progress, clock, in_turns
+from stts_mini.data.video import VideoError
 from stts_mini.eval import judge, share_losses
 from stts_mini.model import VLM, Encoded, NotFinite, Output, check_scores
 from stts_mini.packing import check_varlen
@@ -127,8 +128,14 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None,
     is not needed."""
     if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
-    if config.val:
-        load_clips(config.val, judged=True)  # refuse a bad line now, not after the training
+    if config.val:  # refuse a bad line, and wrong paths, now and not after the training
+        judged = load_clips(config.val, judged=True)
+        read = (try_read(clip, config.max_frames, config.fps, config.image_size) for clip in judged)
+        first = next(read)
+        require(
+            not isinstance(first, VideoError) or any(not isinstance(video, VideoError) for video in read),
+            "none of {} clips of {} can be read: {}", len(judged), config.val, first,
+        )  # fmt: skip
     if config.init and not resume:
         checkpoint.check_world(checkpoint.load(config.init), config.init)
     if config.varlen:
@@ -268,12 +275,15 @@ def all_steps(
                 right, passed = seen.right / seen.answers, time.monotonic() - began
                 log.add(step, seen.task, seen.sim, norm, right, seen.tokens, seen.health, seen.skills, seconds=passed)
                 progress.update(step + 1, log.text())
-                if warning := log.warning():
-                    progress.close()
-                    print(f"warning: step {step}: {warning}")
+                told = [f"warning: step {step}: {warning}"] if (warning := log.warning()) else []
                 if (step + 1) % max(config.steps // 8, 1) == 0:
+                    told.append(log.skills(step + 1))
+                if told:
                     progress.close()
-                    print(log.skills(step + 1))
+                    try:
+                        print("\n".join(told), flush=True)
+                    except BrokenPipeError:  # `| head` reads no more: save, and end
+                        interrupt.asked = True
             ends = asked()
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps or ends:
                 keep(step + 1)
@@ -295,6 +305,9 @@ def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
     reader = Reader(config.max_frames, config.image_size, config.fps, config.cache_gb)
     if distributed.world_size() == 1 or config.workers:
         reader.preload(clips)
+    if lost := len(reader.broken):  # known now, not only after the training
+        first = next(iter(reader.broken.values()))
+        print(printable(f"note: {lost} videos cannot be read, and are left out. The first: {first}"))
     return reader
 
 
@@ -412,6 +425,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | None = None, tokenizer=TOKENIZER):
     """What the command `name` does, from the settings to the picture. An error ends the process with one line."""
+    print_any_text()
     try:
         with sigterm_as_ctrl_c(), distributed.processes(pick_device(config.device, args.dry_run)) as device:
             settings = " ".join(f"{name}={as_text(value)}" for name, value in dataclasses.asdict(config).items())

@@ -434,7 +434,7 @@ def test_every_flag_of_the_command_and_what_it_is_without(monkeypatch):
         scorer=None,
         clips=None,
         split="test",
-        data="data",
+        data=None,
         seed=0,
         lenient=False,
         json=None,

@@ -368,12 +368,14 @@ def test_an_old_run_is_moved_aside_and_nothing_of_it_is_lost(folder, tmp_path, c
     config = tiny(folder, out=str(tmp_path / "run"))
     for n in range(3):
         train(config, False, CPU)
-        (tmp_path / "run" / "mark").write_text(str(n))
+        (tmp_path / "run" / "pruned.png").write_text(str(n))
+        (tmp_path / "run" / "mine.jsonl").write_text(str(n))  # no file of a run: it stays
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
-    assert [(tmp_path / name / "mark").read_text() for name in ("run.1", "run.2", "run")] == ["0", "1", "2"]
+    assert [(tmp_path / name / "pruned.png").read_text() for name in ("run.1", "run.2", "run")] == ["0", "1", "2"]
+    assert [path.parent.name for path in tmp_path.glob("*/mine.jsonl")] == ["run"]
     assert (tmp_path / "run.1" / "checkpoint.pt").exists() and "was moved to" in capsys.readouterr().out
     train(config, True, CPU)
-    assert (tmp_path / "run" / "mark").exists()
+    assert (tmp_path / "run" / "pruned.png").read_text() == "2"
 
 
 def test_a_row_that_was_cut_off_is_dropped_from_the_log(tmp_path):

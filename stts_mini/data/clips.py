@@ -147,6 +147,17 @@ def index_file(
     return Path(root) / f"world-v{world.WORLD_VERSION}-{size}px{fewer}" / f"{split}-{name}.jsonl"
 
 
+WORLD_FOLDER = (
+    "--data {}: give a folder of the toy world's clips, an empty one, or your own list of videos, which ends in .jsonl"
+)
+
+
+def holds_worlds(root: str | os.PathLike, or_none: bool = False) -> bool:
+    """Whether a folder is for the toy world's clips: it has some, or is empty. `or_none`: or is not there."""
+    root = Path(root)
+    return not any(root.iterdir()) or any(root.glob("world-v*")) if root.is_dir() else or_none and not root.exists()
+
+
 def prepare(
     root: str | os.PathLike, split: str, counts: dict[str, int], size: int, panels: int = world.MOST_PANELS
 ) -> Path:
@@ -154,13 +165,14 @@ def prepare(
 
     counts: clips of each kind, e.g. {"short": 3000, "image": 400}. A clip is a pure function of
     (split, kind, seed, size, panels). So clips of an interrupted or smaller run are used again, and deleted ones are
-    written anew.
+    written anew. Raises ValueError for a folder of other files, unless it is "data".
     """
     index = index_file(root, split, counts, size, panels)
     folder = index.parent
     jobs = [(split, kind, seed) for kind, count in counts.items() for seed in range(count)]
     if index.exists() and {_file_name(*job) for job in jobs} <= set(os.listdir(folder)):
         return index
+    require(Path(root) == Path("data") or holds_worlds(root, or_none=True), WORLD_FOLDER, root)
     folder.mkdir(parents=True, exist_ok=True)
     progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []
     for line in on_all_cores(functools.partial(_make_clip, folder=folder, size=size, panels=panels), jobs):

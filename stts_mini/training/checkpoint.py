@@ -230,6 +230,7 @@ def alone(out: str | os.PathLike) -> Iterator[None]:
     """Lock a run's folder against any other run until the block ends. The folder is made if it does not exist. The lock
     ends with its process, however that ends. A run inside a run may use the same folder. Raises ValueError for a
     folder that another process has locked, or that cannot be written to."""
+    require(os.fspath(out), "out is empty: give --out a folder")
     if distributed.rank():  # process 0 locks it for all
         yield
         return
@@ -265,14 +266,21 @@ def alone(out: str | os.PathLike) -> Iterator[None]:
 
 
 def keep_old_run(out: Path) -> None:
-    """Move an earlier run in `out` aside, to out.1, out.2, … Nothing is overwritten."""
+    """Move an earlier run in `out` aside, to out.1, out.2, … Nothing is overwritten, and what is not a run's stays."""
     if (out / "checkpoint.pt").exists():
         out = out.resolve()
         aside = next(p for n in itertools.count(1) if not (p := out.with_name(f"{out.name}.{n}")).exists())
         aside.mkdir()
-        for file in sorted(out.iterdir(), key=lambda file: file.name == "checkpoint.pt"):  # the last to go
-            if file.name != LOCK:
-                file.rename(aside / file.name)
+        try:
+            for name in reversed(FILES):  # checkpoint.pt is the last to go
+                if (out / name).exists():
+                    (out / name).rename(aside / name)
+        except OSError as error:  # `out` may be a disk of its own
+            with suppress(OSError):
+                aside.rmdir()
+            raise ValueError(
+                f"cannot move the run in {out} aside ({error}): give another --out, or --resume"
+            ) from error
         print(printable(f"the run in {out} was moved to {aside} (--resume would have continued it)"))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from stts_mini.data.files import naming, printable, replacing
+from stts_mini.data.files import naming, print_any_text, printable, replacing
 from stts_mini.training.health import WINDOW, Health, dead
 
 
@@ -130,6 +130,7 @@ def parser_of(command: str, doc: str) -> argparse.ArgumentParser:
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
     """An error inside ends the process with one line. Ctrl-C and SIGTERM end it without any."""
+    print_any_text()
     try:
         with sigterm_as_ctrl_c():
             yield

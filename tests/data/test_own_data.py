@@ -220,7 +220,9 @@ def test_broken_clips_are_replaced_counted_and_listed(mixed, tmp_path, capsys):
     config = tiny(tmp_path, data=str(mixed), val=str(mixed), steps=6, warmup=1)
     model = train(config, False, CPU)
     said = capsys.readouterr().out
-    assert "could not be read, and left out: 2" in said and "missing.mp4" in said
+    note = said.index("note: 2 videos cannot be read, and are left out. The first: ")
+    assert note < said.index("right in training") < said.index("could not be read, and left out: 2")
+    assert "missing.mp4" in said
     training.finish(config, model, CPU)
     said = capsys.readouterr().out
     assert (
@@ -417,6 +419,17 @@ def test_what_is_wrong_is_said_before_the_training(mixed, tmp_path, monkeypatch)
     monkeypatch.setattr(training, "forward_backward", None)  # no step is made
     with pytest.raises(OSError, match=r"nowhere.jsonl"):
         train(tiny(tmp_path, data=str(mixed), val=str(tmp_path / "nowhere.jsonl")), False, CPU)
+    wrong = tmp_path / "wrong.jsonl"  # its paths are
+    line = json.dumps(dict(video="nowhere.mp4", qa=[dict(question="what ?", answer="a")]))
+    wrong.write_text(f"{line}\n{line.replace('nowhere', 'neither')}\n")
+    with pytest.raises(ValueError, match=r"none of 2 clips of .*wrong.jsonl can be read: no such file: .*nowhere.mp4"):
+        train(tiny(tmp_path, data=str(mixed), val=str(wrong)), False, CPU)
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "a.mp4").touch()
+    with pytest.raises(ValueError, match=r"--data .*films: give a folder of the toy world's clips, an empty one, or"):
+        train(tiny(tmp_path, data=str(films)), False, CPU)
+    assert os.listdir(films) == ["a.mp4"]
     broken = next(c for c in load_clips(mixed) if c.video.name == "broken.mp4")
     with pytest.raises(VideoError, match=r"none of 1 clips can be read: .*broken.mp4"):
         evaluate(build_model(tiny(tmp_path), CPU), [broken], Reader(4, 48), 0.5)
@@ -502,6 +515,7 @@ def test_the_evaluation_refuses_what_it_would_not_use(mixed, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "a.mp4").touch()
+    (tmp_path / "mine.py").write_text("from stts_mini.scorer import Scorer as Mine\n")
     train(tiny(tmp_path, data=str(mixed), steps=3, warmup=1), False, CPU)
     path, own = str(tmp_path / "run" / "checkpoint.pt"), ["--data", str(mixed)]
     for words, message in (
@@ -512,14 +526,29 @@ def test_the_evaluation_refuses_what_it_would_not_use(mixed, tmp_path, monkeypat
         ([*own, "--split", "val"], "--clips, --split and --panels are for the toy world"),
         ([*own, "--json", str(mixed)], "is also an input"),
         ([*own, "--json", path], "is also an input"),
+        (["--data", "other.jsonl", "--json", str(mixed)], "is also an input"),  # for the look-up
+        ([*own, "--scorer", "mine.py:Mine", "--json", "mine.py"], "is also an input"),
+        ([], "learned from clips of your own: give --data mine.jsonl, clips to judge it by"),
     ):
         with pytest.raises(SystemExit, match=message):
             evaluation.main([path, *words])
-    assert sorted(os.listdir(tmp_path)) == ["films", "run"] and os.listdir(tmp_path / "films") == ["a.mp4"]
+    assert sorted(os.listdir(tmp_path)) == ["films", "mine.py", "run"] and os.listdir(tmp_path / "films") == ["a.mp4"]
     state = checkpoint.load(path)
     torch.save({**state, "train_config": {**state["train_config"], "blind": True}}, path)
     with pytest.raises(SystemExit, match="was trained blind: leave out --k and --scorer"):
         evaluation.main([path, *own, "--k", "0.5"])
+
+
+def test_the_look_up_is_by_what_the_model_learned_from(mixed, tmp_path, capsys):
+    """And not by another file of that name, in another folder."""
+    clips, other = load_clips(mixed), tmp_path / "mine.jsonl"
+    state = dict(train_config=dict(data=str(mixed)), clips=fingerprint(clips))
+    assert evaluation.learned_from(mixed, state) == clips and not capsys.readouterr().out
+    assert evaluation.learned_from(tmp_path / "gone.jsonl", state) == () and not capsys.readouterr().out
+    for text in (json.dumps(dict(video="a.mp4", qa=[dict(question="q", answer="a")])), "garbage"):
+        other.write_text(text)
+        assert evaluation.learned_from(other, state) == ()
+        assert "mine.jsonl is not what the model learned from, so there is no look-up" in capsys.readouterr().out
 
 
 def test_a_model_of_the_world_is_judged_by_ones_own_clips(mixed, tmp_path, capsys):

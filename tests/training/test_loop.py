@@ -277,14 +277,33 @@ def test_of_an_old_run_the_checkpoint_is_moved_last_and_the_lock_stays(tmp_path,
     """So that a run that is only half moved is still there to be moved, or to go on."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run.1").mkdir()
-    for name in ("a", "checkpoint.pt", "lock", "z"):
+    for name in ("a", "checkpoint.pt", "config.json", "lock", "result.json"):
         (tmp_path / "run" / name).write_text(name)
-    moved, real = [], Path.rename
+    moved, real, own = [], Path.rename, ["checkpoint.pt", "config.json", "result.json"]
     monkeypatch.setattr(Path, "rename", lambda self, to: moved.append(self.name) or real(self, to))
     keep_old_run(tmp_path / "run")
-    assert moved[-1] == "checkpoint.pt" and sorted(moved) == ["a", "checkpoint.pt", "z"]
-    assert sorted(p.name for p in (tmp_path / "run.2").iterdir()) == ["a", "checkpoint.pt", "z"]
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
+    assert moved[-1] == "checkpoint.pt" and sorted(moved) == own
+    assert sorted(p.name for p in (tmp_path / "run.2").iterdir()) == own
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["a", "lock"]
+
+
+def test_an_old_run_that_cannot_be_moved_is_said_with_a_remedy(tmp_path, monkeypatch):
+    """A mounted disk, for example."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
+
+    def across(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "rename", across)
+    with pytest.raises(ValueError, match=r"cannot move the run in .*run aside .*: give another --out, or --resume"):
+        keep_old_run(tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_needs_a_folder():
+    with pytest.raises(ValueError, match="out is empty: give --out a folder"), checkpoint.alone(""):
+        pass
 
 
 # ----------------------------------------------------------------------------- around the training

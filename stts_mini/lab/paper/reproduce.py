@@ -267,8 +267,9 @@ def make(row: Row, path: Path, lab: Lab, folder: Path) -> None:
             require(record.get("own_file", now) == now, f"{path} was made before {row.method} changed: move it")
         elif mine:
             print(f"row {row.name}", flush=True)
-            train_base(folder, lab.data, row.seed % BASES, lab.device, row.young)
+            path.parent.mkdir(parents=True, exist_ok=True)
             writable(path)  # better known now than after the work
+            train_base(folder, lab.data, row.seed % BASES, lab.device, row.young)
             write_json(path, run_row(row, lab, folder))
 
 
