@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from stts_mini.data.batches import AnyTokenizer, Reader, collate
-from stts_mini.data.clips import OWN, Clip
+from stts_mini.data.clips import OWN, Clip, normalised
 from stts_mini.data.files import printable, require
 from stts_mini.eval import parse_k
 from stts_mini.llm import KVCache
@@ -74,7 +74,7 @@ class Conversation:
         return llm(llm.embed(torch.tensor([ids], device=self.device)), positions, mask, cache)
 
     def answer(self, question: str, options: Sequence[str] = (), max_new_tokens: int = 32) -> Iterator[str]:
-        """The answer, piece by piece, while it is decoded."""
+        """The answer, piece by piece, while it is decoded. It ends with "…" if it is cut, as in an evaluation."""
         said, text, printed = [], "", ""
         with self.timed("question"):
             cache = copy.deepcopy(self.cache)  # for this question, so that the prefix does not change
@@ -90,7 +90,9 @@ class Conversation:
             if not text.endswith("\ufffd"):  # half of a character: wait for the rest
                 yield text[len(printed) :]
                 printed = text
-        if text != printed:  # the rest did not come
+        else:
+            text += "…"
+        if text != printed:  # half of a character whose rest did not come, or the sign that more would come
             yield text[len(printed) :]
 
     @torch.no_grad()
@@ -115,10 +117,10 @@ class Conversation:
 def ask(talk: Conversation, question: str, options: Sequence[str]) -> None:
     """Print the answer as it comes, the options' likelihoods, and the time of each stage."""
     for piece in talk.answer(question, options):
-        print(piece, end="", flush=True)
+        print(printable(piece), end="", flush=True)
     print()
     for option, score in talk.likelihoods(question, options) if options else ():
-        print(f"  {option:20} {score:8.2f}")
+        print(f"  {printable(option):20} {score:8.2f}")
     print("  " + " · ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in talk.seconds.items()))
     talk.seconds.clear()
 
@@ -142,6 +144,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     require(args.question is None or args.question.strip(), "the question is empty: give one, or none for a prompt")
+    options = {normalised(option) for option in args.options} - {""}
+    require(len(options) == len(args.options), "--options {}: give each text once, and none empty", args.options)
+    require(args.frames is None or args.frames > 0, f"--frames {args.frames}: give 1 or more")
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, pick_device("auto"), args.scorer)
     train = state["train_config"]
     require(not train.get("blind"), f"{args.checkpoint} was trained blind: it has learned nothing of videos")

@@ -1,6 +1,7 @@
 """Answers in a conversation are the model's own: the same as `generate`'s and `evaluate`'s, in any order."""
 
 import builtins
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -40,7 +41,8 @@ def test_a_conversation_answers_as_generate_does(trained):
         said = ["".join(talk.answer(q, max_new_tokens=5)) for q in questions]
         prompts = [(TOKENIZER.prompt(q), []) for q in questions]
         batch = collate([Reader(4, 48)(clip)], [prompts])
-        expected = [TOKENIZER.decode(ids) for ids in model.generate(batch, 0.5, max_new_tokens=5)[0]]
+        ids = model.generate(batch, 0.5, max_new_tokens=5)[0]
+        expected = [TOKENIZER.decode(own) + "…" * (len(own) == 5) for own in ids]  # cut, as in an evaluation
         assert said == expected
         every.update(said)
         again = ["".join(talk.answer(q, max_new_tokens=5)) for q in reversed(questions)]
@@ -56,7 +58,7 @@ def test_half_a_character_waits_for_the_rest_and_is_not_lost(end, trained, monke
     said = iter([*ids, *end])
     one_hot = lambda _: torch.eye(model.config.llm.vocab_size)[next(said)]
     monkeypatch.setattr(model.llm, "logits", one_hot)
-    assert list(talk.answer("what ?", max_new_tokens=len(ids) + len(end))) == ["é", "\ufffd"]
+    assert list(talk.answer("what ?", max_new_tokens=len(ids) + len(end))) == ["é", "\ufffd" if end else "\ufffd…"]
     assert TOKENIZER.decode(ids) == "é\ufffd"  # as the exam has it
 
 
@@ -105,6 +107,14 @@ def test_the_command_shows_tokens_times_and_answers(trained, capsys, monkeypatch
     )
 
 
+def test_no_answer_and_no_option_sends_codes_to_the_terminal(capsys):
+    codes = "\x1b[31m"
+    talk = SimpleNamespace(answer=lambda *_: ["a", codes], likelihoods=lambda *_: [(codes, -1.0)], seconds={})
+    ask.ask(talk, "who ?", [codes])
+    said = capsys.readouterr().out
+    assert said.startswith("a\\x1b[31m\n  \\x1b[31m") and "\x1b" not in said
+
+
 def test_errors_are_one_line(trained, tmp_path):
     _, clips, folder = trained
     flags = ["--checkpoint", str(folder / "run" / "checkpoint.pt")]
@@ -112,9 +122,12 @@ def test_errors_are_one_line(trained, tmp_path):
         ask.main([str(clips[0].video), "who ?", "--checkpoint", str(tmp_path / "none.pt")])
     with pytest.raises(SystemExit, match="the question is empty"):
         ask.main([str(clips[0].video), " ", *flags])
+    for options in (["red", "red "], ["red", ""]):
+        with pytest.raises(SystemExit, match=r"--options .*: give each text once, and none empty"):
+            ask.main([str(clips[0].video), "who ?", *flags, "--options", *options])
     with pytest.raises(SystemExit, match=r"no such file: .*none.mp4"):
         ask.main([str(tmp_path / "none.mp4"), "who ?", *flags])
-    with pytest.raises(SystemExit, match=r"max_frames = 0"):
+    with pytest.raises(SystemExit, match="--frames 0: give 1 or more"):
         ask.main([str(clips[0].video), "who ?", "--frames", "0", *flags])
     no_package = pytest.raises(SystemExit, match=r"lab.x: error: No module named 'no_such': pip install no_such")
     with no_package, one_line_errors("lab.x"):
