@@ -40,6 +40,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -71,6 +72,7 @@ from stts_mini.training.logging import one_line_errors, parser_of
 FORMAT = "stts_mini explore 2"
 LADDER = tuple(i / 10 for i in range(10))
 DEFAULT = Path("runs/cpu/checkpoint.pt")
+TITLE = b"<title>Inside a pruned video</title>"  # of each page
 SHOWN = 144  # pixels to a side of a frame on the page, about
 
 
@@ -261,9 +263,16 @@ def run(args: argparse.Namespace) -> None:
     page_file = args.out or (None if args.mp4 or args.json else Path(f"{args.video.stem}.html"))
     outputs = [path for path in (page_file, args.mp4, args.json) if path]
     files.require(args.video.exists(), f"no such file: {args.video}")
+    files.require(all(map(str.strip, args.ask)), "--ask {}: give no empty question", args.ask)
+    files.require(args.frames > 0, "--frames {}: give 1 or more", args.frames)
+    files.require(0 < args.fps < math.inf, "--fps {}: give more than 0", args.fps)
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
-    files.check_outputs(outputs, [args.video, args.checkpoint or DEFAULT])
+    sources = [scorer.rpartition(":")[0] for scorer in args.scorer if ":" in scorer]
+    inputs = [args.video, args.checkpoint or DEFAULT, *sources, *args.video.parent.glob("*.jsonl")]
+    files.check_outputs(outputs, inputs)
+    ours = args.out or not page_file or not page_file.exists() or TITLE in page_file.read_bytes()
+    files.require(ours, "{} is there, and no page of ours: give -o NAME", page_file)
     for scorer in args.scorer:
         find_scorer(scorer)  # first, because the checkpoint may need it
     model, state, tokenizer, name = pick_model(args.checkpoint)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ from stts_mini.packing import check_k, num_removed, select
 from stts_mini.report.markdown import markdown
 from stts_mini.scorer import attention_bias, spread
 from stts_mini.training import checkpoint
-from stts_mini.training.logging import one_line_errors, parser_of
+from stts_mini.training.logging import one_line_errors, parser_of, several
 
 Chunks = Callable[[], Iterable[Tensor]]  # each call gives all frames, (n, 3, H, W) at a time
 
@@ -215,7 +216,6 @@ def encode_file(args: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: see the module's docstring."""
     parser = parser_of("lab.long", __doc__)
-    numbers = lambda text: tuple(int(n) for n in text.split(","))
     parser.add_argument("video", nargs="?", type=Path, help="any video file")
     parser.add_argument("--checkpoint", default="runs/cpu/checkpoint.pt", help="the model")
     parser.add_argument(
@@ -226,13 +226,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunk", type=int, default=64, help="frames in memory at a time")
     parser.add_argument("--one-pass", action="store_true", help="decide chunk by chunk")
     parser.add_argument("--curve", type=Path, help="measure cost and memory against frames, into this JSON")
-    parser.add_argument("--frames", type=numbers, default=FRAMES, metavar="T,T", help="with --curve")
+    parser.add_argument("--frames", type=several(int, "8,64"), default=FRAMES, metavar="T,T", help="with --curve")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
     args = parser.parse_args(argv)
     with one_line_errors(parser.prog):
+        for name, least in (("chunk", args.chunk), ("frames", min(args.frames)), ("threads", args.threads)):
+            require(least > 0, "--{} {}: give 1 or more", name, least)
+        require(0 < args.fps < math.inf, "--fps {}: give more than 0", args.fps)
         torch.set_num_threads(args.threads)
-        for name, least in (("--chunk", args.chunk), ("--frames", min(args.frames))):
-            require(least > 0, "{} {}: give at least 1 frame", name, least)
         require(args.curve or args.video, "give a video, or --curve out.json")
         alone = ("video", "checkpoint", "scorer", "fps", "one_pass") if args.curve else ("frames",)
         idle = [name for name in alone if getattr(args, name) != parser.get_default(name)]

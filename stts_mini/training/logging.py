@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,6 +125,18 @@ def parser_of(command: str, doc: str) -> argparse.ArgumentParser:
     """The parser of `python -m stts_mini.` + command. The first line of a module's docstring says what it does."""
     how = dict(allow_abbrev=False, formatter_class=Defaults)
     return argparse.ArgumentParser(f"python -m stts_mini.{command}", description=doc.split("\n")[0], **how)
+
+
+def several(number: Callable, example: str, by: str = ",") -> Callable[[str], tuple]:
+    """The type of a flag that takes numbers with `by` between them."""
+
+    def parse(text: str) -> tuple:
+        try:
+            return tuple(number(part) for part in text.split(by))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: give numbers, such as {example}") from None
+
+    return parse
 
 
 @contextmanager

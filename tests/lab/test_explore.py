@@ -227,12 +227,20 @@ def test_a_jpeg_is_the_picture():
         (["clip.mp4", "--checkpoint", "other.pt"], 1, "another world"),
         (["clip.mp4", "--scorer", "mine"], 1, "mine"),
         (["clip.mp4", "--ask", "what ?"], 1, "--checkpoint"),
-        (["clip.mp4", "--frames", "0"], 1, "max_frames"),
+        (["clip.mp4", "--frames", "0"], 1, "--frames 0: give 1 or more"),
+        (["clip.mp4", "--fps", "nan"], 1, "--fps nan: give more than 0"),
+        (["clip.mp4", "--ask", " "], 1, "give no empty question"),
+        (["clip.mp4", "--scorer", "mine.py:S", "--json", "mine.py"], 1, "mine.py is also an input"),
+        (["clip.mp4", "--json", "lines.jsonl"], 1, "lines.jsonl is also an input"),
+        (["clip.mp4"], 1, "clip.html is there, and no page of ours: give -o NAME"),
         (["nowhere.mp4", "-o", "new/a.html"], 1, "no such file: nowhere.mp4"),
     ],
 )
 def test_what_is_refused_and_how(arguments, code, text, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
+    if arguments == ["clip.mp4"]:
+        (place / "clip.html").write_text("<p>My holiday")
+    (place / "lines.jsonl").touch()
     before = (place / "clip.mp4").read_bytes()
     if "other.pt" in arguments:
         state = checkpoint.load("model.pt")
@@ -242,6 +250,8 @@ def test_what_is_refused_and_how(arguments, code, text, place, monkeypatch, caps
     said = capsys.readouterr().err if code == 2 else stopped.value.code
     assert (stopped.value.code == 2 or code == 1) and not (place / "new").exists()
     assert text in said and (place / "clip.mp4").read_bytes() == before and "Traceback" not in said
+    (place / "lines.jsonl").unlink()
+    (place / "clip.html").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("flag", ["-o", "--json", "--mp4"])
@@ -273,7 +283,7 @@ def test_names_of_any_bytes_are_shown_and_printed_in_one_line(place, tmp_path, m
 
 def test_the_page_loads_nothing_and_no_name_ends_its_script(data):
     text = page({**data, "video": "</script><b>.mp4"}, moving(12))
-    assert "default-src 'none'" in text and "__DATA__" not in text
+    assert explore.TITLE in text.encode() and "default-src 'none'" in text and "__DATA__" not in text
     assert not re.search(r"https?:|//[a-z]|\bsrc=|@import|url\(", re.sub('base64,[^"]*', "", text))
     assert text.count("</script>") == 2 and json.loads(re.search(r'id="data">(.*)</script>', text)[1])
 

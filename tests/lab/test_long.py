@@ -252,12 +252,17 @@ def test_the_command_on_a_file(tmp_path, capsys):
     for wrong, message in (
         ([], "give a video, or --curve out.json"),
         ([*words, "--chunk", "0"], "--chunk 0: give"),
+        ([*words, "--threads", "0"], "--threads 0: give 1 or more"),
+        ([*words, "--fps", "nan"], "--fps nan: give more than 0"),
         ([*words, "--curve", str(tmp_path / "c.json")], "video, checkpoint has no effect with --curve"),
         (["--one-pass", "--fps", "1", "--curve", "c.json"], "fps, one-pass has no effect with --curve"),
         ([*words, "--frames", "8"], "frames has no effect with a video: leave it out"),
     ):
         with pytest.raises(SystemExit, match=message):
             long.main(wrong)
+    with pytest.raises(SystemExit):
+        long.main(["--curve", "c.json", "--frames", "8,,8"])
+    assert "--frames: '8,,8': give numbers, such as 8,64" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
-    require(args.rounds > 0, "--rounds {}: give at least 1", args.rounds)
+    least = min(args.rounds, args.threads)
+    require(least > 0, "--rounds {}, --threads {}: give at least 1", args.rounds, args.threads)
     import transformers
 
     torch.set_num_threads(args.threads)

@@ -44,7 +44,7 @@ from stts_mini.model import VLM
 from stts_mini.packing import check_k, check_varlen
 from stts_mini.scorer import find_scorer
 from stts_mini.train import pick_device
-from stts_mini.training.logging import one_line_errors, parser_of
+from stts_mini.training.logging import one_line_errors, parser_of, several
 
 PASSES = ("training", "inference")
 KS = (0.0, 0.3, 0.4, 0.5, 0.8)
@@ -212,14 +212,12 @@ def measure(args: argparse.Namespace, shape: Shape, device: torch.device) -> dic
 
 def parser_of_flags() -> argparse.ArgumentParser:
     """The command's flags."""
-    load = lambda text: tuple(int(n) for n in text.split("x"))
-    numbers = lambda text: tuple(float(n) for n in text.split(","))
     parser = parser_of("lab.speed", __doc__)
     add = parser.add_argument
     add("--shape", choices=tuple(SHAPES), default="scaled", help="the model's sizes")
     add("--scorer", default="stts", help="or my_file.py:MyScorer. Its time counts, not its choice of cells")
-    add("--load", type=load, nargs="+", default=LOADS, metavar="BxT", help="videos × frames")
-    add("--k", type=numbers, default=KS, metavar="K,K", help="shares of cells to remove, 0 first")
+    add("--load", type=several(int, "2x64", "x"), nargs="+", default=LOADS, metavar="BxT", help="videos × frames")
+    add("--k", type=several(float, "0,0.5"), default=KS, metavar="K,K", help="shares of cells to remove, 0 first")
     add("--rounds", type=int, default=2, help="times that every k is run on 32 to 128 frames. More on fewer")
     add("--thorough", action="store_true", help="three times the rounds, and memory of the last load, not the first")
     add("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
@@ -236,11 +234,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of_flags()
     args = parser.parse_args(argv)
     with one_line_errors(parser.prog):
-        check_outputs([path for path in (args.out, args.plot) if path])  # better known now than after the work
+        outputs, source = [path for path in (args.out, args.plot) if path], args.scorer.rpartition(":")[0]
+        check_outputs(outputs, [source] * bool(source))  # better known now than after the work
         if args.plot:
             import matplotlib.figure  # noqa: F401
         sizes = all(len(load) == 2 and min(load) > 0 for load in args.load) and args.rounds > 0
         require(sizes, "--load {}, --rounds {}: give numbers of 1 or more", args.load, args.rounds)
+        require(args.threads > 0, "--threads {}: give 1 or more", args.threads)
         shape, device = SHAPES[args.shape], pick_device(args.device)
         torch.set_num_threads(args.threads)
         if shape.cuda_only and device.type != "cuda":

@@ -339,12 +339,18 @@ def test_compiled_blocks_are_timed_in_training_alone(tmp_path, monkeypatch):
         (["--k", "0,50"], "did you mean 0.5"),
         (["--varlen"], "--varlen is for CUDA"),
         (["--varlen", "--compile"], "give one of the two"),
+        (["--threads", "0"], "--threads 0: give 1 or more"),
+        (["--scorer", "mine.py:S", "-o", "mine.py"], "mine.py is also an input"),
+        (["--k", "0,x"], "--k: '0,x': give numbers, such as 0,0.5"),
+        (["--load", "1x"], "--load: '1x': give numbers, such as 2x64"),
     ],
 )
-def test_bad_flags_are_refused(words, what, monkeypatch):
+def test_bad_flags_are_refused(words, what, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(bench.SHAPES, "toy", TINY)
-    with pytest.raises(SystemExit, match=what):
+    with pytest.raises(SystemExit) as stopped:
         bench.main(["--shape", "toy", "--load", "1x2", "--rounds", "1", *words])
+    assert what in f"{stopped.value}{capsys.readouterr().err}"
 
 
 def test_the_default_shape_has_the_papers_shares():
