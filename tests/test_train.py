@@ -385,9 +385,11 @@ def test_a_row_that_was_cut_off_is_dropped_from_the_log(tmp_path):
     assert [row.split(",")[0] for row in path.read_text().splitlines()] == ["step", "0", "1"]
 
 
-@pytest.mark.parametrize("left", ["", "\n", "step,loss\n0,1\n\0\0,1\n\n,\n1,1\n2,1"])
+@pytest.mark.parametrize(
+    "left", ["", "\n", "step,loss\n0,1\n\0\0,1\n\n,\n1,1\n2,1", 'step,caf\udce9\n0,1\n1,0.\udcff\n1,x\n1,"x\n1,1\n']
+)
 def test_a_log_that_a_crash_left_is_gone_on_with(left, tmp_path):
-    (tmp_path / "log.csv").write_text(left)
+    (tmp_path / "log.csv").write_bytes(os.fsencode(left))
     Log(tmp_path / "log.csv", start=2)
     steps = [row.split(",")[0] for row in (tmp_path / "log.csv").read_text().splitlines()]
     assert steps == ["step", *["0", "1"] * ("step" in left)]

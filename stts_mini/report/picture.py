@@ -14,6 +14,7 @@ import csv
 import os
 import textwrap
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -22,6 +23,7 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER, AnyTokenizer, Reader, collate, pick_questions
 from stts_mini.data.clips import OWN, Clip, normalised
+from stts_mini.data.files import replacing
 from stts_mini.data.video import Video
 from stts_mini.model import VLM
 
@@ -55,6 +57,16 @@ def write_text(picture: np.ndarray, text: str, x: int, y: int, scale: int = 2, c
         area = picture[y : y + len(bits), x : x + bits.shape[1]]
         area[bits[: area.shape[0], : area.shape[1]]] = colour
         x += LETTER // 2 * scale
+
+
+def save_png(picture: np.ndarray, png: str | os.PathLike) -> None:
+    """Write a picture (H, W, 3) uint8, all or nothing."""
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width = picture.shape[:2]
+    codec.pix_fmt, codec.time_base, codec.options = "rgb24", Fraction(1), {"pred": "mixed"}
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    with replacing(png) as partial:
+        partial.write_bytes(b"".join(map(bytes, [*codec.encode(frame), *codec.encode(None)])))
 
 
 def heat(scores: np.ndarray) -> np.ndarray:
@@ -145,7 +157,7 @@ def draw_clips(
     line = np.full((2, WIDTH, 3), GREY, np.uint8)
     bands = [part for clip in chosen for part in (line, band(*look(model, clip, reader, k, tokenizer)))]
     png = Path(out) / "pruned.png"
-    av.VideoFrame.from_ndarray(np.concatenate(bands[1:]), format="rgb24").save(str(png))
+    save_png(np.concatenate(bands[1:]), png)
     return png
 
 
@@ -155,7 +167,7 @@ def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, 
     The upper panel has L_task on a logarithmic scale and the accuracy. The lower one has the scorer's health, if it was
     logged (training/health.py). It shows the gradients from L_sim and from the LM, the correlation with the target
     (drawn at 0 if negative) and the share of saturated scores."""
-    with open(log, newline="") as file:
+    with open(log, newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         return
@@ -179,7 +191,7 @@ def draw_curve(log: str | os.PathLike, png: str | os.PathLike, size: tuple[int, 
     write_text(picture, f"{rows[0]['step']}", 96, len(picture) - 26, colour=GREY)
     steps = f"{int(rows[-1]['step']) + 1} steps"
     write_text(picture, steps, size[0] - 160, len(picture) - 26, colour=GREY)
-    av.VideoFrame.from_ndarray(picture, format="rgb24").save(str(png))
+    save_png(picture, png)
 
 
 def panel(logs: dict[str, tuple], shares: dict[str, tuple], size: tuple[int, int]) -> np.ndarray:

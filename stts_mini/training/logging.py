@@ -16,11 +16,21 @@ from stts_mini.data.files import naming, print_any_text, printable, replacing
 from stts_mini.training.health import WINDOW, Health, dead
 
 
+def is_number(text: str) -> bool:
+    """Whether float takes it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Log:
     """log.csv, with one row a step, written with each checkpoint, and a running mean for the progress line. A task's
     column has its share of right answers, and is empty if the step had no question of it. The columns of the scorer's
     health (`training/health.py`) are empty where nothing was pruned. So is a correlation that does not exist. `seconds`
-    are of training, and a resumed run counts on from its last row. Rows that a crash has damaged are dropped."""
+    are of training, and a resumed run counts on from its last row. Rows that a crash has damaged are dropped.
+    So is a row with a cell that is neither empty nor a number."""
 
     NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds", *Health._fields)
 
@@ -30,14 +40,15 @@ class Log:
         self.learned = {task: [0.0, 0.0] for task in tasks}  # right answers and all answers, since they were last shown
         self.loss = self.accuracy = None
         self.healths, self.warned = deque(maxlen=WINDOW), False
-        text = path.read_text() if start and path.exists() else ""
+        text = path.read_text("utf-8", "replace") if start and path.exists() else ""
         whole = [line for line in text.splitlines() if line and "\0" not in line]
-        header, *old = [*csv.reader(whole)] or [[]]
+        header, *old = [row for line in whole for row in csv.reader([line])] or [[]]
         old = [row for row in old if len(row) == len(header) and row[0].isdecimal()]  # the last row may be cut off
+        old = [row for row in old if all(map(is_number, filter(None, row)))]
         old = [row + [""] * (len(self.names) - len(row)) for row in old]  # an older run had fewer columns
-        old = [row for row in old if int(row[0]) < start]  # a resumed run drops what came after its checkpoint
+        old = [row for row in old if float(row[0]) < start]  # a resumed run drops what came after its checkpoint
         self.before = float(old[-1][self.names.index("seconds")] or 0) if old else 0.0
-        with replacing(path) as partial, partial.open("w", newline="") as file:
+        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self.names, *old])
 
     def add(
@@ -79,7 +90,7 @@ class Log:
 
     def flush(self) -> None:
         """Append the rows since the last call."""
-        with naming(self.path), self.path.open("a", newline="") as file:
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(self.rows)
         self.rows = []
 

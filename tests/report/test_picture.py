@@ -1,6 +1,7 @@
 """The picture shows what was kept, where it was."""
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def heights(picture, colour, left=96, right=256):
     lit = (picture[30:150, left:right] == colour).all(-1)
     assert lit.any(0).all() and lit.sum(0).min() == 2
     return 30 + lit.argmax(0)
+
+
+def test_a_picture_is_written_whole_and_under_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("12:30")
+    Path("log.csv").write_text("step,task_loss,accuracy\n0,1,1\n")
+    draw_curve("log.csv", "12:30/a%d.png")
+    assert os.listdir("12:30") == ["a%d.png"] and pixels_of("file:12:30/a%d.png").shape == (420, 900, 3)
 
 
 def test_curves_stand_at_their_values(tmp_path):
