@@ -45,6 +45,10 @@ SHOWN_OPTIONS = 4  # a question shows at most so many options
 OPTION_SEED = 20  # decides what is asked about a test clip, and the order of the options
 OWN = "own"  # the kind of a clip that is not of the world
 FREE = "free"  # the task of its questions that have no options
+LOG_COLUMNS = {  # of log.csv (training/logging.py), which has one for each task, too
+    "step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds", "score_mean", "score_spread",
+    "saturated", "correlation", "ties", "sim_gradient", "lm_gradient",
+}  # fmt: skip
 
 
 def normalised(text: str, lenient: bool = False) -> str:
@@ -195,8 +199,9 @@ def parse_clip(line: str, number: int, folder: Path) -> Clip:
     >>> clip.video.as_posix(), clip.seed, clip.end, clip.qa[0].task, clip.qa[0].options
     ('films/a.mp4', 7, 9.0, 'question', ('he', 'she'))
     """
+    require(not line.startswith("\ufeff"), "a byte order mark (U+FEFF) begins this line: remove it")
     try:
-        row = json.loads(utf8(line), object_pairs_hook=_object)
+        row = json.loads(utf8(line), object_pairs_hook=_object, parse_int=_int)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error})") from error
     except RecursionError:
@@ -239,6 +244,12 @@ def _object(pairs: list[tuple]) -> dict:
     return row
 
 
+def _int(digits: str) -> int:
+    """A whole number of JSON. Raises ValueError for one that no clip needs, at which Python may stop."""
+    require(len(digits) < 1000, "a number of {} digits: give a smaller one", len(digits))
+    return int(digits)
+
+
 def _listed(names: Sequence[str]) -> str:
     return printable(", ".join(names))[:200]
 
@@ -271,9 +282,11 @@ def _parse_qa(q: dict, kind: str) -> QA:
     require(not options or same, "the answer {} is not among its options {}", brief(answer), brief(options))
     require(len(set(map(normalised, options))) == len(options), "options = {}: an option comes twice", brief(options))
     task = q.get("task", "question")
-    good = isinstance(task, str) and task.strip() and task.isprintable()
+    good = isinstance(task, str) and task.strip() and task.isprintable() and task not in LOG_COLUMNS
     good = good and (kind != OWN or task not in (FREE, *world.GENERATED))  # these are judged without options
     require(good, "task = {}: give another name, or leave it out", brief(task))
+    turns = kind != "brief" or task != "direction" or answer in world.OPPOSITES
+    require(turns, "the direction {} in a brief clip: give one of {}", brief(answer), ", ".join(world.OPPOSITES))
     return QA(task if kind != OWN or len(options) > 1 else FREE, question, (same or [answer])[0], tuple(options))
 
 

@@ -15,12 +15,13 @@ import torch
 from stts_mini import eval as evaluation
 from stts_mini import train as training
 from stts_mini.data.batches import TOKENIZER, Reader, Sampler, collate
-from stts_mini.data.clips import OWN, QA, Clip, fingerprint, load_clips, parse_clip, prepare
+from stts_mini.data.clips import LOG_COLUMNS, OWN, QA, Clip, fingerprint, load_clips, parse_clip, prepare
 from stts_mini.data.video import Video, VideoError, read_video, write_video
 from stts_mini.eval import evaluate, pick_questions
 from stts_mini.lab import check
 from stts_mini.train import build_model, train
 from stts_mini.training import checkpoint
+from stts_mini.training.logging import Log
 from stts_mini.training.step import counts_of, forward_backward, wrap
 from tests.own import own_line, write_own_clips
 from tests.tiny import flags_of, tiny
@@ -28,6 +29,7 @@ from tests.tiny import flags_of, tiny
 CPU = torch.device("cpu")
 ASKED = [{"question": "who ?", "answer": "she"}]
 OF_TWO = {**ASKED[0], "options": ["she", "he"]}
+TRANSLATED = dict(kind="brief", split="test", seed=7, qa=[dict(question="wohin ?", answer="links", task="direction")])
 
 
 def row_of(video="a", **rest):
@@ -91,6 +93,10 @@ def mixed(tmp_path_factory):
         ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "é", "e\u0301"]}]}, "an option comes twice"),
         *(({"video": "a", "qa": [{**OF_TWO, "task": t}]}, "give another name") for t in (["x"], None, 3, "", "a\nb")),
         ({"video": "a", "qa": [{**OF_TWO, "task": "free"}]}, "task = 'free': give another name"),  # has options
+        ({"video": "a", "qa": [{**OF_TWO, "task": "step"}]}, "task = 'step': give another name"),  # a column of the log
+        ('{"video": "a", "start": ' + "1" * 5000 + "}", "a number of 5000 digits: give a smaller one"),
+        ("\ufeff" + json.dumps(row_of()), "a byte order mark (U+FEFF) begins this line: remove it"),
+        (row_of("test-brief-000007.mp4", **TRANSLATED), "the direction 'links' in a brief clip: give one of left"),
         *((row_of(seed=seed), "name no scene") for seed in (-1, True, 1.0, None)),
         *((row_of(kind=kind), "name no scene") for kind in ("short", None, [], {})),
         (row_of(kind="short", split="test", seed=7), "are for the whole of the world's test-short-000007.mp4"),
@@ -114,6 +120,10 @@ def test_a_bad_line_says_what_is_wrong(line, message, tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n" + text + "\n")
     with pytest.raises(ValueError, match=r"a.jsonl, line 3 is not a clip: .*lab.check .* lists all such lines"):
         load_clips(tmp_path / "a.jsonl")
+
+
+def test_a_task_may_have_no_name_of_the_log():
+    assert set(Log.NAMES) == LOG_COLUMNS
 
 
 def test_an_empty_file_is_refused(tmp_path):
