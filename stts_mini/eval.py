@@ -344,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scorer", help="stts, cosine, random or my_file.py:MyScorer; as in training if not given")
     parser.add_argument("--clips", type=int, help="test clips of each kind; as in training if not given")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips to evaluate on")
-    parser.add_argument("--panels", type=int, help="distractors in a scene; as in training if not given")
+    parser.add_argument("--panels", type=int, choices=(0, 1, 2), help="distractor panels; as in training if not given")
     parser.add_argument("--data", help="folder of the toy world's clips (default: data), or your own mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random scorer")
     parser.add_argument("--lenient", action="store_true", help="ignore case and a final full stop in generated answers")

@@ -467,6 +467,7 @@ def test_the_command_refuses_clearly(tmp_path, capsys):
     for arguments, message in (
         (["--k", "50"], "did you mean 0.5"),
         (["--split", "train"], "invalid choice"),
+        *((["--panels", panels], "invalid choice") for panels in ("7", "-1")),
         (["--frames", "3"], "unrecognized arguments"),
     ):
         with pytest.raises(SystemExit) as caught:
