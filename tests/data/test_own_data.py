@@ -4,7 +4,9 @@ import gc
 import json
 import os
 import signal
+import sys
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import av
@@ -139,6 +141,30 @@ def test_the_check_says_which_clips_are_too_long_for_short_stamps(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     count, bad, notes = check.check(tmp_path / "a.jsonl", quick=True)
     assert (count, bad) == (3, []) and [note[:17] for note in notes] == ["line 1: 130.0 s. ", "line 3: 129.0 s. "]
+
+
+def test_the_check_notes_long_texts_and_many_pictures(tmp_path):
+    picture(tmp_path / "a.png", (0, 0, 0), (16, 16))
+    asked = [[dict(question="red " * n, answer="red")] for n in (999, 1000)]
+    rows = [dict(images=["a.png"] * n, qa=qa) for n, qa in zip((64, 65), asked, strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    count, bad, (text, pictures) = check.check(tmp_path / "a.jsonl")
+    assert (count, bad) == (2, []) and "line 2: a question and its answer take the small model 1001" in text
+    assert pictures.startswith("line 2: 65 pictures")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_check_ends_quietly_if_nobody_reads_on_and_in_a_line_if_the_disk_is_full(full, tmp_path, monkeypatch):
+    picture(tmp_path / "a.png", (0, 0, 0))
+    (tmp_path / "a.jsonl").write_text(json.dumps(dict(image="a.png", qa=ASKED)))
+    where = "/dev/full"
+    if not full:
+        reader, where = os.pipe()
+        os.close(reader)
+    with open(where, "w") as out:  # at its end it is flushed again
+        monkeypatch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit, match="No space left on device") if full else nullcontext():
+            check.main([str(tmp_path / "a.jsonl")])
 
 
 def test_the_check_lists_every_bad_line_and_goes_on(mixed, tmp_path, capsys):
