@@ -86,7 +86,8 @@ class Result:
         return float(np.mean([self.accuracy(task, scoring) for task in tasks]))
 
     def interval(self, tasks: Sequence[str], draws: int = 1000) -> tuple[float, float]:
-        """95% interval of `mean`: percentile bootstrap over clips, fixed seed."""
+        """95% interval of `mean`: percentile bootstrap over clips, fixed seed. A task without a clip in a draw is left
+        out of that draw's mean. No draw is empty, because every clip has an answer."""
         rows = {t: np.array(self.answers(t)) for t in tasks}
         numbers = np.unique(np.concatenate([r[:, 0] for r in rows.values()]))
         picks = np.random.default_rng(0).integers(len(numbers), size=(draws, len(numbers)))
@@ -94,8 +95,8 @@ class Result:
         per_task = []
         for r in rows.values():
             w = weight[:, np.searchsorted(numbers, r[:, 0])]  # (draws, answers)
-            per_task.append((w @ r[:, 1]) / w.sum(1).clip(min=1))
-        low, high = np.percentile(np.stack(per_task, axis=1).mean(1), (2.5, 97.5))
+            per_task.append(np.where(w.any(1), (w @ r[:, 1]) / w.sum(1).clip(min=1), np.nan))
+        low, high = np.percentile(np.nanmean(np.stack(per_task, axis=1), axis=1), (2.5, 97.5))
         return float(low), float(high)
 
 
@@ -261,9 +262,11 @@ def grouped(tasks: Sequence[str]) -> dict[str, list[str]]:
 
 
 def summarise(result: Result, blind: Result | None = None, lookup: dict[str, float] | None = None) -> dict:
-    """The numbers of a result and of its baselines, as plain values."""
+    """The numbers of a result and of its baselines, as plain values. "choice" lacks `FREE`, whose one option is always
+    the likeliest."""
     tasks = list(result.correct["choice"])
     summary = {scoring: {t: result.accuracy(t, scoring) for t in of} for scoring, of in result.correct.items()}
+    summary["choice"].pop(FREE, None)
     summary["interval"] = {t: result.interval([t]) for t in tasks}
     for name, of in grouped(tasks).items():
         summary[name], summary[f"{name}_interval"] = result.mean(of), result.interval(of)

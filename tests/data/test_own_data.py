@@ -268,7 +268,7 @@ def test_broken_clips_are_replaced_counted_and_listed(mixed, tmp_path, capsys):
         and "could not be read, and left out: 2" in said
     )
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert set(result["choice"]) == {"question", "free"} and (tmp_path / "run" / "pruned.png").exists()
+    assert set(result["choice"]) == {"question"} and (tmp_path / "run" / "pruned.png").exists()
     assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
     only = [c for c in clips if c.video.name == "missing.mp4"]
     with pytest.raises(VideoError, match="none of the 1 training clips can be read"):

@@ -75,6 +75,23 @@ def test_the_summary_by_hand(seen):
     assert summarise(seen)["blind"] is None and summarise(seen)["look_up"] is None
 
 
+def test_questions_without_options_have_no_share_of_choices():
+    """With one option, the likeliest is always right."""
+    result = filled({"question": [(0, 1)], "free": [(0, 1)]}, {"free": [(0, 0)]})
+    summary = summarise(result)
+    assert summary["choice"] == {"question": 1} and summary["generated"] == {"free": 0}
+    assert table(result, None, None).splitlines()[-1].split()[:2] == ["free", "0.0%"]
+
+
+def test_a_draw_without_a_tasks_clips_leaves_the_task_out():
+    """Tasks on different clips: where all is right, every draw is; where one of two is, none to all."""
+    clips = lambda bits: {"count": [(0, bits[0]), (1, bits[0])], "speed": [(2, bits[1]), (3, bits[1])]}
+    assert filled(clips((1, 1))).interval(["count", "speed"]) == (1, 1)
+    assert filled(clips((1, 0))).interval(["count", "speed"]) == (0, 1)
+    text, _ = against(filled(clips((1, 1))), {"count": "00", "speed": "00"})
+    assert text.splitlines()[-1].endswith("+100.0 to +100.0")
+
+
 def test_results_are_joined_in_the_order_of_the_clips():
     first, second = filled({"count": [(0, 1), (2, 1)]}), filled({"count": [(1, 0)], "open": [(3, 1)]}, chance=0.5)
     first.kept, first.cells, first.rows, first.evidence = 1, 2, (3, 4), {"count": (5, 6)}
@@ -145,7 +162,7 @@ attribute 50.0% 50.0% +0.0 -100.0 to +100.0
 count 100.0% 0.0% +100.0 +100.0 to +100.0
 needle 100.0% 100.0% +0.0 +0.0 to +0.0
 open 100.0% 0.0% +100.0 +100.0 to +100.0
-short (mean) 75.0% 25.0% +50.0 -50.0 to +100.0
+short (mean) 75.0% 25.0% +50.0 -100.0 to +100.0
 long (mean) 100.0% 50.0% +50.0 +50.0 to +50.0
 image/count 100.0% 100.0% +0.0 +0.0 to +0.0
 average 87.5% 37.5% +50.0
