@@ -41,6 +41,7 @@ from stts_mini.packing import Packed, Segments, block_mask, frame_counts, num_re
 from stts_mini.scorer import (
     SCORERS,
     CellPooler,
+    CosineScorer,
     ScorerConfig,
     attention_bias,
     cell_major,
@@ -245,7 +246,7 @@ class VLM(nn.Module):
             injects = getattr(scorer, "injects_bias", False)
             scores = scorer(grid, counts)  # (B, T, C)
             # the one wait for the GPU: how many rows there will be depends on the scores
-            on_cpu = check_scores(scores.detach().cpu(), keep.shape, real, injects, x)
+            on_cpu = check_scores(scores.detach().cpu(), keep.shape, real, must_be_bounded(scorer, cfg.spread), x)
             keep = keep | select(spread(on_cpu, cfg.spread), k, counts)
             if prunable.any() and injects:
                 # `select` has no gradient, so block l+1 runs on all cells: its bias brings the LM's loss to the scores
@@ -401,21 +402,29 @@ class NotFinite(ValueError):
         self.batch = batch
 
 
+def must_be_bounded(scorer: Callable[[Tensor, Tensor], Tensor], amount: float) -> bool:
+    """Whether scores must lie in [0, 1]: a bias and a loss are made of them, or they are a module's and spread by this
+    amount. `spread` clamps others, such as the cosine heuristic's, which reach 2, and a function's, which may repeat
+    them. A larger range than that could be clamped to one value."""
+    own = isinstance(scorer, nn.Module) and not isinstance(scorer, CosineScorer)
+    return getattr(scorer, "injects_bias", False) or (amount > 0 and own)
+
+
 def check_scores(
-    scores: Tensor, shape: tuple[int, ...], real=..., injected: bool = False, features: Tensor | None = None
+    scores: Tensor, shape: tuple[int, ...], real=..., bounded: bool = False, features: Tensor | None = None
 ) -> Tensor:
     """Return the scores. Raises ValueError if they are not (B, T, C), and NotFinite if they contain NaN at the indices
-    `real`. If a bias and a loss are made of them (`injected`), they must be in [0, 1], too. With `features`, those that
-    were scored, the message says whether the NaN came from there."""
+    `real`. If they must be `bounded`, they must be in [0, 1], too. With `features`, those that were scored, the message
+    says whether the NaN came from there."""
     if scores.shape != shape:
         raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {tuple(shape)}")
-    low, high = (0.0, 1.0) if injected else (-math.inf, math.inf)
+    low, high = (0.0, 1.0) if bounded else (-math.inf, math.inf)
     values = scores[real]
     if not bool(((values >= low) & (values <= high)).all()):
         if features is not None and not bool(features.isfinite().all()):
             raise NotFinite("the features to score are NaN or infinite, because the frames or the weights are")
         span = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
-        wanted = "scores in (0, 1), for example by a sigmoid" if injected else "no NaN"
+        wanted = "scores in (0, 1), for example by a sigmoid" if bounded else "no NaN"
         kind = NotFinite if bool(values.isnan().any()) else ValueError
         raise kind(f"the scorer gave scores {span}: give {wanted}")
     return scores

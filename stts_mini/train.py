@@ -53,7 +53,7 @@ from stts_mini.data.files import print_any_text, printable, require, write_json
 from stts_mini.data.progress import Progress, clock, in_turns
 from stts_mini.data.video import VideoError
 from stts_mini.eval import judge, share_losses
-from stts_mini.model import VLM, Encoded, NotFinite, Output, check_scores
+from stts_mini.model import VLM, Encoded, NotFinite, Output, check_scores, must_be_bounded
 from stts_mini.packing import check_varlen
 from stts_mini.report.picture import draw_clips, draw_curve
 from stts_mini.report.result import broken_clips
@@ -160,7 +160,7 @@ def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
     with torch.random.fork_rng([like.device] * like.is_cuda):  # so that the run's random numbers stay the same
         x = torch.randn(1, T, cfg.vit.num_patches, cfg.vit.width).to(like)
         scores = scorer(x, torch.tensor([T]))
-    check_scores(scores.detach(), (1, T, cfg.cells), injected=injects)
+    check_scores(scores.detach(), (1, T, cfg.cells), bounded=must_be_bounded(scorer, cfg.spread))
     signals = config.saliency_steps or (injects and (config.sim_weight or cfg.bias != "none"))
     if weights and not (signals and scores.requires_grad):
         cure = "compute its scores from them, with a gradient" if signals else "give --sim-weight or --bias log"

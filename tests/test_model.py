@@ -723,7 +723,22 @@ def test_a_batch_of_nothing_is_refused():
             model.encode_video(frames, counts, 0.5)
 
 
-@pytest.mark.parametrize("least, most, injected", [(0.0, 1.0, True), (-math.inf, math.inf, False)])
-def test_scores_at_the_very_ends_are_scores(least, most, injected):
+def test_scores_to_be_spread_are_refused_if_they_have_another_range():
+    """They would be clamped to one value, and the pattern alone would choose. The heuristic's range is known, also to
+    a function that repeats its scores."""
+    model, plain = build(spread=0.3), build()
+    batch, large = batch_of(model, [3]), torch.nn.Module()
+    large.forward = lambda x, counts: 100 + torch.rand(1, 3, model.config.cells)
+    with pytest.raises(ValueError, match="from 100 to 101: give scores in"):
+        model.encode_video(batch.frames, None, 0.5, large)
+    plain.encode_video(batch.frames, None, 0.5, large)
+    opposite = 50 * torch.stack([batch.frames[:, 0], -batch.frames[:, 0]], 1)
+    first = model.encode_video(opposite, None, 0.5, CosineScorer(model.config.scorer))
+    again = model.encode_video(opposite, None, 0.5, lambda *_: first.scores)
+    assert first.scores.max() > 1.5 and torch.equal(again.keep, first.keep)
+
+
+@pytest.mark.parametrize("least, most, bounded", [(0.0, 1.0, True), (-math.inf, math.inf, False)])
+def test_scores_at_the_very_ends_are_scores(least, most, bounded):
     scores = torch.tensor([[[least, most]]])
-    assert check_scores(scores, (1, 1, 2), injected=injected) is scores
+    assert check_scores(scores, (1, 1, 2), bounded=bounded) is scores

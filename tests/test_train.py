@@ -896,10 +896,12 @@ def test_weights_that_nothing_teaches_are_warned_of(folder, monkeypatch, capsys,
             training.try_scorer(model, config, own=False)
 
 
-def test_scores_without_bounds_are_refused_before_the_run_begins(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flags", [{}, dict(spread=0.3)])
+def test_scores_without_bounds_are_refused_before_the_run_begins(folder, tmp_path, monkeypatch, flags):
     """Not when pruning begins, after the stages."""
-    monkeypatch.setitem(SCORERS, "cosine", type("Mine", (Linear,), dict(squash=staticmethod(lambda s: s))))
+    own = dict(squash=staticmethod(lambda s: 100 + s), injects_bias="spread" not in flags)
+    monkeypatch.setitem(SCORERS, "cosine", type("Mine", (Linear,), own))
     monkeypatch.setattr(training, "one_step", None)
     with pytest.raises(ValueError, match="give scores in"):
-        train(tiny(folder, scorer="cosine", out=str(tmp_path / "new")), False, CPU)
+        train(tiny(folder, PaperConfig, scorer="cosine", out=str(tmp_path / "new"), **flags), False, CPU)
     assert not (tmp_path / "new").exists()

@@ -36,7 +36,7 @@ from stts_mini.data.video import read_chunks
 from stts_mini.eval import parse_k
 from stts_mini.lab.speed.machine import MACHINE, in_own_process, machine, process_memory
 from stts_mini.lab.speed.passes import SHAPES, build
-from stts_mini.model import VLM, Encoded, check_scores
+from stts_mini.model import VLM, Encoded, check_scores, must_be_bounded
 from stts_mini.packing import check_k, num_removed, select
 from stts_mini.report.markdown import markdown
 from stts_mini.scorer import attention_bias, spread
@@ -112,8 +112,8 @@ def scored(model: VLM, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tenso
         x = model.stem(frames.to(model.vit.position_embedding.device))
         seen = x if before is None else torch.cat([before, x])
         own = model.scorer(seen[None], torch.tensor([len(seen)]))
-        teaches = getattr(model.scorer, "injects_bias", False)
-        check_scores(own, (1, len(seen), model.config.cells), injected=teaches)
+        bounded = must_be_bounded(model.scorer, model.config.spread)
+        check_scores(own, (1, len(seen), model.config.cells), bounded=bounded)
         yield x, own[0, -len(x) :]
         before = x[-1:]
 

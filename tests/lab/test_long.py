@@ -147,6 +147,11 @@ def test_a_scorer_of_ones_own_is_called_as_by_encode_video():
     model.scorer = Mine(extra=1)
     with pytest.raises(ValueError, match=r"the scorer gave \(1, 3, 5\): give \(B, T, C\) = \(1, 3, 4\)"):
         encode_long(model, lambda: frames.split(3), 0.5)
+    model = build(spread=0.7)
+    model.scorer = Mine()
+    model.scorer.forward = lambda x, num_frames: x.new_full((1, x.shape[1], 4), 2.0)
+    with pytest.raises(ValueError, match="from 2 to 2: give scores in"):
+        encode_long(model, lambda: frames.split(3), 0.5)
     for one_pass in (False, True):
         with pytest.raises(ValueError, match="there are no frames"):
             encode_long(build(), lambda: [], 0.5, one_pass)
