@@ -34,7 +34,7 @@ from stts_mini.model import VLM, VLMConfig
 from stts_mini.scorer import SCORERS, find_scorer
 from stts_mini.sequence import Marks
 from stts_mini.training import distributed
-from stts_mini.training.config import TrainConfig, upgraded
+from stts_mini.training.config import TrainConfig, upgraded, without_effect
 from stts_mini.vit import ViTConfig, resized_positions
 
 FORMAT = "stts_mini 1"
@@ -347,6 +347,7 @@ def restore(
         "out", "data", "val", "device", "compile", "recompute", "cache_gb", "save_every", "accumulate", "test_clips",
         "varlen", "workers",
     }  # fmt: skip
+    free |= without_effect(config, {**now, **then}).keys()
     names = [name for name in {**now, **then} if name not in free]
     now |= {name: getattr(config, name, None) for name in then.keys() - now.keys()}  # settings of the lab
     values = {name: (then.get(name, usual.get(name)), now.get(name)) for name in names}  # an old run may lack some

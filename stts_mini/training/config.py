@@ -328,18 +328,25 @@ def idle(config: TrainConfig, given: Iterable[str]) -> list[str]:
     >>> idle(TrainConfig(data="mine.jsonl", k=0.0), ["stages", "steps", "k"])
     ['--stages (--data has clips of your own)']
     """
+    return [f"--{name.replace('_', '-')} ({why})" for name, why in without_effect(config, given).items()]
+
+
+def without_effect(config: TrainConfig, given: Iterable[str]) -> dict[str, str]:
+    """The settings of `idle` by name, and why."""
     learns = getattr(find_scorer(config.scorer), "injects_bias", False)
-    taught = ("bias", "sim_weight", "scorer_lr_ratio")
+    taught = ("bias", "sim_weight", "scorer_lr_ratio", "scorer_steps")
     of_the_world = ("stages", "train_clips", "test_clips", "panels", "video_size")
     reasons = [
         (is_own(config.data), of_the_world, "--data has clips of your own"),
-        (config.blind, ("k", "scorer", *taught), "--blind has no vision tokens"),
-        (not config.k and not config.blind, ("scorer", *taught), "--k 0 prunes nothing"),
+        (config.blind, ("k", "scorer", "spread", *taught), "--blind has no vision tokens"),
+        (not config.k and not config.blind, ("scorer", "spread", *taught), "--k 0 prunes nothing"),
         (not learns, taught, f"the scorer {config.scorer} does not learn from it"),
-        (bool(config.saliency_steps), ("sim_weight",), "--saliency-steps replace it"),
+        (bool(config.saliency_steps), ("sim_weight", "scorer_steps"), "--saliency-steps replace it"),
+        (not config.sim_weight, ("scorer_steps",), "--sim-weight 0 teaches nothing"),
+        (not config.scorer_lr_ratio, ("scorer_steps",), "--scorer-lr-ratio 0 teaches nothing"),
+        (config.thinning == 1, ("coarse_steps",), "--thinning 1 leaves out no frame"),
     ]
-    found = {name: why for holds, names, why in reversed(reasons) if holds for name in names if name in given}
-    return [f"--{name.replace('_', '-')} ({why})" for name, why in found.items()]
+    return {name: why for holds, names, why in reversed(reasons) if holds for name in names if name in given}
 
 
 def parse_counts(text: str) -> dict[str, int]:

@@ -479,8 +479,9 @@ def test_a_run_may_start_from_the_checkpoint_that_it_moves_aside(mixed, tmp_path
     assert (tmp_path / "run.1" / "checkpoint.pt").exists() and (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_resuming_with_other_clips_is_refused(mixed, tmp_path):
-    train(tiny(tmp_path, data=str(mixed), steps=3, warmup=1), False, CPU)
+def test_resuming_with_other_clips_is_refused_but_not_with_other_settings_of_the_world(mixed, tmp_path):
+    train(tiny(tmp_path, data=str(mixed), steps=3, warmup=1, panels=3), False, CPU)
+    train(tiny(tmp_path, data=str(mixed), steps=3, warmup=1, stages={}), True, CPU)
     other = write_own_clips(tmp_path / "clips", 2)
     with pytest.raises(ValueError, match=r"the training clips were .*, are "):
         train(tiny(tmp_path, data=str(other), steps=3, warmup=1), True, CPU)

@@ -92,6 +92,17 @@ def test_flags_without_an_effect_are_all_known():
     assert without(PaperConfig(saliency_steps=1, llm_depth=2)) == {"--sim-weight": "--saliency-steps"}
 
 
+def test_the_labs_settings_without_an_effect_are_known():
+    lab = ("scorer_steps", "spread", "coarse_steps")
+    found = lambda **flags: [text.split()[0] for text in idle(PaperConfig(**{"thinning": 2.0, **flags}), lab)]
+    assert found() == [] and found(thinning=1.0) == ["--coarse-steps"]
+    assert set(found(k=0.0)) == set(found(blind=True)) == {"--scorer-steps", "--spread"}
+    for flags in (dict(scorer="cosine"), dict(sim_weight=0.0), dict(scorer_lr_ratio=0.0), dict(saliency_steps=1)):
+        assert found(**flags) == ["--scorer-steps"] and (flags.get("scorer") or not PaperConfig(**flags).lessons)
+    with pytest.raises(ValueError, match="saliency_steps = 1 teach nothing at scorer_lr_ratio = 0: give"):
+        PaperConfig(saliency_steps=1, scorer_lr_ratio=0.0)
+
+
 def test_settings_may_be_as_large_and_as_small_as_they_say():
     TrainConfig(seed=2**63 - 1, warmup=1400, stages=dict(image=1399, glance=0))  # of no glance, no clip is needed
     TrainConfig(stages={}, train_clips=dict(image=1), accumulate=12)

@@ -39,6 +39,8 @@ class PaperConfig(TrainConfig):
         require(self.thinning >= 1, f"thinning = {self.thinning}: give 1 for every frame, or more")
         require(not steps or self.k, f"{named} teach what to keep, but k = 0 keeps all: give --k")
         require(not steps or self.llm_depth >= 2, f"{named} need an LLM of 2 layers or more: give --llm-depth 2")
+        frozen = f"{named} teach nothing at scorer_lr_ratio = 0: give a --scorer-lr-ratio, or --saliency-steps 0"
+        require(not steps or self.scorer_lr_ratio, frozen)
         blind = "blind training has no cells whose saliency could be learned: give --saliency-steps 0"
         require(not steps or not self.blind, blind)
 
