@@ -427,6 +427,8 @@ def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | N
     """What the command `name` does, from the settings to the picture. An error ends the process with one line."""
     print_any_text()
     try:
+        both = is_own(config.data) and args.split != "test"
+        require(not both, f"--split {args.split} is for the toy world: leave it out, and give your clips as --val")
         with sigterm_as_ctrl_c(), distributed.processes(pick_device(config.device, args.dry_run)) as device:
             settings = " ".join(f"{name}={as_text(value)}" for name, value in dataclasses.asdict(config).items())
             print(printable(f"preset {args.preset}: {settings}"))

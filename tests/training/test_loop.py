@@ -426,6 +426,8 @@ def test_the_job_is_a_training_and_an_exam(tmp_path, monkeypatch, capsys):
     ]
     said = capsys.readouterr().out
     assert "all done in 0:00, peak memory " in said and "run/checkpoint.pt" in said and "note:" not in said
+    with pytest.raises(SystemExit, match="name: error: --split val is for the toy world: leave it out"):
+        training.job("name", tiny(tmp_path, data="mine.jsonl"), args)
     torchs_own = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate {9}")
     for error, words in (
         (MemoryError("x"), "name: error: out of memory: give --recompute"),
