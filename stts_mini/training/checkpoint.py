@@ -135,7 +135,15 @@ def load_weights(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> 
 
 def start_from(model: VLM, state: dict[str, Any], path: str | os.PathLike) -> None:
     """Begin where an unpruned model stopped. Takes the ViT, connector and LLM of a loaded checkpoint. The scorer
-    stays fresh. Positions are resized if the model has another grid. Raises CheckpointError if weights do not fit."""
+    stays fresh. Positions are resized if the model has another grid. Raises CheckpointError if weights do not fit, or
+    for what their shapes may not tell, such as another number of heads."""
+    untold = ("heads", "kv_heads", "head_dim", "rope_theta", "eps")
+    for part, name in itertools.product(("vit", "llm"), untold):
+        here = getattr(getattr(model.config, part), name, None)
+        there = state.get("model_config", {}).get(part, {}).get(name, here)  # older files may lack some
+        if there != here:
+            cure = "Give the flags it was trained with, or another --init"
+            raise CheckpointError(f"{path} is another model: {part}.{name} is {there} there and {here} here. {cure}")
     scorer = {name: weight for name, weight in model.state_dict().items() if name.startswith("scorer.")}
     others = {name: weight for name, weight in state["model"].items() if not name.startswith("scorer.")}
     name, patches = "vit.position_embedding", model.config.vit.num_patches

@@ -273,6 +273,22 @@ def test_a_run_may_start_with_another_grid_and_then_positions_are_resized(folder
     assert torch.equal(next(model.scorer.parameters()), scorer)
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (dict(vit_heads=4), "vit.heads is 2 there and 4 here"),
+        (dict(llm_heads=4, llm_kv_heads=2, llm_head_dim=2), "llm.heads is 2 there and 4 here"),
+    ],
+)
+def test_a_run_may_not_start_with_other_heads_of_the_same_shapes(folder, flags, said):  # noqa: F811
+    base, model = build_model(tiny(folder), CPU), build_model(tiny(folder, seed=1, **flags), CPU)
+    state = {"model": dict(base.state_dict()), "model_config": asdict(base.config)}
+    with pytest.raises(CheckpointError, match=f"base.pt is another model: {said}. Give the flags"):
+        start_from(model, state, "base.pt")
+    state["model_config"]["llm"].pop("rope_theta")  # as in an older file
+    start_from(build_model(tiny(folder, seed=1), CPU), state, "base.pt")
+
+
 def test_of_an_old_run_the_checkpoint_is_moved_last_and_the_lock_stays(tmp_path, monkeypatch, capsys):
     """So that a run that is only half moved is still there to be moved, or to go on."""
     (tmp_path / "run").mkdir()
