@@ -413,11 +413,13 @@ def must_be_bounded(scorer: Callable[[Tensor, Tensor], Tensor], amount: float) -
 def check_scores(
     scores: Tensor, shape: tuple[int, ...], real=..., bounded: bool = False, features: Tensor | None = None
 ) -> Tensor:
-    """Return the scores. Raises ValueError if they are not (B, T, C), and NotFinite if they contain NaN at the indices
-    `real`. If they must be `bounded`, they must be in [0, 1], too. With `features`, those that were scored, the message
-    says whether the NaN came from there."""
+    """Return the scores. Raises ValueError if they are not floats (B, T, C), and NotFinite if they contain NaN at the
+    indices `real`. If they must be `bounded`, they must be in [0, 1], too. With `features`, those that were scored, the
+    message says whether the NaN came from there."""
     if scores.shape != shape:
         raise ValueError(f"the scorer gave {tuple(scores.shape)}: give (B, T, C) = {tuple(shape)}")
+    if not scores.is_floating_point():
+        raise ValueError(f"the scorer gave {scores.dtype}: give floats, for example by .float()")
     low, high = (0.0, 1.0) if bounded else (-math.inf, math.inf)
     values = scores[real]
     if not bool(((values >= low) & (values <= high)).all()):

@@ -144,8 +144,8 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None,
 
 def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
     """Score random tokens before the training. Raises ValueError for scores that pruning would refuse, and for numbers
-    that a checkpoint cannot hold, perhaps hours later. Prints a warning if nothing trains the scorer's weights. `own`:
-    the run prunes with the model's scorer."""
+    that a checkpoint cannot hold, perhaps hours later. The same for scores without a gradient, if they should have one.
+    Prints a warning if nothing trains the scorer's weights. `own`: the run prunes with the model's scorer."""
     cfg, scorer, T = model.config, model.scorer.eval(), 4
     wrong = next(checkpoint.no_numbers(model.state_dict()), None)
     cure = "a checkpoint cannot hold that. If it is a buffer, register it with persistent=False"
@@ -162,10 +162,12 @@ def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
         scores = scorer(x, torch.tensor([T]))
     check_scores(scores.detach(), (1, T, cfg.cells), bounded=must_be_bounded(scorer, cfg.spread))
     signals = config.saliency_steps or (injects and (config.sim_weight or cfg.bias != "none"))
-    if weights and not (signals and scores.requires_grad):
-        cure = "compute its scores from them, with a gradient" if signals else "give --sim-weight or --bias log"
-        cure = cure if signals or injects else "set injects_bias = True in its class, and give scores in (0, 1)"
-        print(f"warning: nothing trains the weights of scorer {config.scorer}: {cure}")
+    nothing = f"nothing trains the weights of scorer {config.scorer}"
+    if weights and signals and not scores.requires_grad:
+        raise ValueError(f"{nothing}: give scores with a gradient, or freeze them with requires_grad_(False)")
+    if weights and not signals:
+        cure = "set injects_bias = True in its class, and give scores in (0, 1)"
+        print(f"warning: {nothing}: {'give --sim-weight or --bias log' if injects else cure}")
 
 
 def train(

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import multiprocessing
@@ -115,6 +116,38 @@ def test_ctrl_c_saves_and_resumes(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "forward_backward", forward_backward)
     train(config, True, CPU)
     assert state_of(tmp_path / "checkpoint.pt")["step"] == 4
+
+
+def test_when_nobody_reads_on_the_run_is_saved(folder, tmp_path, monkeypatch):
+    """`python -m stts_mini.train | head`"""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            if "right in training" in text:
+                raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(SystemExit):
+        train(tiny(folder, out=str(tmp_path), save_every=100), False, CPU)
+    assert state_of(tmp_path / "checkpoint.pt")["step"] == 1
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_what_the_terminals_encoding_lacks_is_printed_as_an_escape(command, tmp_path, monkeypatch):
+    """And ends no run after its work."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+
+    def said(*_):
+        print("–")
+        raise ValueError("done")
+
+    monkeypatch.setattr(training, "describe", said)
+    monkeypatch.setattr(evaluation, "run", said)
+    with pytest.raises(SystemExit, match="done"):
+        (training.main if command == "train" else evaluation.main)([])
+    sys.stdout.seek(0)
+    assert sys.stdout.read().splitlines()[-1] == "\\u2013"
 
 
 @pytest.mark.parametrize("at, said", [(2, "the features to score are NaN"), (3, "loss nan")])  # videos, pictures
@@ -879,7 +912,6 @@ def test_a_number_that_no_checkpoint_can_hold_is_refused_before_the_training(fol
         (dict(), dict(bias="none", sim_weight=0.0, saliency_steps=1, llm_depth=2), ""),  # which trains them
         (dict(injects_bias=False), {}, "set injects_bias = True"),
         (dict(injects_bias=False), dict(k=0.0), ""),
-        (dict(squash=staticmethod(lambda s: s.detach().sigmoid())), {}, "with a gradient"),
     ],
 )
 def test_weights_that_nothing_teaches_are_warned_of(folder, monkeypatch, capsys, scorer, flags, said):
@@ -896,12 +928,21 @@ def test_weights_that_nothing_teaches_are_warned_of(folder, monkeypatch, capsys,
             training.try_scorer(model, config, own=False)
 
 
-@pytest.mark.parametrize("flags", [{}, dict(spread=0.3)])
-def test_scores_without_bounds_are_refused_before_the_run_begins(folder, tmp_path, monkeypatch, flags):
+@pytest.mark.parametrize(
+    "squash, flags, message",
+    [
+        (lambda s: 100 + s, {}, "give scores in"),
+        (lambda s: 100 + s, dict(spread=0.3), "give scores in"),
+        (lambda s: s.argsort(1).argsort(1), {}, r"gave torch.int64: give floats, for example by .float\(\)"),
+        (lambda s: s.detach().sigmoid(), {}, r"nothing trains the weights .*: give scores with a gradient, or freeze"),
+        (lambda s: s.detach(), dict(saliency_steps=1, llm_depth=2), "give scores with a gradient, or freeze them"),
+    ],
+)
+def test_scores_that_end_a_run_are_refused_before_it_begins(folder, tmp_path, monkeypatch, squash, flags, message):
     """Not when pruning begins, after the stages."""
-    own = dict(squash=staticmethod(lambda s: 100 + s), injects_bias="spread" not in flags)
+    own = dict(squash=staticmethod(squash), injects_bias="spread" not in flags and "saliency_steps" not in flags)
     monkeypatch.setitem(SCORERS, "cosine", type("Mine", (Linear,), own))
     monkeypatch.setattr(training, "one_step", None)
-    with pytest.raises(ValueError, match="give scores in"):
+    with pytest.raises(ValueError, match=message):
         train(tiny(folder, PaperConfig, scorer="cosine", out=str(tmp_path / "new"), **flags), False, CPU)
     assert not (tmp_path / "new").exists()

@@ -241,6 +241,18 @@ def test_a_finished_row_is_not_run_again_and_a_claimed_one_is_left_alone(lab, mo
         path.unlink()
 
 
+def test_a_rows_folder_is_made_and_looked_at_before_the_work(lab, tmp_path, monkeypatch):
+    work = []
+    monkeypatch.setattr(reproduce, "train_base", lambda *_: work.append("base"))
+    monkeypatch.setattr(reproduce, "run_row", lambda *_: work.append("row") or {})
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/rows"):
+        reproduce.make(Row("stts", 0.7, 2), tmp_path / "file" / "rows" / "a.json", *lab)
+    assert not work
+    reproduce.make(Row("stts", 0.7, 2), tmp_path / "new" / "rows" / "a.json", *lab)
+    assert work == ["base", "row"] and (tmp_path / "new" / "rows" / "a.json").exists()
+
+
 def test_a_row_may_have_its_own_number_of_steps(lab, monkeypatch):
     row, decoded = Row("saliency@3", 0.5, 0), []
     assert row.name == "saliency@3-k50-seed0"
