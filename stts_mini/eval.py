@@ -361,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, device: torch.device) -> dict:
     """Evaluate as the command line says. Prints the table and returns what --json writes."""
+    require(-(2**63) <= args.seed < 2**63, "--seed {}: give a number from -2^63 to 2^63 - 1", args.seed)
     torch.manual_seed(args.seed)
     check_outputs([args.json] if args.json else [])  # refuse it now, not after the work
     model, state, tokenizer = checkpoint.load_trained(args.checkpoint, device, args.scorer)

@@ -136,6 +136,8 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None,
             not isinstance(first, VideoError) or any(not isinstance(video, VideoError) for video in read),
             "none of {} clips of {} can be read: {}", len(judged), config.val, first,
         )  # fmt: skip
+        if both := {clip.source for clip in judged} & {clip.source for clip in load_clips(config.data)}:
+            print(f"note: {len(both)} clips are in --data and in --val: the result is partly of what was learned")
     if config.init and not resume:
         checkpoint.check_world(checkpoint.load(config.init), config.init)
     if config.varlen:
@@ -159,7 +161,8 @@ def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
     injects, like = getattr(scorer, "injects_bias", False), model.vit.position_embedding
     with torch.random.fork_rng([like.device] * like.is_cuda):  # so that the run's random numbers stay the same
         x = torch.randn(1, T, cfg.vit.num_patches, cfg.vit.width).to(like)
-        scores = scorer(x, torch.tensor([T]))
+        scores = scorer(given := x.clone(), torch.tensor([T]))
+    require(torch.equal(given, x), "scorer {} changes its input: let it work on a copy", config.scorer)
     check_scores(scores.detach(), (1, T, cfg.cells), bounded=must_be_bounded(scorer, cfg.spread))
     signals = config.saliency_steps or (injects and (config.sim_weight or cfg.bias != "none"))
     nothing = f"nothing trains the weights of scorer {config.scorer}"

@@ -475,3 +475,7 @@ def test_the_command_refuses_clearly(tmp_path, capsys):
         assert caught.value.code == 2 and message in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"no checkpoint at .*none.pt: `python -m stts_mini.train` makes one"):
         evaluation.main([str(tmp_path / "none.pt")])
+    with pytest.raises(SystemExit, match=r"is a folder: give .*checkpoint.pt"):
+        evaluation.main([str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"--seed 9{20}: give a number from"):
+        evaluation.main([str(tmp_path), "--seed", "9" * 20])

@@ -928,6 +928,15 @@ def test_weights_that_nothing_teaches_are_warned_of(folder, monkeypatch, capsys,
             training.try_scorer(model, config, own=False)
 
 
+def test_a_scorer_that_changes_its_input_is_refused(folder, monkeypatch):
+    """L_sim's target, and the blocks after it, would see the change."""
+    forward = lambda self, x, num_frames=None: Linear.forward(self, x.sub_(1), num_frames)
+    monkeypatch.setitem(SCORERS, "cosine", type("Mine", (Linear,), dict(forward=forward)))
+    model = build_model(config := tiny(folder, scorer="cosine"), CPU)
+    with pytest.raises(ValueError, match="scorer cosine changes its input: let it work on a copy"):
+        training.try_scorer(model, config, own=True)
+
+
 @pytest.mark.parametrize(
     "squash, flags, message",
     [

@@ -67,6 +67,8 @@ def load(path: str | os.PathLike, *parts: str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. It is plain data: no code in the file is executed. Raises CheckpointError, also
     for a checkpoint that lacks any of `parts`, or that holds NaN or infinity."""
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: give {path / 'checkpoint.pt'}")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: `python -m stts_mini.train` makes one")
     try:

@@ -256,6 +256,7 @@ def test_broken_clips_are_replaced_counted_and_listed(mixed, tmp_path, capsys):
     config = tiny(tmp_path, data=str(mixed), val=str(mixed), steps=6, warmup=1)
     model = train(config, False, CPU)
     said = capsys.readouterr().out
+    assert "note: 9 clips are in --data and in --val: the result is partly of what was learned" in said
     note = said.index("note: 2 videos cannot be read, and are left out. The first: ")
     assert note < said.index("right in training") < said.index("could not be read, and left out: 2")
     assert "missing.mp4" in said
