@@ -756,12 +756,12 @@ def test_the_exam_is_at_the_runs_k_and_blind_beside_it(folder, tmp_path, monkeyp
     model, real = build_model(config, CPU).eval(), evaluation.evaluate
 
     def spied(model, clips, reader, k, encode=None, *args, **options):
-        asked.append((k, encode == model.encode_blind, reader.max_frames))
+        asked.append((k, encode == model.encode_blind, reader.max_frames, options["lenient"]))
         return real(model, clips, reader, k, encode, *args, **options)
 
     monkeypatch.setattr(evaluation, "evaluate", spied)
     training.finish(config, model, CPU)
-    assert asked == [(0.3, False, config.max_frames), (0.0, True, config.max_frames)]
+    assert asked == [(0.3, False, config.max_frames, False), (0.0, True, config.max_frames, False)]
 
 
 @pytest.mark.slow
