@@ -129,6 +129,7 @@ def test_half_a_gif_is_counted(tmp_path):
         (b"RIFF" + b"\xff" * 4, 10, False),  # nobody knows
         (b"RIFF" + struct.pack("<I", 4) + b"AVI RIFF" + struct.pack("<I", 100), 100, False),  # more than a gigabyte
         (b"RIFF" + struct.pack("<I", 4) + b"AVI RIFF" + struct.pack("<I", 100), 99, True),
+        (b"RIFF" + struct.pack("<I", 4) + b"AVI RIFF", 3, False),  # not even a size
         (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + (50).to_bytes(7), 50, False),
         (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + (50).to_bytes(7), 49, True),
         (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + b"\xff" * 7, 10, False),  # a live recording
@@ -174,6 +175,7 @@ def retagged(path, *changes):
     "change, why",
     [
         ((273, 324, None), "made of tiles"),
+        ((259, 259, 6), "of JPEGs in a TIFF"),
         ((259, 259, 7), "of JPEGs in a TIFF"),
         ((338, 338, 0), "with a fourth band that is no transparency"),
         ((338, 65000, None), "with a fourth band that is no transparency"),
