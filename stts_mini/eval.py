@@ -140,11 +140,12 @@ def _in_rounds(asked: list[list[tuple]], tokenizer: AnyTokenizer) -> Iterator[li
         now: list[list[tuple]] = [[] for _ in waiting]
         for own, some in zip(waiting, now, strict=True):
             room = ROUND
-            while own and (room > 0 or not some):
+            while own:
                 qa, shown = own[0]
                 room -= sum(len(tokenizer.prompt(qa.question, shown) + tokenizer.encode(o)) for o in shown)
-                if room >= 0 or not some:
-                    some.append(own.pop(0))
+                if some and room < 0:
+                    break
+                some.append(own.pop(0))
         yield now
 
 
@@ -185,8 +186,9 @@ def judge(
     lenient: bool = False,
     unpruned: tuple[VLM, AnyTokenizer] | None = None,
     shipped: dict | None = None,
-) -> dict:
-    """Evaluate a model with and without the video, print the table, and return its numbers. `train_clips` are for the
+) -> tuple[str, dict]:
+    """Evaluate a model with and without the video. Returns the table and more, as text to print, and its numbers, which
+    are to be saved before: who reads the text may have closed the pipe. `train_clips` are for the
     look-up baseline. A `blind` model never gets the video. A model `unpruned` is run at k = 0, for `why_wrong`. If a
     `shipped` model's answers are given (`training/config.py`), the differences from it are added."""
     without = model.encode_blind
@@ -194,29 +196,30 @@ def judge(
     result = evaluate(model, clips, reader, k, without if blind else None, **how)
     unseeing = evaluate(model, clips, reader, 0.0, without, generate=False, name="blind", **how)
     lookup = look_up(train_clips, clips, lenient) if train_clips else None
-    print(table(result, unseeing, lookup))
-    print(broken_clips(reader.broken, reader.skipped), end="")
+    said = [table(result, unseeing, lookup)]
+    said += filter(None, [broken_clips(reader.broken, reader.skipped).rstrip("\n")])
     if warning := dead(Health.of(result.health)):
-        print(f"warning: {warning}")
+        said.append(f"warning: {warning}")
     numbers = summarise(result, unseeing, lookup)
     if shipped and shipped["fingerprint"] == fingerprint(clips):
         text, numbers["against_unpruned"] = against(result, shipped["answers"])
-        print(f"\n{text}")
+        said.append(f"\n{text}")
     elif shipped:
-        print(
+        said.append(
             f"not compared with the unpruned model, which was run on test set {shipped['fingerprint']}: to compare,"
             " leave out --data, --test-clips, --train-clips, --panels and --split"
         )
-    print(examples(result.said, clips))
+    said.append(examples(result.said, clips))
     if unpruned:
         whole = evaluate(
             unpruned[0], clips, reader, 0.0, generate=False, name="unpruned", tokenizer=unpruned[1], lenient=lenient
         )
         numbers["why_wrong"] = why_wrong(result, whole)
-        print(f"\n{wrong_table(result, numbers['why_wrong'])}")
+        said.append(f"\n{wrong_table(result, numbers['why_wrong'])}")
         if unpruned[0] is model:
-            print("note: compared with this model, unpruned. If it was trained with pruning, give another after --why")
-    return numbers
+            note = "note: compared with this model, unpruned. If it was trained with pruning, give another after --why"
+            said.append(note)
+    return "\n".join(said), numbers
 
 
 def _readable(clips: Sequence[Clip], reader: Reader) -> Iterator[tuple[int, Video]]:
@@ -344,7 +347,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scorer", help="stts, cosine, random or my_file.py:MyScorer; as in training if not given")
     parser.add_argument("--clips", type=int, help="test clips of each kind; as in training if not given")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which held-out clips to evaluate on")
-    parser.add_argument("--panels", type=int, choices=(0, 1, 2), help="distractor panels; as in training if not given")
+    panels = range(world.MOST_PANELS + 1)
+    parser.add_argument("--panels", type=int, choices=panels, help="distractor panels; as in training if not given")
     parser.add_argument("--data", help="folder of the toy world's clips (default: data), or your own mine.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random scorer")
     parser.add_argument("--lenient", action="store_true", help="ignore case and a final full stop in generated answers")
@@ -369,7 +373,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     own = "{} learned from clips of your own: give --data mine.jsonl, clips to judge it by"
     require(args.data or not is_own(train["data"]), own, args.checkpoint)
     args.data = args.data or "data"
-    inputs = [args.checkpoint, args.why, (args.scorer or "").split(":")[0]]
+    inputs = [args.checkpoint, args.why, (args.scorer or "").rpartition(":")[0]]
     inputs += [index for index in (args.data, train["data"]) if is_own(index)]
     check_outputs([args.json] if args.json else [], [*filter(None, inputs)])
     frames = train["max_frames"] if args.max_frames is None else args.max_frames
@@ -402,7 +406,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     which = args.data if is_own(args.data) else f"{args.split} set"
     seeds = f"{count}, seed of this evaluation {args.seed}" + ", lenient" * args.lenient
     print(printable(f"{which} {fingerprint(clips)}: {seeds}"))
-    numbers = judge(model, clips, reader, k, learned_from(asked, state), blind, tokenizer, args.lenient, unpruned)
+    text, numbers = judge(model, clips, reader, k, learned_from(asked, state), blind, tokenizer, args.lenient, unpruned)
     summary = dict(
         checkpoint=str(args.checkpoint), step=state["step"], scorer=scorer, k=k, max_frames=frames, seed=args.seed,
         lenient=args.lenient, split=args.split, fingerprint=fingerprint(clips), torch=torch.__version__,
@@ -410,11 +414,12 @@ def run(args: argparse.Namespace, device: torch.device) -> dict:
     )  # fmt: skip
     if args.json and distributed.rank() == 0:
         write_json(args.json, summary)
+    print(text)
     return summary
 
 
 def learned_from(index: Path, state: dict) -> Sequence[Clip]:
-    """The training clips, for the look-up. None if the file is gone, or is another one of that name."""
+    """The training clips, for the look-up: () if the file is gone, or is another one of that name."""
     if not index.is_file():
         return ()
     with suppress(ValueError):
@@ -433,7 +438,8 @@ def clips_to_judge(args: argparse.Namespace, train: dict, number: int) -> tuple[
         world_only = "--clips, --split and --panels are for the toy world: leave them out"
         require((args.clips, args.split, args.panels) == (None, "test", None), world_only)
         return load_clips(args.data, judged=True), Path(train["data"])
-    require(Path(args.data) == Path("data") or holds_worlds(args.data), WORLD_FOLDER, args.data)
+    there = Path(args.data).is_dir()  # else it may be a typing error
+    require(holds_worlds(args.data) if there else args.data == "data", WORLD_FOLDER, args.data)
     counts = {kind: train["train_clips"].get(kind, 0) for kind in world.TASKS}
     kinds, size = [kind for kind, count in counts.items() if count], train.get("video_size", train["image_size"])
     panels = train.get("panels", world.MOST_PANELS) if args.panels is None else args.panels

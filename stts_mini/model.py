@@ -426,7 +426,7 @@ def check_scores(
         if features is not None and not bool(features.isfinite().all()):
             raise NotFinite("the features to score are NaN or infinite, because the frames or the weights are")
         span = f"from {float(values.min()):.3g} to {float(values.max()):.3g}"
-        wanted = "scores in (0, 1), for example by a sigmoid" if bounded else "no NaN"
+        wanted = "scores in (0, 1), as its bias or the spread needs, e.g. by a sigmoid" if bounded else "no NaN"
         kind = NotFinite if bool(values.isnan().any()) else ValueError
         raise kind(f"the scorer gave scores {span}: give {wanted}")
     return scores

@@ -49,7 +49,7 @@ except ImportError:  # Windows
 
 from stts_mini.data.batches import TOKENIZER, Annotate, AnyTokenizer, Reader, Sampler, try_read
 from stts_mini.data.clips import Clip, fingerprint, held_out, is_own, load_clips, prepare
-from stts_mini.data.files import print_any_text, printable, require, write_json
+from stts_mini.data.files import printable, require, write_json
 from stts_mini.data.progress import Progress, clock, in_turns
 from stts_mini.data.video import VideoError
 from stts_mini.eval import judge, share_losses
@@ -124,8 +124,8 @@ def judged_clips(config: TrainConfig, split: str = "test") -> list[Clip]:
 
 
 def check_settings(config: TrainConfig, device: torch.device, model: VLM | None, resume: bool) -> None:
-    """Raise ValueError for settings that would fail later, before any clip is decoded. To `resume`, the file of `init`
-    is not needed."""
+    """Raise ValueError for settings that would fail later, before the training clips are decoded. To `resume`, the file
+    of `init` is not needed."""
     if (parts := config.accumulate * distributed.world_size()) > config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} cannot be cut into {parts} parts: give a larger --batch-size")
     if config.val:  # refuse a bad line, and wrong paths, now and not after the training
@@ -146,8 +146,8 @@ def check_settings(config: TrainConfig, device: torch.device, model: VLM | None,
 
 def try_scorer(model: VLM, config: TrainConfig, own: bool) -> None:
     """Score random tokens before the training. Raises ValueError for scores that pruning would refuse, and for numbers
-    that a checkpoint cannot hold, perhaps hours later. The same for scores without a gradient, if they should have one.
-    Prints a warning if nothing trains the scorer's weights. `own`: the run prunes with the model's scorer."""
+    that a checkpoint cannot hold, perhaps hours later, and for scores without a gradient that should have one. Prints a
+    warning if nothing trains the scorer's weights. `own`: the run prunes with the model's scorer."""
     cfg, scorer, T = model.config, model.scorer.eval(), 4
     wrong = next(checkpoint.no_numbers(model.state_dict()), None)
     cure = "a checkpoint cannot hold that. If it is a buffer, register it with persistent=False"
@@ -312,7 +312,7 @@ def own_reader(config: TrainConfig, clips: Sequence[Clip]) -> Reader:
         reader.preload(clips)
     if lost := len(reader.broken):  # known now, not only after the training
         first = next(iter(reader.broken.values()))
-        print(printable(f"note: {lost} videos cannot be read, and are left out. The first: {first}"))
+        print(printable(f"note: clips that cannot be read are left out: {lost}. The first: {first}"))
     return reader
 
 
@@ -401,12 +401,13 @@ def finish(
     print(f"\n{split} set {named['fingerprint']}, k = {config.k}, {frames}")
     shipped = json.loads((SHIPPED / "unpruned.json").read_text()) if config.init == PRESETS["paper"]["init"] else None
     with eagerly(config.compile):  # lengths vary too much here to be worth compiling
-        numbers = judge(model, clips, reader, config.k, train_clips, config.blind, tokenizer, shipped=shipped)
+        text, numbers = judge(model, clips, reader, config.k, train_clips, config.blind, tokenizer, shipped=shipped)
     if distributed.rank():
         return {}
     summary = dict(**named, split=split, torch=torch.__version__, **numbers)
     result = out / checkpoint.RESULTS[split != "test"]
     write_json(result, summary)  # now, because the next steps may fail
+    print(text)
     if config.k > 0 and not config.blind and distributed.world_size() == 1:
         summary |= step_time(model, train_clips, reader, config, device, tokenizer)
         write_json(result, summary)
@@ -430,7 +431,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def job(name: str, config: TrainConfig, args: argparse.Namespace, model: VLM | None = None, tokenizer=TOKENIZER):
     """What the command `name` does, from the settings to the picture. An error ends the process with one line."""
-    print_any_text()
     try:
         both = is_own(config.data) and args.split != "test"
         require(not both, f"--split {args.split} is for the toy world: leave it out, and give your clips as --val")

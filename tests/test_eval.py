@@ -351,6 +351,7 @@ def test_the_world_is_evaluated_from_its_folder_and_nothing_else(tmp_path, monke
     assert asked("data") == expected("data", 48)
     for name in ("empty", "world", "other"):
         (tmp_path / name).mkdir()
+    (tmp_path / "empty" / ".DS_Store").touch()
     (tmp_path / "world" / "world-v6").mkdir()
     (tmp_path / "world" / "more").touch()
     (tmp_path / "other" / "more").touch()
@@ -379,7 +380,7 @@ def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, cap
     monkeypatch.setattr(evaluation, "clips_to_judge", lambda *of: numbers.append(of[2]) or ("ab", tmp_path / "none"))
     monkeypatch.setattr(evaluation, "fingerprint", lambda clips: f"of {clips}")
     judged = []
-    monkeypatch.setattr(evaluation, "judge", lambda *of: judged.append(of) or dict(short=0.5))
+    monkeypatch.setattr(evaluation, "judge", lambda *of: judged.append(of) or ("a table", dict(short=0.5)))
 
     def told(**changes):
         usual = dict(checkpoint="a.pt", data="data", clips=3, split="val", scorer=None, k=None, max_frames=None, seed=5,
@@ -390,6 +391,7 @@ def test_what_is_printed_and_written_of_an_evaluation(tmp_path, monkeypatch, cap
     assert said.splitlines() == [
         "a.pt (step 9, seed 6), scorer stts (trained: stts), k = 0.5, up to 4 frames",
         "val set of ab: 3 clips of each kind, seed of this evaluation 5",
+        "a table",
     ]
     expected = dict(checkpoint="a.pt", step=9, scorer="stts", k=0.5, max_frames=4, seed=5, lenient=False, split="val")
     assert summary == {

@@ -156,10 +156,10 @@ WORLD_FOLDER = (
 )
 
 
-def holds_worlds(root: str | os.PathLike, or_none: bool = False) -> bool:
-    """Whether a folder is for the toy world's clips: it has some, or is empty. `or_none`: or is not there."""
-    root = Path(root)
-    return not any(root.iterdir()) or any(root.glob("world-v*")) if root.is_dir() else or_none and not root.exists()
+def holds_worlds(root: str | os.PathLike) -> bool:
+    """Whether a folder is for the toy world's clips: it is "data", has some, or has no files of yours."""
+    names = [name for name in os.listdir(root) if not name.startswith(".") and name != "lost+found"]
+    return Path(root).name == "data" or not names or any(name.startswith("world-v") for name in names)
 
 
 def prepare(
@@ -176,7 +176,7 @@ def prepare(
     jobs = [(split, kind, seed) for kind, count in counts.items() for seed in range(count)]
     if index.exists() and {_file_name(*job) for job in jobs} <= set(os.listdir(folder)):
         return index
-    require(Path(root) == Path("data") or holds_worlds(root, or_none=True), WORLD_FOLDER, root)
+    require(not Path(root).is_dir() or holds_worlds(root), WORLD_FOLDER, root)
     folder.mkdir(parents=True, exist_ok=True)
     progress, lines = Progress(f"{split} clips → {folder}", len(jobs)), []
     for line in on_all_cores(functools.partial(_make_clip, folder=folder, size=size, panels=panels), jobs):
@@ -282,7 +282,8 @@ def _parse_qa(q: dict, kind: str) -> QA:
     require(not options or same, "the answer {} is not among its options {}", brief(answer), brief(options))
     require(len(set(map(normalised, options))) == len(options), "options = {}: an option comes twice", brief(options))
     task = q.get("task", "question")
-    good = isinstance(task, str) and task.strip() and task.isprintable() and task not in LOG_COLUMNS
+    require(task not in [*LOG_COLUMNS], "task = {}: log.csv has a column of that name, so give another", task)
+    good = isinstance(task, str) and task.strip() and task.isprintable()
     good = good and (kind != OWN or task not in (FREE, *world.GENERATED))  # these are judged without options
     require(good, "task = {}: give another name, or leave it out", brief(task))
     turns = kind != "brief" or task != "direction" or answer in world.OPPOSITES

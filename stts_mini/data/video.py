@@ -235,7 +235,10 @@ def _packets(container, stream, leaps: list | None = None):
         for packet in container.demux(stream):
             if packet.dts is not None:
                 farthest, step = max(most, 2 * step), 0 if last is None else packet.dts + shift - last
-                if last is not None and not last - back <= packet.dts + shift <= due + farthest:
+                # of MKV, the times of decoding say little: a keyframe that is not shown last begins anew
+                stamped = name == SEEKABLE[1] and packet.is_keyframe and packet.pts is not None
+                again = stamped and packet.pts + shift <= top
+                if last is not None and (again or not last - back <= packet.dts + shift <= due + farthest):
                     shift = due - packet.dts
                     if packet.pts is not None:
                         shift = max(shift, top + (packet.duration or 1) - packet.pts)

@@ -45,7 +45,8 @@ def check(index: Path, quick: bool = False) -> tuple[int, list[str], list[str]]:
         progress.update(done + 1)
         if isinstance(video, VideoError):
             bad[number] = video
-        elif video.skipped:
+            continue
+        if video.skipped:
             files = ", ".join(map(str, clips[number].images or (clips[number].video,)))
             notes.append(f"line {number}: {video.skipped} packets or frames are broken or missing in {files}")
         elif video.duration > LAST_STAMP:

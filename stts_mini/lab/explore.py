@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -183,13 +184,20 @@ def remarks(model: VLM, state: dict, video: Video, scorers: Mapping[str, torch.n
 def known_questions(path: Path) -> list[tuple[str, str | None]]:
     """The questions (and answers) about a whole video in the JSON lines beside it. A clip of your own brings all. One
     of the toy world brings one for each task that judges its kind, or else for each task. Other footage brings none."""
-    for index in sorted(path.parent.glob("*.jsonl")):
-        with suppress(ValueError, OSError):  # JSON lines of another kind
-            for clip in load_clips(index):
-                if clip.source == (path, None, None):
-                    picked = [qa for qa, _ in pick_questions(clip)] or {qa.task: qa for qa in clip.qa}.values()
-                    return [(qa.question, qa.answer) for qa in picked]
+    for clip in itertools.chain(*lists_beside(path).values()):
+        if clip.source == (path, None, None):
+            picked = [qa for qa, _ in pick_questions(clip)] or {qa.task: qa for qa in clip.qa}.values()
+            return [(qa.question, qa.answer) for qa in picked]
     return []
+
+
+def lists_beside(video: Path) -> dict[Path, list]:
+    """The lists of clips in a video's folder, with their clips. JSON lines of another kind are left out."""
+    found = {}
+    for index in sorted(video.parent.glob("*.jsonl")):
+        with suppress(ValueError, OSError):
+            found[index] = load_clips(index)
+    return found
 
 
 # ------------------------------------------------------------------------------------- pictures and files
@@ -269,7 +277,7 @@ def run(args: argparse.Namespace) -> None:
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
     sources = [scorer.rpartition(":")[0] for scorer in args.scorer if ":" in scorer]
-    inputs = [args.video, args.checkpoint or DEFAULT, *sources, *args.video.parent.glob("*.jsonl")]
+    inputs = [args.video, args.checkpoint or DEFAULT, *sources, *lists_beside(args.video)]
     files.check_outputs(outputs, inputs)
     ours = args.out or not page_file or not page_file.exists() or TITLE in page_file.read_bytes()
     files.require(ours, "{} is there, and no page of ours: give -o NAME", page_file)

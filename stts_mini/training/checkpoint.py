@@ -287,6 +287,8 @@ def keep_old_run(out: Path) -> None:
                     (out / name).rename(aside / name)
         except OSError as error:  # `out` may be a disk of its own
             with suppress(OSError):
+                for file in aside.iterdir():
+                    file.rename(out / file.name)
                 aside.rmdir()
             raise ValueError(
                 f"cannot move the run in {out} aside ({error}): give another --out, or --resume"

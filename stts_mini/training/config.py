@@ -18,7 +18,7 @@ import torch
 
 from stts_mini.data.batches import TOKENIZER
 from stts_mini.data.clips import is_own
-from stts_mini.data.files import require
+from stts_mini.data.files import print_any_text, require
 from stts_mini.llm import LLMConfig
 from stts_mini.model import VLM, VLMConfig
 from stts_mini.packing import check_k, num_removed
@@ -287,6 +287,7 @@ def parse_flags(
     """A config from --preset, --scale and flags, and what is not a setting: resume, dry_run, preset, split, and `idle`,
     the flags without an effect. `given`: settings that override the preset. Flags override both."""
     what = "Train a video VLM with Spatio-Temporal Token Scoring, evaluate it and draw what it prunes."
+    print_any_text()
     parser = argparse.ArgumentParser(prog, allow_abbrev=False, description=what)
     parser.add_argument("--preset", choices=tuple(presets), default="cpu", help="where to start from (default: cpu)")
     parser.add_argument("--scale", type=float, default=1.0, help="times widths, depths and heads, to whole heads")

@@ -134,6 +134,7 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def parser_of(command: str, doc: str) -> argparse.ArgumentParser:
     """The parser of `python -m stts_mini.` + command. The first line of a module's docstring says what it does."""
+    print_any_text()
     how = dict(allow_abbrev=False, formatter_class=Defaults)
     return argparse.ArgumentParser(f"python -m stts_mini.{command}", description=doc.split("\n")[0], **how)
 
@@ -153,7 +154,6 @@ def several(number: Callable, example: str, by: str = ",") -> Callable[[str], tu
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
     """An error inside ends the process with one line. Ctrl-C and SIGTERM end it without any."""
-    print_any_text()
     try:
         with sigterm_as_ctrl_c():
             yield

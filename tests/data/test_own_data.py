@@ -95,7 +95,7 @@ def mixed(tmp_path_factory):
         ({"video": "a", "qa": [{**ASKED[0], "options": ["she", "é", "e\u0301"]}]}, "an option comes twice"),
         *(({"video": "a", "qa": [{**OF_TWO, "task": t}]}, "give another name") for t in (["x"], None, 3, "", "a\nb")),
         ({"video": "a", "qa": [{**OF_TWO, "task": "free"}]}, "task = 'free': give another name"),  # has options
-        ({"video": "a", "qa": [{**OF_TWO, "task": "step"}]}, "task = 'step': give another name"),  # a column of the log
+        ({"video": "a", "qa": [{**OF_TWO, "task": "step"}]}, "task = step: log.csv has a column of that name"),
         ('{"video": "a", "start": ' + "1" * 5000 + "}", "a number of 5000 digits: give a smaller one"),
         ("\ufeff" + json.dumps(row_of()), "a byte order mark (U+FEFF) begins this line: remove it"),
         (row_of("test-brief-000007.mp4", **TRANSLATED), "the direction 'links' in a brief clip: give one of left"),
@@ -257,7 +257,7 @@ def test_broken_clips_are_replaced_counted_and_listed(mixed, tmp_path, capsys):
     model = train(config, False, CPU)
     said = capsys.readouterr().out
     assert "note: 9 clips are in --data and in --val: the result is partly of what was learned" in said
-    note = said.index("note: 2 videos cannot be read, and are left out. The first: ")
+    note = said.index("note: clips that cannot be read are left out: 2. The first: ")
     assert note < said.index("right in training") < said.index("could not be read, and left out: 2")
     assert "missing.mp4" in said
     training.finish(config, model, CPU)

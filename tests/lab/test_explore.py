@@ -240,7 +240,7 @@ def test_what_is_refused_and_how(arguments, code, text, place, monkeypatch, caps
     monkeypatch.chdir(place)
     if arguments == ["clip.mp4"]:
         (place / "clip.html").write_text("<p>My holiday")
-    (place / "lines.jsonl").touch()
+    (place / "lines.jsonl").write_text('{"video": "clip.mp4", "qa": [{"question": "what ?", "answer": "a"}]}')
     before = (place / "clip.mp4").read_bytes()
     if "other.pt" in arguments:
         state = checkpoint.load("model.pt")

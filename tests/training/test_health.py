@@ -142,8 +142,8 @@ def test_the_death_of_a_scorer_is_told_once_by_train_and_by_eval(folder, tmp_pat
         config = tiny(folder, out=str(tmp_path / name), steps=8, lr=1e-6, muon_lr=1e-6)
         model = training.train(config, False, CPU, model=change(training.build_model(config, CPU)))
         told = capsys.readouterr()
-        judge(model, held_out(config.data, 48, 4, kinds=["short"]), Reader(4, 48), 0.5)
-        said[name] = told.out.count("the scorer is dead"), capsys.readouterr().out.count("the scorer is dead")
+        text, _ = judge(model, held_out(config.data, 48, 4, kinds=["short"]), Reader(4, 48), 0.5)
+        said[name] = told.out.count("the scorer is dead"), text.count("the scorer is dead")
         assert " r " in told.err and " ties " in told.err
     assert said == {"healthy": (0, 0), "dead": (1, 1)}
     assert "saturated" in (tmp_path / "dead" / "log.csv").read_text().splitlines()[0]

@@ -306,15 +306,20 @@ def test_of_an_old_run_the_checkpoint_is_moved_last_and_the_lock_stays(tmp_path,
 def test_an_old_run_that_cannot_be_moved_is_said_with_a_remedy(tmp_path, monkeypatch):
     """A mounted disk, for example."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoint.pt").touch()
+    for name in ("checkpoint.pt", "log.csv"):
+        (tmp_path / "run" / name).touch()
+    real = Path.rename
 
-    def across(*_):
-        raise OSError(18, "Invalid cross-device link")
+    def across(self, to):
+        if self.name == "checkpoint.pt":
+            raise OSError(18, "Invalid cross-device link")
+        return real(self, to)
 
     monkeypatch.setattr(Path, "rename", across)
     with pytest.raises(ValueError, match=r"cannot move the run in .*run aside .*: give another --out, or --resume"):
         keep_old_run(tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "log.csv"]
 
 
 def test_a_run_needs_a_folder():
@@ -393,7 +398,9 @@ def test_what_a_run_ends_with(settings, processes, timed, drawn, tmp_path, monke
     monkeypatch.setattr(training, "own_reader", lambda config, clips: Reader(4, 48))
     monkeypatch.setattr(training, "fingerprint", lambda clips: f"of {clips[0].seed}")
     monkeypatch.setattr(training.distributed, "world_size", lambda: processes)
-    monkeypatch.setattr(training, "judge", lambda *args, shipped: done.append((*args, shipped)) or dict(short=0.25))
+    monkeypatch.setattr(
+        training, "judge", lambda *args, shipped: done.append((*args, shipped)) or ("", dict(short=0.25))
+    )
     monkeypatch.setattr(training, "step_time", lambda *args: done.append("timed") or dict(step_time_ratio=0.5))
     monkeypatch.setattr(training, "draw_clips", lambda *_, **__: done.append("drawn"))
     summary = training.finish(config, "model", CPU, "tokenizer")
