@@ -283,18 +283,24 @@ def all_steps(
                 told = [f"warning: step {step}: {warning}"] if (warning := log.warning()) else []
                 if (step + 1) % max(config.steps // 8, 1) == 0:
                     told.append(log.skills(step + 1))
-                if told:
-                    progress.close()
-                    try:
-                        print("\n".join(told), flush=True)
-                    except BrokenPipeError:  # `| head` reads no more: save, and end
-                        interrupt.asked = True
+                interrupt.asked |= not heard(told, progress)
             ends = asked()
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps or ends:
                 keep(step + 1)
             if ends:
                 stop(step + 1, progress)
     progress.close()
+
+
+def heard(lines: Sequence[str], progress: Progress) -> bool:
+    """Print lines below the progress. False if nobody reads on, as after `| head`: then it is time to save and end."""
+    if lines:
+        progress.close()
+        try:
+            print(*lines, sep="\n", flush=True)
+        except BrokenPipeError:
+            return False
+    return True
 
 
 def stop(done: int, progress: Progress) -> None:

@@ -45,10 +45,10 @@ SHOWN_OPTIONS = 4  # a question shows at most so many options
 OPTION_SEED = 20  # decides what is asked about a test clip, and the order of the options
 OWN = "own"  # the kind of a clip that is not of the world
 FREE = "free"  # the task of its questions that have no options
-LOG_COLUMNS = {  # of log.csv (training/logging.py), which has one for each task, too
+LOG_COLUMNS = (  # of log.csv (training/logging.py), which has one for each task, too
     "step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds", "score_mean", "score_spread",
     "saturated", "correlation", "ties", "sim_gradient", "lm_gradient",
-}  # fmt: skip
+)  # fmt: skip
 
 
 def normalised(text: str, lenient: bool = False) -> str:
@@ -282,7 +282,7 @@ def _parse_qa(q: dict, kind: str) -> QA:
     require(not options or same, "the answer {} is not among its options {}", brief(answer), brief(options))
     require(len(set(map(normalised, options))) == len(options), "options = {}: an option comes twice", brief(options))
     task = q.get("task", "question")
-    require(task not in [*LOG_COLUMNS], "task = {}: log.csv has a column of that name, so give another", task)
+    require(task not in LOG_COLUMNS, "task = {}: log.csv has a column of that name, so give another", task)
     good = isinstance(task, str) and task.strip() and task.isprintable()
     good = good and (kind != OWN or task not in (FREE, *world.GENERATED))  # these are judged without options
     require(good, "task = {}: give another name, or leave it out", brief(task))

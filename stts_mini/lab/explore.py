@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -184,20 +183,13 @@ def remarks(model: VLM, state: dict, video: Video, scorers: Mapping[str, torch.n
 def known_questions(path: Path) -> list[tuple[str, str | None]]:
     """The questions (and answers) about a whole video in the JSON lines beside it. A clip of your own brings all. One
     of the toy world brings one for each task that judges its kind, or else for each task. Other footage brings none."""
-    for clip in itertools.chain(*lists_beside(path).values()):
-        if clip.source == (path, None, None):
-            picked = [qa for qa, _ in pick_questions(clip)] or {qa.task: qa for qa in clip.qa}.values()
-            return [(qa.question, qa.answer) for qa in picked]
+    for index in sorted(path.parent.glob("*.jsonl")):
+        with suppress(ValueError, OSError):  # JSON lines of another kind
+            for clip in load_clips(index):
+                if clip.source == (path, None, None):
+                    picked = [qa for qa, _ in pick_questions(clip)] or {qa.task: qa for qa in clip.qa}.values()
+                    return [(qa.question, qa.answer) for qa in picked]
     return []
-
-
-def lists_beside(video: Path) -> dict[Path, list]:
-    """The lists of clips in a video's folder, with their clips. JSON lines of another kind are left out."""
-    found = {}
-    for index in sorted(video.parent.glob("*.jsonl")):
-        with suppress(ValueError, OSError):
-            found[index] = load_clips(index)
-    return found
 
 
 # ------------------------------------------------------------------------------------- pictures and files
@@ -277,8 +269,9 @@ def run(args: argparse.Namespace) -> None:
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
     sources = [scorer.rpartition(":")[0] for scorer in args.scorer if ":" in scorer]
-    inputs = [args.video, args.checkpoint or DEFAULT, *sources, *lists_beside(args.video)]
-    files.check_outputs(outputs, inputs)
+    for out in outputs:
+        files.require(out.suffix != ".jsonl", "{} is the name of a list of clips: give another", out)
+    files.check_outputs(outputs, [args.video, args.checkpoint or DEFAULT, *sources])
     ours = args.out or not page_file or not page_file.exists() or TITLE in page_file.read_bytes()
     files.require(ours, "{} is there, and no page of ours: give -o NAME", page_file)
     for scorer in args.scorer:

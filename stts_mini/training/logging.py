@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from stts_mini.data.clips import LOG_COLUMNS
 from stts_mini.data.files import naming, print_any_text, printable, replacing
 from stts_mini.training.health import WINDOW, Health, dead
 
@@ -32,7 +33,7 @@ class Log:
     are of training, and a resumed run counts on from its last row. Rows that a crash has damaged are dropped.
     So is a row with a cell that is neither empty nor a number."""
 
-    NAMES = ("step", "task_loss", "sim_loss", "accuracy", "grad_norm", "tokens", "seconds", *Health._fields)
+    NAMES = LOG_COLUMNS  # the last ones are Health's
 
     def __init__(self, path: Path, start: int, tasks: Sequence[str] = ()):
         self.path, self.rows, self.tokens, self.tasks = path, [], 0, tasks
